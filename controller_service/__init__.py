@@ -1,0 +1,1 @@
+"""The controller: registry, router and relay of engines. It never unpickles."""

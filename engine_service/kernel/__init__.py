@@ -1,0 +1,1 @@
+"""The kernel: one plain Python process, without gRPC, in which user code runs."""
