@@ -38,9 +38,7 @@ def to_proto(error: DeliveryError) -> status_pb2.Status:
     return status
 
 
-def _pack(
-    status: status_pb2.Status, detail: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo
-) -> None:
+def _pack(status: status_pb2.Status, detail: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) -> None:
     packed = any_pb2.Any()
     packed.Pack(detail)
     status.details.append(packed)

@@ -49,9 +49,7 @@ def stale(target: Path) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder))
         fresh = Path(folder) / "enginery" / "v1"
-        names = {
-            path.name for path in [*fresh.iterdir(), *target.iterdir()] if path.suffix in {".py", ".pyi"}
-        }
+        names = {path.name for path in [*fresh.iterdir(), *target.iterdir()] if path.suffix in {".py", ".pyi"}}
         _, differing, missing = filecmp.cmpfiles(fresh, target, sorted(names), shallow=False)
         return sorted(differing + missing)
 
