@@ -2266,24 +2266,30 @@ Global___TransferAccept: _TypeAlias = TransferAccept  # noqa: Y015
 
 @_typing.final
 class TransferResponse(_message.Message):
-    """TransferResponse is what the controller sends on a transfer. The end of the stream is the end of the caller's
-    requests.
+    """TransferResponse is what the controller sends on a transfer. The stream itself lasts until the host has sent its
+    status.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    END_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    end: _builtins.bool
+    """Always true: the caller sends no more. Last message."""
     message: _builtins.bytes
-    """(Required) One serialized request message of the streaming call."""
+    """One serialized request message of the streaming call."""
     def __init__(
         self,
         *,
+        end: _builtins.bool = ...,
         message: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "kind", b"kind", "message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "kind", b"kind", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["end", "message"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___TransferResponse: _TypeAlias = TransferResponse  # noqa: Y015

@@ -30,9 +30,9 @@ class EngineServiceStub(object):
 
     An engine host serves it for its engines, and the controller serves the very same service for every
     registered engine. Metadata `enginery-engine-id` says which engine is meant. The controller always requires
-    it: without it, or with an unknown id, every rpc fails with NOT_FOUND and reason INVALID_ENGINE_ID (the message
-    lists the ids there are), or FAILED_PRECONDITION and reason NO_ENGINES_REGISTERED. A host of one engine does not
-    require it.
+    it: every rpc fails without it with INVALID_ARGUMENT and reason MISSING_ENGINE_ID, with an unknown id with
+    NOT_FOUND and reason INVALID_ENGINE_ID (both list the ids there are), and while there is no engine at all with
+    FAILED_PRECONDITION and reason NO_ENGINES_REGISTERED. A host of one engine does not require it.
 
     Calls that touch the namespace are operations: they run one at a time in the order in which they were
     submitted. GetId, GetResult, GetProperties, HasProperties, QueueStatus, ClearQueue and Interrupt never wait
@@ -183,9 +183,9 @@ class EngineServiceServicer(object):
 
     An engine host serves it for its engines, and the controller serves the very same service for every
     registered engine. Metadata `enginery-engine-id` says which engine is meant. The controller always requires
-    it: without it, or with an unknown id, every rpc fails with NOT_FOUND and reason INVALID_ENGINE_ID (the message
-    lists the ids there are), or FAILED_PRECONDITION and reason NO_ENGINES_REGISTERED. A host of one engine does not
-    require it.
+    it: every rpc fails without it with INVALID_ARGUMENT and reason MISSING_ENGINE_ID, with an unknown id with
+    NOT_FOUND and reason INVALID_ENGINE_ID (both list the ids there are), and while there is no engine at all with
+    FAILED_PRECONDITION and reason NO_ENGINES_REGISTERED. A host of one engine does not require it.
 
     Calls that touch the namespace are operations: they run one at a time in the order in which they were
     submitted. GetId, GetResult, GetProperties, HasProperties, QueueStatus, ClearQueue and Interrupt never wait
@@ -523,9 +523,9 @@ class EngineService(object):
 
     An engine host serves it for its engines, and the controller serves the very same service for every
     registered engine. Metadata `enginery-engine-id` says which engine is meant. The controller always requires
-    it: without it, or with an unknown id, every rpc fails with NOT_FOUND and reason INVALID_ENGINE_ID (the message
-    lists the ids there are), or FAILED_PRECONDITION and reason NO_ENGINES_REGISTERED. A host of one engine does not
-    require it.
+    it: every rpc fails without it with INVALID_ARGUMENT and reason MISSING_ENGINE_ID, with an unknown id with
+    NOT_FOUND and reason INVALID_ENGINE_ID (both list the ids there are), and while there is no engine at all with
+    FAILED_PRECONDITION and reason NO_ENGINES_REGISTERED. A host of one engine does not require it.
 
     Calls that touch the namespace are operations: they run one at a time in the order in which they were
     submitted. GetId, GetResult, GetProperties, HasProperties, QueueStatus, ClearQueue and Interrupt never wait

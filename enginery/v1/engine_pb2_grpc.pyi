@@ -31,9 +31,9 @@ class EngineServiceStub:
 
     An engine host serves it for its engines, and the controller serves the very same service for every
     registered engine. Metadata `enginery-engine-id` says which engine is meant. The controller always requires
-    it: without it, or with an unknown id, every rpc fails with NOT_FOUND and reason INVALID_ENGINE_ID (the message
-    lists the ids there are), or FAILED_PRECONDITION and reason NO_ENGINES_REGISTERED. A host of one engine does not
-    require it.
+    it: every rpc fails without it with INVALID_ARGUMENT and reason MISSING_ENGINE_ID, with an unknown id with
+    NOT_FOUND and reason INVALID_ENGINE_ID (both list the ids there are), and while there is no engine at all with
+    FAILED_PRECONDITION and reason NO_ENGINES_REGISTERED. A host of one engine does not require it.
 
     Calls that touch the namespace are operations: they run one at a time in the order in which they were
     submitted. GetId, GetResult, GetProperties, HasProperties, QueueStatus, ClearQueue and Interrupt never wait
@@ -138,9 +138,9 @@ class EngineServiceAsyncStub(EngineServiceStub):
 
     An engine host serves it for its engines, and the controller serves the very same service for every
     registered engine. Metadata `enginery-engine-id` says which engine is meant. The controller always requires
-    it: without it, or with an unknown id, every rpc fails with NOT_FOUND and reason INVALID_ENGINE_ID (the message
-    lists the ids there are), or FAILED_PRECONDITION and reason NO_ENGINES_REGISTERED. A host of one engine does not
-    require it.
+    it: every rpc fails without it with INVALID_ARGUMENT and reason MISSING_ENGINE_ID, with an unknown id with
+    NOT_FOUND and reason INVALID_ENGINE_ID (both list the ids there are), and while there is no engine at all with
+    FAILED_PRECONDITION and reason NO_ENGINES_REGISTERED. A host of one engine does not require it.
 
     Calls that touch the namespace are operations: they run one at a time in the order in which they were
     submitted. GetId, GetResult, GetProperties, HasProperties, QueueStatus, ClearQueue and Interrupt never wait
@@ -241,9 +241,9 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
 
     An engine host serves it for its engines, and the controller serves the very same service for every
     registered engine. Metadata `enginery-engine-id` says which engine is meant. The controller always requires
-    it: without it, or with an unknown id, every rpc fails with NOT_FOUND and reason INVALID_ENGINE_ID (the message
-    lists the ids there are), or FAILED_PRECONDITION and reason NO_ENGINES_REGISTERED. A host of one engine does not
-    require it.
+    it: every rpc fails without it with INVALID_ARGUMENT and reason MISSING_ENGINE_ID, with an unknown id with
+    NOT_FOUND and reason INVALID_ENGINE_ID (both list the ids there are), and while there is no engine at all with
+    FAILED_PRECONDITION and reason NO_ENGINES_REGISTERED. A host of one engine does not require it.
 
     Calls that touch the namespace are operations: they run one at a time in the order in which they were
     submitted. GetId, GetResult, GetProperties, HasProperties, QueueStatus, ClearQueue and Interrupt never wait

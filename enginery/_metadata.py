@@ -1,0 +1,87 @@
+"""What the metadata of a unary call to EngineService says: which engine, which operation, and how to run it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from enginery import _ids
+from enginery._engine import DEFAULT_INLINE_LIMIT, MAX_INLINE_LIMIT, CallContext
+from enginery._methods import (
+    ENGINE_ID_KEY,
+    INLINE_LIMIT_KEY,
+    KEEP_QUEUE_KEY,
+    OPERATION_ID_KEY,
+    SESSION_ID_KEY,
+)
+from enginery._reasons import DeliveryError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_SESSION_BYTES = 8
+
+
+def read_call(metadata: Iterable[tuple[str, str | bytes]]) -> tuple[int | None, CallContext]:
+    """Return the engine that is named, None if none is, and the context of the call.
+
+    An operation that has no id gets one. Raises DeliveryError BAD_REQUEST, naming the key, on what is not valid.
+    """
+    given = {key: value for key, value in metadata if isinstance(value, str) and key.startswith("enginery-")}
+    engine_id = _integer(given, ENGINE_ID_KEY)
+    session_id = _session(given)
+    context = CallContext(
+        operation_id=_operation(given) or _ids.operation_id(_ids.new_session_id(), 0),
+        session_id=session_id,
+        keep_queue=_flag(given, KEEP_QUEUE_KEY),
+        inline_limit=_inline_limit(given),
+    )
+    return engine_id, context
+
+
+def _refuse(key: str, cause: str) -> DeliveryError:
+    return DeliveryError("BAD_REQUEST", field=f"metadata {key}", cause=cause)
+
+
+def _integer(given: dict[str, str], key: str) -> int | None:
+    text = given.get(key)
+    if text is None:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise _refuse(key, f"{text!r} is not an integer") from None
+
+
+def _operation(given: dict[str, str]) -> bytes:
+    text = given.get(OPERATION_ID_KEY, "")
+    try:
+        return _ids.parse(text) if text else b""
+    except ValueError:
+        raise _refuse(OPERATION_ID_KEY, f"{text!r} is not a UUID") from None
+
+
+def _session(given: dict[str, str]) -> bytes:
+    text = given.get(SESSION_ID_KEY, "")
+    try:
+        session_id = bytes.fromhex(text)
+    except ValueError:
+        session_id = b"?"
+    if session_id and len(session_id) != _SESSION_BYTES:
+        raise _refuse(SESSION_ID_KEY, f"{text!r} is not {2 * _SESSION_BYTES} hexadecimal digits")
+    return session_id
+
+
+def _flag(given: dict[str, str], key: str) -> bool:
+    text = given.get(key, "false").lower()
+    if text not in ("true", "false"):
+        raise _refuse(key, f"{text!r} is neither true nor false")
+    return text == "true"
+
+
+def _inline_limit(given: dict[str, str]) -> int:
+    limit = _integer(given, INLINE_LIMIT_KEY)
+    if limit is None:
+        return DEFAULT_INLINE_LIMIT
+    if not 0 < limit <= MAX_INLINE_LIMIT:
+        raise _refuse(INLINE_LIMIT_KEY, f"{limit} is not within 1 and {MAX_INLINE_LIMIT} bytes")
+    return limit
