@@ -1,0 +1,82 @@
+# One command for each job; `make` alone lists them. Whatever needs the environment makes it.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.made-from-pyproject
+CORES = $(shell getconf _NPROCESSORS_ONLN)
+# The first Python from 3.11 on that can make environments. A pyenv shim of a version that is not active fails.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+CHECKS := format lint types stubs imports protos
+
+.DEFAULT_GOAL := help
+.PHONY: help run test run-controller run-engine setup protos bench clean verify fix \
+	$(addprefix verify-,$(CHECKS)) $(addprefix fix-,$(CHECKS))
+
+help:  ## List the targets.
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+
+run: $(STAMP)  ## Do real work: a census of the standard library on N engines (default: one for each core).
+	$(BIN)/enginery run examples/stdlib_census.py -n $(or $(N),$(CORES))
+
+test: $(STAMP)  ## Run the test suite; T= passes options to pytest.
+	$(BIN)/python -m pytest $(T)
+
+run-controller: $(STAMP)  ## Run a controller in the foreground; prints a ready grpcurl line.
+	$(BIN)/enginery controller
+
+run-engine: $(STAMP)  ## Run an engine in the foreground, N= for more; waits for a controller.
+	$(BIN)/enginery engine -n $(or $(N),1)
+
+bench: $(STAMP) $(if $(PEERS),$(VENV)-peers/.made)  ## Measure; PEERS=1 adds ipyparallel, WRITE=1 updates benchmarks/README.md.
+	$(BIN)/python -m benchmarks $(if $(PEERS),--peers $(VENV)-peers/bin/python) $(if $(WRITE),--write)
+
+setup: $(STAMP)  ## Make the environment in .venv, or renew it after a change of pyproject.toml.
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python from 3.11 on with venv found: install one, or say PYTHON=/path/to/python3" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade 'pip>=25.1' && $(BIN)/python -m pip install -q -e . --group dev && touch $@
+
+$(VENV)-peers/.made: pyproject.toml
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --upgrade 'pip>=25.1' && $(@D)/bin/python -m pip install -q --group peers && touch $@
+
+protos: fix-stubs fix-protos  ## Format the contract and generate its stubs.
+
+verify: $(addprefix verify-,$(CHECKS))  ## Check everything that is not a test; verify-X checks one of: format lint types stubs imports protos.
+
+fix: fix-protos fix-stubs fix-imports fix-lint fix-format  ## Mend what a tool can mend; fix-X mends one.
+
+verify-format: $(STAMP)
+	$(BIN)/ruff format --check
+fix-format: $(STAMP)
+	$(BIN)/ruff format
+
+verify-lint: $(STAMP)
+	$(BIN)/ruff check
+fix-lint: $(STAMP)
+	$(BIN)/ruff check --fix
+
+verify-types: $(STAMP)
+	$(BIN)/mypy
+fix-types: verify-types  # Types are mended by hand; this shows which.
+
+verify-stubs: $(STAMP)
+	$(BIN)/python tools/gen_protos.py --check
+fix-stubs: $(STAMP)
+	$(BIN)/python tools/gen_protos.py
+
+verify-imports: $(STAMP)
+	$(BIN)/lint-imports
+fix-imports: $(STAMP)  # Sorts and prunes imports; one that points the wrong way is mended by hand.
+	$(BIN)/ruff check --select I,F401,TC --fix
+
+verify-protos: $(STAMP)
+	$(BIN)/buf lint protos
+	$(BIN)/buf format protos --diff --exit-code
+fix-protos: $(STAMP)
+	$(BIN)/buf format protos --write
+
+clean:  ## Remove environments and caches.
+	rm -rf $(VENV) $(VENV)-* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
