@@ -19,18 +19,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _SESSION_BYTES = 8
+_OPERATIONS = _ids.OperationIds()  # for callers that name none
 
 
 def read_call(metadata: Iterable[tuple[str, str | bytes]]) -> tuple[int | None, CallContext]:
     """Return the engine that is named, None if none is, and the context of the call.
 
-    An operation that has no id gets one. Raises DeliveryError BAD_REQUEST, naming the key, on what is not valid.
+    An operation without id gets one. Raises DeliveryError BAD_REQUEST, naming the key, on what is not valid.
     """
     given = {key: value for key, value in metadata if isinstance(value, str) and key.startswith("enginery-")}
     engine_id = _integer(given, ENGINE_ID_KEY)
     session_id = _session(given)
     context = CallContext(
-        operation_id=_operation(given) or _ids.operation_id(_ids.new_session_id(), 0),
+        operation_id=_operation(given) or _OPERATIONS.mint(),
         session_id=session_id,
         keep_queue=_flag(given, KEEP_QUEUE_KEY),
         inline_limit=_inline_limit(given),
