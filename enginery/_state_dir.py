@@ -1,0 +1,266 @@
+"""The state directory: what a controller keeps, so that a restart changes nothing for anyone.
+
+    lock            held (flock) while a controller runs; a crash frees it
+    cluster.json    cluster id, tokens, port, controller epoch
+    ca.pem ca-key.pem
+    engine.json client.json     connection files, one per role
+    client.sock     plaintext, client role: reaching it takes the same user as reading client.json
+    logs/           one file per process
+
+All of it is private to one user. Where a user's clusters are is found by links in `running/` of the runtime
+directory, so that state directories may lie anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import sys
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from enginery._files import check_private_directory, make_private_directory, read_private, write_private
+from enginery.errors import EngineryError, StateDirectoryInUse
+
+VARIABLE = "ENGINERY_STATE_DIR"
+"""Environment variable that names the state directory."""
+
+_MAX_SOCKET_PATH = 100  # bytes; the system's limit is 108 on Linux and 104 on macOS, the end included
+_LOCK_PATIENCE = 0.3  # seconds: `discover` probes the lock for a moment
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterIdentity:
+    """What stays the same when a controller is started again. Tokens are secrets."""
+
+    cluster_id: str
+    engine_token: str
+    client_token: str
+    port: int = 0
+    """Port of the last controller; 0 if there was none."""
+    controller_epoch: int = 0
+    """Number of the last start, rising."""
+
+    def __repr__(self) -> str:
+        """Show all but the secrets."""
+        return f"ClusterIdentity({self.cluster_id}, port={self.port}, controller_epoch={self.controller_epoch})"
+
+
+def runtime_directory() -> Path:
+    """Return this user's directory for state: `$XDG_RUNTIME_DIR/enginery`, else `/tmp/enginery-UID`."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and Path(runtime).is_dir() and os.access(runtime, os.W_OK):
+        return Path(runtime) / "enginery"
+    return Path(f"/tmp/enginery-{os.getuid()}")  # noqa: S108 - 0700, and its owner is checked
+
+
+def default_path() -> Path:
+    """Return the state directory to use if none is named: `$ENGINERY_STATE_DIR`, else `default` at run time."""
+    named = os.environ.get(VARIABLE)
+    return Path(named) if named else runtime_directory() / "default"
+
+
+class StateDirectory:
+    """One state directory. Making the object touches nothing."""
+
+    def __init__(self, path: Path | str | None = None) -> None:
+        """Take the path; None means `default_path()`."""
+        self.path = (Path(path) if path is not None else default_path()).expanduser().absolute()
+        self._lock_fd = -1
+
+    def __repr__(self) -> str:
+        """Show the path."""
+        return f"StateDirectory({str(self.path)!r})"
+
+    @property
+    def engine_file(self) -> Path:
+        """Connection file of the role engine."""
+        return self.path / "engine.json"
+
+    @property
+    def client_file(self) -> Path:
+        """Connection file of the role client."""
+        return self.path / "client.json"
+
+    @property
+    def logs(self) -> Path:
+        """Directory of log files."""
+        return self.path / "logs"
+
+    @property
+    def client_socket(self) -> Path | None:
+        """The controller's Unix socket; None if its path is too long for a socket."""
+        path = self.path / "client.sock"
+        return path if len(os.fsencode(path)) <= _MAX_SOCKET_PATH else None
+
+    def socket_warning(self) -> str:
+        """Return why there is no `client_socket`; empty if there is one."""
+        if self.client_socket is not None:
+            return ""
+        return (
+            f"no client.sock: its path would be over {_MAX_SOCKET_PATH} bytes, the system's limit for sockets; "
+            "use a shorter --state-dir to have one"
+        )
+
+    def prepare(self) -> None:
+        """Make the directory and `logs/`, 0700; EngineryError if it is another user's or open to others."""
+        try:
+            base = runtime_directory()
+            if base in self.path.parents:
+                make_private_directory(base)
+            make_private_directory(self.path)
+            make_private_directory(self.logs)
+        except OSError as error:
+            raise EngineryError(f"the state directory {self.path} cannot be used: {error}") from error
+
+    # Lock
+
+    def lock(self) -> None:
+        """Hold the directory until `unlock` or the end of the process; `prepare` comes first.
+
+        Raises StateDirectoryInUse, naming the holder, if another process has it.
+        """
+        fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        deadline = time.monotonic() + _LOCK_PATIENCE
+        while not _try_lock(fd):
+            if time.monotonic() > deadline:
+                holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+                os.close(fd)
+                raise StateDirectoryInUse(
+                    f"another controller (pid {holder}) uses the state directory {self.path}: "
+                    f"stop it by `enginery down --state-dir {self.path}`, or use another --state-dir"
+                )
+            time.sleep(0.01)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        self._lock_fd = fd
+        self._announce()
+
+    def unlock(self) -> None:
+        """Give the directory back; the second time does nothing."""
+        if self._lock_fd >= 0:
+            with contextlib.suppress(FileNotFoundError):
+                self._announcement().unlink()
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def is_running(self) -> bool:
+        """Return whether a controller holds the directory now."""
+        try:
+            fd = os.open(self.path / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return not _try_lock(fd, fcntl.LOCK_SH)
+        finally:
+            os.close(fd)
+
+    def controller_pid(self) -> int | None:
+        """Return the process id of the controller that holds the directory, None if none does."""
+        if not self.is_running():
+            return None
+        try:
+            return int((self.path / "lock").read_text())
+        except (OSError, ValueError):
+            return None
+
+    # What is kept
+
+    def load_identity(self) -> ClusterIdentity:
+        """Return what is kept of the cluster, made now if there is nothing. For the holder of the lock only."""
+        path = self.path / "cluster.json"
+        try:
+            return ClusterIdentity(**json.loads(read_private(path)))
+        except FileNotFoundError:
+            identity = ClusterIdentity(str(uuid.uuid4()), secrets.token_urlsafe(32), secrets.token_urlsafe(32))
+            self.save_identity(identity)
+            return identity
+        except (OSError, ValueError, TypeError) as error:
+            raise EngineryError(f"{path} cannot be used ({error}): remove it to start a new cluster") from error
+
+    def save_identity(self, identity: ClusterIdentity) -> None:
+        """Keep `identity`. For the holder of the lock only."""
+        write_private(self.path / "cluster.json", json.dumps(dataclasses.asdict(identity)).encode())
+
+    def next_epoch(self) -> int:
+        """Return the number of this start of the controller, above every earlier one, and keep it."""
+        identity = self.load_identity()
+        epoch = max(identity.controller_epoch + 1, time.time_ns() // 1_000_000)
+        self.save_identity(dataclasses.replace(identity, controller_epoch=epoch))
+        return epoch
+
+    def remember_port(self, port: int) -> None:
+        """Keep the port for the next start."""
+        self.save_identity(dataclasses.replace(self.load_identity(), port=port))
+
+    def remove(self) -> None:
+        """Remove everything that Enginery keeps here, and the directory if nothing else is in it."""
+        for name in _OWN_FILES:
+            (self.path / name).unlink(missing_ok=True)
+        for leftover in self.path.glob(".*.json.*"):
+            leftover.unlink(missing_ok=True)
+        shutil.rmtree(self.logs, ignore_errors=True)
+        for directory in (self.path, runtime_directory() / "running", runtime_directory()):
+            with contextlib.suppress(OSError):  # not empty, or not there
+                directory.rmdir()
+
+    # Which clusters run
+
+    def _announcement(self) -> Path:
+        digest = uuid.uuid5(uuid.NAMESPACE_URL, self.path.as_uri())
+        return runtime_directory() / "running" / str(digest)
+
+    def _announce(self) -> None:
+        link = self._announcement()
+        try:
+            make_private_directory(runtime_directory())
+            make_private_directory(link.parent)
+            link.unlink(missing_ok=True)
+            link.symlink_to(self.path)
+        except OSError as error:
+            # The cluster works all the same; only connect() without a path will not find it.
+            print(f"enginery: this cluster cannot be announced to connect(): {error}", file=sys.stderr)
+
+    @classmethod
+    def discover(cls) -> list[StateDirectory]:
+        """Return the state directories of this user's running clusters, by path; dead links are removed."""
+        running = runtime_directory() / "running"
+        try:
+            check_private_directory(runtime_directory())
+            links = list(running.iterdir())
+        except OSError:
+            return []
+        found = []
+        for link in links:
+            try:
+                state = cls(link.readlink())
+            except OSError:
+                continue
+            if state.is_running():
+                found.append(state)
+            else:
+                link.unlink(missing_ok=True)
+        return sorted(found, key=lambda state: state.path)
+
+
+_OWN_FILES = (
+    "lock", "cluster.json", "ca.pem", "ca-key.pem", "engine.json", "client.json", "client.sock",
+)  # fmt: skip
+
+
+def _try_lock(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise
+    return True
