@@ -1,0 +1,56 @@
+"""How a kernel ended, in words."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a kernel ended: `returncode` as subprocess has it, negative for a signal.
+
+    `ordered` says that Enginery itself killed or stopped it, `cause` why if that was no user's wish;
+    `peak_bytes` is its largest resident memory, 0 if unknown; `out_of_memory` that the system's OOM killer struck.
+    """
+
+    returncode: int
+    ordered: bool = False
+    cause: str = ""
+    peak_bytes: int = 0
+    out_of_memory: bool = False
+
+    @property
+    def signal(self) -> int:
+        """Number of the signal that ended it, 0 if none did."""
+        return -self.returncode if self.returncode < 0 else 0
+
+    def describe(self) -> str:
+        """Return how it ended, for people: `SIGSEGV (signal 11)`, `exit code 3`."""
+        if self.cause:
+            return self.cause
+        if not self.signal:
+            return f"exit code {self.returncode}"
+        try:
+            name = signal.Signals(self.signal).name
+        except ValueError:  # a real-time signal has no name
+            name = "a signal"
+        text = f"{name} (signal {self.signal})"
+        if self.signal != signal.SIGKILL or self.ordered:
+            return text
+        memory = f"; its memory had peaked at {self.peak_bytes >> 20} MB" if self.peak_bytes else ""
+        if self.out_of_memory:
+            return f"{text}: killed by the system's OOM killer{memory}"
+        return f"{text}, not sent by Enginery{memory}"
+
+
+class KernelExited(Exception):
+    """A kernel ended while something waited for it. Carries how, and what it had written meanwhile."""
+
+    def __init__(self, status: ExitStatus, stdout: bytes = b"", stderr: bytes = b"") -> None:
+        """Take how it ended, and its output since the operation (or the start) began."""
+        tail = stderr[-2000:].decode("utf-8", "backslashreplace").strip()
+        super().__init__(status.describe() + (f"\n{tail}" if tail else ""))
+        self.status = status
+        self.stdout = stdout
+        self.stderr = stderr
