@@ -1,0 +1,103 @@
+"""Logs: one line an event, for people, on stderr and in a private file of bounded size.
+
+Text about one engine says `engine N`, so that `enginery logs N` finds it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+
+LEVELS = ("debug", "info", "warning", "error")
+MAX_BYTES = 10 << 20
+"""Size at which a log file is moved to `NAME.1`, whose older content is dropped."""
+
+_FORMAT = "%(asctime)s %(levelname)-7s {process}: %(message)s"
+
+
+def setup(process: str, level: str = "info", file: Path | None = None) -> None:
+    """Log everything of `level` and above to stderr, and to `file` if given.
+
+    If stderr is that file already, because the starter made it so to catch crashes as well, lines come once.
+    """
+    formatter = logging.Formatter(_FORMAT.format(process=process))
+    handlers: list[logging.Handler] = []
+    if file is not None:
+        fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if _same_file(fd, 2):
+            os.close(fd)
+            handlers.append(_BoundedFile(file, 2))
+        else:
+            handlers += [logging.StreamHandler(sys.stderr), _BoundedFile(file, fd)]
+    else:
+        handlers.append(logging.StreamHandler(sys.stderr))
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+        old.close()
+    for handler in handlers:
+        handler.setFormatter(formatter)
+        root.addHandler(handler)
+    root.setLevel(level.upper())
+
+
+def claim(directory: Path, process: str) -> tuple[Path, int]:
+    """Return a log file of `directory` that no living process writes, and its descriptor, open for appending.
+
+    It is `process-1.log` or the next free number; whoever holds the descriptor holds the file. Close-on-exec.
+    """
+    number = 1
+    while True:
+        path = directory / f"{process}-{number}.log"
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            number += 1
+        else:
+            return path, fd
+
+
+class _BoundedFile(logging.Handler):
+    """Appends to a descriptor; at the limit copies the file away and starts it anew."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        super().__init__()
+        self._path = path
+        self._fd = fd
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            os.write(self._fd, (self.format(record) + "\n").encode(errors="backslashreplace"))
+            if os.fstat(self._fd).st_size > MAX_BYTES:
+                self._start_anew()
+        except Exception:
+            self.handleError(record)
+
+    def _start_anew(self) -> None:
+        # Copied and truncated, not renamed: stderr of this process stays this file.
+        older = self._path.with_name(f"{self._path.name}.1")
+        older.unlink(missing_ok=True)
+        fd = os.open(older, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with self._path.open("rb") as source, os.fdopen(fd, "wb") as target:
+            shutil.copyfileobj(source, target)
+        os.ftruncate(self._fd, 0)
+
+    def close(self) -> None:
+        if self._fd > 2:
+            os.close(self._fd)
+            self._fd = -1
+        super().close()
+
+
+def _same_file(first: int, second: int) -> bool:
+    try:
+        a, b = os.fstat(first), os.fstat(second)
+    except OSError:  # stderr may be closed
+        return False
+    return (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
