@@ -36,7 +36,7 @@ AHEAD = 2  # chunks handed to an engine at a time: the next is there when one is
 
 @dataclass
 class Census:
-    """What was found in some files; `deepest` and `longest` name the winner, so that the order does not matter."""
+    """What was found in some files. The order of files does not matter: winners are named, and so unique."""
 
     files: int = 0
     lines: int = 0
@@ -64,6 +64,7 @@ def take_census(paths: list[str]) -> Census:
     census = Census()
     for path in paths:
         source = Path(path).read_bytes()
+        where = "/".join(Path(path).parts[-2:])
         census.files += 1
         census.lines += source.count(b"\n")
         try:
@@ -77,7 +78,7 @@ def take_census(paths: list[str]) -> Census:
             if isinstance(node, FUNCTIONS):
                 census.functions += 1
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
-                census.longest = max(census.longest, (length, f"{Path(path).name}: {node.name}"))
+                census.longest = max(census.longest, (length, f"{where}: {node.name}"))
                 depth = 0
             elif isinstance(node, ast.ClassDef):
                 census.classes += 1
@@ -85,8 +86,10 @@ def take_census(paths: list[str]) -> Census:
                 census.names[node.id] += 1
             elif isinstance(node, BRANCHES):
                 depth += 1
-                census.deepest = max(census.deepest, (depth, f"{Path(path).name}:{node.lineno}"))
-            todo.extend((child, depth) for child in ast.iter_child_nodes(node))
+                census.deepest = max(census.deepest, (depth, f"{where}:{node.lineno}"))
+            for child in ast.iter_child_nodes(node):
+                is_elif = isinstance(child, ast.If) and isinstance(node, ast.If) and node.orelse == [child]
+                todo.append((child, depth - is_elif))
     return census
 
 
