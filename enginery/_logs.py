@@ -10,7 +10,10 @@ import logging
 import os
 import shutil
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LEVELS = ("debug", "info", "warning", "error")
 MAX_BYTES = 10 << 20

@@ -6,6 +6,7 @@
     engine.json client.json     connection files, one per role
     client.sock     plaintext, client role: reaching it takes the same user as reading client.json
     logs/           one file per process
+    processes/      a note for each process of this machine
 
 All of it is private to one user. Where a user's clusters are is found by links in `running/` of the runtime
 directory, so that state directories may lie anywhere.
@@ -118,6 +119,7 @@ class StateDirectory:
                 make_private_directory(base)
             make_private_directory(self.path)
             make_private_directory(self.logs)
+            make_private_directory(self._processes)
         except OSError as error:
             raise EngineryError(f"the state directory {self.path} cannot be used: {error}") from error
 
@@ -172,6 +174,32 @@ class StateDirectory:
         except (OSError, ValueError):
             return None
 
+    # Its processes on this machine
+
+    def add_process(self, pid: int, kind: str) -> None:
+        """Note a process of this cluster, so that `enginery down` finds it even without a controller."""
+        write_private(
+            self._processes / str(pid), json.dumps({"kind": kind, "start": _start_time(pid)}).encode()
+        )
+
+    def remove_process(self, pid: int) -> None:
+        """Forget a process; one that is not known does nothing."""
+        (self._processes / str(pid)).unlink(missing_ok=True)
+
+    def processes(self) -> dict[int, str]:
+        """Return the noted processes that live, kinds by pid; another one that got the same pid is none."""
+        found = {}
+        for path in self._processes.glob("[0-9]*"):
+            with contextlib.suppress(OSError, ValueError, KeyError):  # a note that went away or was cut
+                note = json.loads(read_private(path))
+                if note["start"] is not None and note["start"] == _start_time(int(path.name)):
+                    found[int(path.name)] = str(note["kind"])
+        return found
+
+    @property
+    def _processes(self) -> Path:
+        return self.path / "processes"
+
     # What is kept
 
     def load_identity(self) -> ClusterIdentity:
@@ -208,6 +236,7 @@ class StateDirectory:
         for leftover in self.path.glob(".*.json.*"):
             leftover.unlink(missing_ok=True)
         shutil.rmtree(self.logs, ignore_errors=True)
+        shutil.rmtree(self._processes, ignore_errors=True)
         for directory in (self.path, runtime_directory() / "running", runtime_directory()):
             with contextlib.suppress(OSError):  # not empty, or not there
                 directory.rmdir()
@@ -249,6 +278,17 @@ class StateDirectory:
             else:
                 link.unlink(missing_ok=True)
         return sorted(found, key=lambda state: state.path)
+
+
+def _start_time(pid: int) -> float | None:
+    """Return when a process started, which with its pid names it for good; None if it is gone."""
+    import psutil  # here, since services that only read paths need not pay for it
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.NoSuchProcess:
+        return None
 
 
 _OWN_FILES = (

@@ -1,7 +1,7 @@
 """Why a service process stops: a signal, or the end of its life line.
 
-The life line is stdin, a pipe whose other end the starter holds. It ends when the starter does, even by kill -9,
-so nothing that `Cluster` or `enginery run` started outlives them.
+The life line is stdin, a pipe whose other end the starter holds. It ends when the starter does, even by
+kill -9, so nothing that `Cluster` or `enginery run` started outlives them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,123 @@
+"""Why a connection fails: gRPC says UNAVAILABLE for nearly everything, so this asks socket and TLS."""
+
+from __future__ import annotations
+
+import datetime as dt
+import socket
+import ssl
+import time
+from typing import TYPE_CHECKING
+
+from enginery._channel import CLIENT_OPTIONS
+from enginery.errors import AuthenticationError, CertificateError, ConnectError, ControllerNotRunning
+
+if TYPE_CHECKING:
+    from enginery._connection_file import ConnectionInfo
+
+_PROBE = "/enginery.v1.ClusterService/GetClusterInfo"
+# OpenSSL's verify codes
+_NOT_YET_VALID, _EXPIRED, _WRONG_NAME = 9, 10, 62
+
+
+def diagnose(info: ConnectionInfo, *, timeout: float = 5.0) -> ConnectError:
+    """Return the exception that says why a client cannot use the controller of `info`.
+
+    Tells apart: nothing listens, another program or plaintext, wrong or expired certificate or clock, wrong
+    token. Blocks for up to about `timeout` seconds a step. If all is well by now, the exception says so.
+    """
+    host, _, port = info.address.rpartition(":")
+    where = f"{info.address} (from {info.path})" if info.path else info.address
+    try:
+        plain = socket.create_connection((host.strip("[]"), int(port)), timeout)
+    except socket.gaierror as error:
+        return ControllerNotRunning(f"the name in {where} cannot be resolved: {error}")
+    except TimeoutError:
+        return ControllerNotRunning(
+            f"no answer from {where} within {timeout:g} s: the machine is down, or a firewall is in between; "
+            "a controller on another machine needs --bind and --advertise"
+        )
+    except OSError as error:
+        return ControllerNotRunning(
+            f"no controller runs at {where}: {error.strerror or error}; start one with `enginery up`, "
+            "or use its current connection file"
+        )
+    with plain:
+        problem = _plaintext_problem(plain, where) if info.insecure else _tls_problem(plain, info, where)
+    return problem or _call_problem(info, where, timeout)
+
+
+def _tls_problem(plain: socket.socket, info: ConnectionInfo, where: str) -> ConnectError | None:
+    try:
+        context = ssl.create_default_context(cadata=info.ca_pem)
+    except (ssl.SSLError, ValueError) as error:
+        return CertificateError(f"the authority's certificate in {info.path} is damaged: {error}")
+    context.set_alpn_protocols(["h2"])
+    try:
+        context.wrap_socket(plain, server_hostname=info.server_name).close()
+    except ssl.SSLCertVerificationError as error:
+        return CertificateError(_certificate_text(error, info, where))
+    except (ssl.SSLError, OSError) as error:
+        reason = getattr(error, "reason", None) or error
+        return CertificateError(
+            f"{where} does not speak TLS ({reason}): another program listens there, or the "
+            "controller was started anew with --insecure; use its current connection file"
+        )
+    return None
+
+
+def _certificate_text(error: ssl.SSLCertVerificationError, info: ConnectionInfo, where: str) -> str:
+    now = dt.datetime.now().astimezone()
+    if error.verify_code == _EXPIRED:
+        return (
+            f"the certificate of {where} has expired, or the clock of this machine ({now:%Y-%m-%d %H:%M %Z}) "
+            "is ahead: correct the clock, or restart the controller, which issues a new one"
+        )
+    if error.verify_code == _NOT_YET_VALID or info.created > time.time() + 86_400:
+        return (
+            f"the certificate of {where} is not valid yet: the clock of this machine ({now:%Y-%m-%d %H:%M %Z}) "
+            "or of the controller's is wrong"
+        )
+    if error.verify_code == _WRONG_NAME:
+        return f"{where} is not the controller of cluster {info.cluster_id}: use its current connection file"
+    return (
+        f"the certificate of {where} is not signed by this cluster's authority ({error.verify_message}): "
+        "another cluster or program listens there now; use its current connection file"
+    )
+
+
+def _plaintext_problem(plain: socket.socket, where: str) -> ConnectError | None:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # nothing is sent: the question is only whether TLS is spoken
+    context.set_alpn_protocols(["h2"])
+    try:
+        context.wrap_socket(plain).close()
+    except OSError:
+        return None
+    return CertificateError(
+        f"{where} speaks TLS but the connection file says plaintext: the controller was started anew without "
+        "--insecure; use its current connection file"
+    )
+
+
+def _call_problem(info: ConnectionInfo, where: str, timeout: float) -> ConnectError:
+    import grpc
+
+    if info.insecure:
+        channel = grpc.insecure_channel(info.address, options=CLIENT_OPTIONS)
+    else:
+        credentials = grpc.ssl_channel_credentials(info.ca_pem.encode())
+        override = ("grpc.ssl_target_name_override", info.server_name)
+        channel = grpc.secure_channel(info.address, credentials, options=[*CLIENT_OPTIONS, override])
+    with channel:
+        probe = channel.unary_unary(_PROBE, request_serializer=bytes, response_deserializer=bytes)
+        try:
+            probe(b"", timeout=timeout, metadata=info.metadata, wait_for_ready=True)
+        except grpc.RpcError as error:
+            code, details = error.code(), error.details()
+            if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+                return AuthenticationError(f"the controller at {where} refused the token: {details}")
+            if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                return ConnectError(f"{where} accepts connections but does not answer within {timeout:g} s")
+            return ConnectError(f"the controller at {where} does not serve clients ({code.name}: {details})")
+    return ConnectError(f"the controller at {where} can be reached by now: try again")
