@@ -72,6 +72,7 @@ TABLE: dict[str, Entry] = {
     # The operation
     "QUEUE_CLEARED": Entry(Code.ABORTED, errors.QueueCleared, "taken out of the queue of engine {engine_id} before it ran: {cause}", Retry.REBUILD),
     "QUEUE_FULL": Entry(Code.RESOURCE_EXHAUSTED, errors.QueueFull, "the queue of engine {engine_id} is full ({size}): wait for replies, or raise {option}", Retry.LATER),
+    "OPERATION_RELEASED": Entry(Code.FAILED_PRECONDITION, errors.OperationError, "operation {operation_id} has run, and its answer was released: it is not run again", Retry.NEVER),
     # The value
     "VALUE_TOO_LARGE": Entry(Code.RESOURCE_EXHAUSTED, errors.ValueTooLarge, "{size} bytes are over the limit of {limit} bytes, set by {option}", Retry.NEVER),
     "REPLY_TOO_LARGE": Entry(Code.RESOURCE_EXHAUSTED, errors.ValueTooLarge, "the reply is {size} bytes, over the limit of {limit}: ask for less, or accept CODEC_PICKLE", Retry.NEVER),

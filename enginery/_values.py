@@ -17,7 +17,7 @@ from enginery._reasons import DeliveryError
 from enginery.v1 import value_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from enginery._encoded import Buffer
 
@@ -116,6 +116,11 @@ def to_struct(encoded: Encoded) -> struct_pb2.Struct:
     if not isinstance(plain, dict):
         raise DeliveryError("BAD_VALUE", field="json", cause="it is not an object")
     return _json_value(plain, MAX_NESTING).struct_value
+
+
+def plain_struct(plain: Mapping[str, object]) -> struct_pb2.Struct:
+    """Return a dictionary of what JSON holds as protobuf's JSON object."""
+    return _json_value(dict(plain), MAX_NESTING).struct_value
 
 
 def from_struct(struct: struct_pb2.Struct, field: str = "json") -> Encoded:

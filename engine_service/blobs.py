@@ -1,0 +1,257 @@
+"""Values too large to ride in a call, held outside the kernel in anonymous files.
+
+Bookkeeping is done on the event loop and takes no lock; `save` may run in a thread. Time is an argument.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from enginery import _values
+from enginery._encoded import Encoded, Stored
+from enginery._engine import DEFAULT_VALUE_LIMIT, MAX_CHUNK
+from enginery._reasons import DeliveryError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from enginery._encoded import Buffer
+    from enginery.v1 import value_pb2
+
+TIME_TO_LIVE = 600.0
+"""Seconds for which an unused blob is kept."""
+MAX_BLOBS = 1_000
+"""Blobs of one engine at a time; each holds a file descriptor."""
+
+
+def anonymous_file() -> int:
+    """Return a new file without a name, in memory where the system can do that."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("enginery", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def save(value: Encoded) -> Stored:
+    """Write the bytes of `value` to an anonymous file. Takes time in proportion to its size."""
+    fd = anonymous_file()
+    try:
+        for part in value.parts:
+            _write_all(fd, part)
+    except BaseException:
+        os.close(fd)
+        raise
+    return Stored(
+        codec=value.codec,
+        fd=fd,
+        part_sizes=tuple(memoryview(part).nbytes for part in value.parts),
+        python_version=value.python_version,
+        dtype=value.dtype,
+        shape=value.shape,
+        fortran_order=value.fortran_order,
+    )
+
+
+def load(value: Stored) -> Encoded:
+    """Read the bytes of `value` back; BAD_VALUE if the file is shorter than it says."""
+    parts: list[Buffer] = []
+    offset = 0
+    for size in value.part_sizes:
+        parts.append(_read_all(value.fd, size, offset))
+        offset += size
+    return Encoded(
+        value.codec,
+        tuple(parts),
+        python_version=value.python_version,
+        dtype=value.dtype,
+        shape=value.shape,
+        fortran_order=value.fortran_order,
+    )
+
+
+def _write_all(fd: int, part: Buffer) -> None:
+    view = memoryview(part).cast("B")
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _read_all(fd: int, size: int, offset: int) -> bytes:
+    data = os.pread(fd, size, offset)
+    while len(data) < size:
+        more = os.pread(fd, size - len(data), offset + len(data))
+        if not more:
+            raise DeliveryError("BAD_VALUE", field="blob", cause="its file is shorter than it says")
+        data += more
+    return data
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    value: Stored
+    used_at: float
+    is_result: bool  # made by the engine, so it may be dropped to make room
+
+
+class BlobStore:
+    """The blobs of one engine. Uploads that do not fit are refused; results drop older results to make room."""
+
+    def __init__(
+        self, engine_id: int = -1, value_limit: int = DEFAULT_VALUE_LIMIT, store_limit: int | None = None
+    ) -> None:
+        """Take the largest value, and the largest sum of all (by default twice that), in bytes."""
+        self.engine_id = engine_id
+        self._value_limit = value_limit
+        self._store_limit = 2 * value_limit if store_limit is None else store_limit
+        self._held: dict[str, _Held] = {}
+        self._uploads: dict[str, int] = {}  # reserved bytes of uploads that are under way
+        self._size = 0
+
+    def __len__(self) -> int:
+        """Return how many blobs are held."""
+        return len(self._held)
+
+    @property
+    def size(self) -> int:
+        """Bytes held, with those reserved for uploads."""
+        return self._size
+
+    def start_upload(self, blob: value_pb2.Blob, now: float) -> Upload:
+        """Reserve room for an upload; the caller must `finish` or `abort` it."""
+        _values.check_blob(blob)
+        self.expire(now)
+        if blob.blob_id in self._held or blob.blob_id in self._uploads:
+            raise DeliveryError("BLOB_EXISTS", blob_id=blob.blob_id)
+        if blob.size > self._value_limit:
+            raise DeliveryError(
+                "VALUE_TOO_LARGE", size=blob.size, limit=self._value_limit, option="--value-limit"
+            )
+        if not self._fits(blob.size):
+            raise DeliveryError(
+                "VALUE_TOO_LARGE",
+                size=f"{self._size + blob.size} (with what is stored, {len(self._held)} blobs)",
+                limit=self._store_limit,
+                option=f"--store-limit (and {MAX_BLOBS} blobs)",
+            )
+        upload = Upload(self, blob, anonymous_file())
+        self._uploads[blob.blob_id] = blob.size
+        self._size += blob.size
+        return upload
+
+    def _fits(self, size: int) -> bool:
+        return self._size + size <= self._store_limit and len(self._held) + len(self._uploads) < MAX_BLOBS
+
+    def end_upload(self, blob_id: str, value: Stored | None, now: float) -> None:
+        """Turn the reservation of an upload into the blob, or give it up if there is no `value`."""
+        size = self._uploads.pop(blob_id)
+        if value is None:
+            self._size -= size
+        else:
+            self._held[blob_id] = _Held(value, now, is_result=False)
+
+    def add(self, value: Stored, now: float, blob_id: str) -> None:
+        """Keep a result, which then belongs to the store, and drop older results if there is no room."""
+        self.expire(now)
+        while not self._fits(value.size):
+            oldest = next((key for key, held in self._held.items() if held.is_result), None)
+            if oldest is None:
+                break  # only uploads are left, and they have limits of their own
+            self.release(oldest)
+        self._size += value.size
+        self._held[blob_id] = _Held(value, now, is_result=True)
+
+    def take(self, blob_id: str, now: float) -> Stored:
+        """Hand over an uploaded blob to the call that consumes it; BLOB_NOT_FOUND if it is not there."""
+        self.expire(now)
+        held = self._held.pop(blob_id, None)
+        if held is None:
+            raise self._not_found(blob_id)
+        self._size -= held.value.size
+        return held.value
+
+    def open(self, blob_id: str, now: float) -> tuple[value_pb2.Blob, int]:
+        """Return the description of a blob and a file of its bytes, which the caller closes."""
+        self.expire(now)
+        held = self._held.get(blob_id)
+        if held is None:
+            raise self._not_found(blob_id)
+        held.used_at = now
+        return _values.describe(blob_id, held.value), os.dup(held.value.fd)
+
+    def release(self, blob_id: str) -> None:
+        """Drop a blob, if it is there."""
+        held = self._held.pop(blob_id, None)
+        if held is not None:
+            self._size -= held.value.size
+            held.value.close()
+
+    def expire(self, now: float) -> None:
+        """Drop what was not used for ten minutes."""
+        for blob_id in [key for key, held in self._held.items() if now - held.used_at > TIME_TO_LIVE]:
+            self.release(blob_id)
+
+    def close(self) -> None:
+        """Drop everything."""
+        for blob_id in list(self._held):
+            self.release(blob_id)
+
+    def _not_found(self, blob_id: str) -> DeliveryError:
+        return DeliveryError("BLOB_NOT_FOUND", blob_id=blob_id, engine_id=self.engine_id)
+
+
+class Upload:
+    """A blob on its way in."""
+
+    def __init__(self, store: BlobStore, blob: value_pb2.Blob, fd: int) -> None:
+        """Take the empty file to write to; made by `BlobStore.start_upload`."""
+        self._store = store
+        self._blob = blob
+        self._fd = fd
+        self._offset = 0
+
+    def write(self, chunk: value_pb2.Chunk) -> None:
+        """Append the next chunk, of at most 1 MiB: short enough for the event loop."""
+        data = chunk.data
+        if not 1 <= len(data) <= MAX_CHUNK:
+            raise self._refuse("data", f"a chunk has 1 to {MAX_CHUNK} bytes, not {len(data)}")
+        if chunk.offset != self._offset:
+            raise self._refuse("offset", f"{chunk.offset} came, {self._offset} is next")
+        if self._offset + len(data) > self._blob.size:
+            raise self._refuse("data", f"it goes past the blob's {self._blob.size} bytes")
+        if chunk.HasField("crc32") and chunk.crc32 != zlib.crc32(data):
+            raise DeliveryError("CHECKSUM_MISMATCH", offset=chunk.offset, blob_id=self._blob.blob_id)
+        _write_all(self._fd, data)
+        self._offset += len(data)
+
+    def finish(self, now: float) -> value_pb2.Blob:
+        """Put the whole blob into the store and return its description."""
+        if self._offset != self._blob.size:
+            raise self._refuse("chunk", f"the stream ended after {self._offset} of {self._blob.size} bytes")
+        value = _values.stored(self._blob, self._fd)
+        self._fd = -1
+        self._store.end_upload(self._blob.blob_id, value, now)
+        return self._blob
+
+    def abort(self, now: float) -> None:
+        """Give it up, unless it is finished."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self._store.end_upload(self._blob.blob_id, None, now)
+
+    def _refuse(self, field: str, cause: str) -> DeliveryError:
+        return DeliveryError("BAD_REQUEST", field=f"{field} of blob {self._blob.blob_id}", cause=cause)
+
+
+def new_blob_id() -> str:
+    """Return an id for a result."""
+    return uuid.uuid4().hex
+
+
+def read_chunks(size: int, offset: int) -> Iterable[tuple[int, int]]:
+    """Return offset and length of each chunk from `offset` to the end of `size` bytes."""
+    return ((start, min(MAX_CHUNK, size - start)) for start in range(offset, size, MAX_CHUNK))
