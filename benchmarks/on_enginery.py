@@ -1,0 +1,101 @@
+"""The cases on Enginery with every default on: TLS, tokens, through the controller."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psutil
+
+import enginery
+from benchmarks import measure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+FEW, MANY = 10_000, 100_000
+"""Calls after which resident memory is taken: from the first to the second it must not grow."""
+
+
+def nothing() -> None:
+    """Do nothing, remotely."""
+
+
+def measure_enginery() -> measure.Numbers:
+    """Measure on 4 engines, then start 16."""
+    numbers: measure.Numbers = {}
+    start = time.perf_counter()
+    with enginery.Cluster(4) as cluster:
+        numbers["4 ready"] = time.perf_counter() - start
+        client = cluster.client
+        numbers |= {f"idle {role}": size for role, size in _memory().items() if role != "client"}
+        one = client[0]
+        numbers |= measure.round_trips(lambda: one.apply(nothing), "apply")
+        numbers |= measure.round_trips(lambda: one.execute("1"), "execute")
+        numbers["in flight"] = _in_flight(client, measure.CALLS_IN_FLIGHT)
+        for size in measure.SIZES:
+            data = np.ones(size * measure.MB, dtype=np.uint8)
+            numbers[f"push {size} MB"] = measure.throughput(lambda data=data: one.push({"a": data}), size)
+            numbers[f"pull {size} MB"] = measure.throughput(lambda: one.pull("a"), size)
+    with enginery.Cluster(4) as cluster:
+        numbers |= _growth(cluster.client)
+    start = time.perf_counter()
+    with enginery.Cluster(16) as cluster:
+        numbers["16 ready"] = time.perf_counter() - start
+        everyone = cluster.client[:]
+        numbers |= measure.round_trips(lambda: everyone.apply(nothing), "fan-out", 1_000)
+    return numbers
+
+
+def _in_flight(client: enginery.Client, count: int) -> float:
+    views = [client[engine] for engine in client.ids]
+    return measure.calls_per_second(
+        lambda number: views[number % len(views)].apply(nothing, block=False), count
+    )
+
+
+def _growth(client: enginery.Client) -> measure.Numbers:
+    """Return the memory of every process after 10,000 and after 100,000 calls, and what it grew by."""
+    _calls(client, FEW)
+    few = _memory()
+    _calls(client, MANY - FEW)
+    many = _memory()
+    numbers = {f"{role} after {FEW}": size for role, size in few.items()}
+    numbers |= {f"{role} after {MANY}": size for role, size in many.items()}
+    return numbers | {f"{role} growth": many[role] - few[role] for role in few}
+
+
+def _calls(client: enginery.Client, count: int) -> None:
+    """Make `count` calls, half of them `apply`, half `execute`, whose records the hosts keep."""
+    views = [client[engine] for engine in client.ids]
+
+    def submit(number: int) -> measure.Pending:
+        view = views[number % len(views)]
+        if number // len(views) % 2:
+            return view.execute("1", block=False)
+        return view.apply(nothing, block=False)
+
+    measure.calls_per_second(submit, count)
+
+
+def _memory() -> measure.Numbers:
+    """Return resident MB by role; of several processes of a role the largest."""
+    me = psutil.Process()
+    children = me.children(recursive=True)
+    hosts = [child for child in children if _runs(child, "engine_service") and child.children()]
+    kernels = [kernel for host in hosts for kernel in host.children()]
+    return {
+        "client": _largest([me]),
+        "controller": _largest(child for child in children if _runs(child, "controller_service")),
+        "host": _largest(hosts),
+        "kernel": _largest(kernels),
+    }
+
+
+def _runs(process: psutil.Process, module: str) -> bool:
+    return any(module in word for word in process.cmdline())
+
+
+def _largest(processes: Iterable[psutil.Process]) -> float:
+    return max(measure.resident(process.pid) for process in processes)

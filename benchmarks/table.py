@@ -1,0 +1,112 @@
+"""The table of a run: one row a case, what was reached beside what is to be reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from benchmarks import measure
+from benchmarks.on_enginery import FEW, MANY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True)
+class Run:
+    """The numbers of one run. `peer` is empty if ipyparallel was not measured."""
+
+    enginery: measure.Numbers
+    tls: measure.Numbers
+    plaintext: measure.Numbers
+    peer: measure.Numbers
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case. `bare` names what stands beside it in the baseline; `limit` gives the goal's number, at most."""
+
+    title: str
+    unit: str
+    key: str
+    bare: str = ""
+    limit: Callable[[Run], float] | None = None
+
+
+def _round_trip_limit(run: Run) -> float:
+    """At most 8 x a bare TLS stream ping-pong, and a quarter of ipyparallel's where that was measured."""
+    limits = [8 * run.tls["stream p50"]]
+    if run.peer:
+        limits.append(run.peer["apply p50"] / 4)
+    return min(limits)
+
+
+ROWS = (
+    Row("round trip, `apply`, p50", "us", "apply p50", "stream p50", _round_trip_limit),
+    Row("round trip, `apply`, p99", "us", "apply p99", "stream p99"),
+    Row("round trip, `execute`, p50", "us", "execute p50", "unary p50"),
+    Row("round trip, `execute`, p99", "us", "execute p99", "unary p99"),
+    Row(f"calls, {measure.IN_FLIGHT} in flight", "1/s", "in flight", "in flight"),
+    *(
+        Row(f"{verb} {size} MB", "MB/s", f"{verb} {size} MB", f"{verb} {size} MB")
+        for verb in ("push", "pull")
+        for size in measure.SIZES
+    ),
+    Row("4 engines ready", "s", "4 ready", "ready"),
+    Row("16 engines ready", "s", "16 ready", "", lambda _: 1.5),
+    Row("fan-out to 16, `apply`, p50", "us", "fan-out p50", "", lambda _: 3_000),
+    Row("memory, controller, idle", "MB", "idle controller", "idle server", lambda _: 80),
+    Row("memory, host of 4 engines, idle", "MB", "idle host"),
+    Row("memory, kernel, idle", "MB", "idle kernel"),
+    *(
+        row
+        for role in ("controller", "host", "kernel", "client")
+        for row in (
+            Row(f"memory, {role}, after {FEW:,} calls", "MB", f"{role} after {FEW}"),
+            Row(f"memory, {role}, after {MANY:,} calls", "MB", f"{role} after {MANY}"),
+            Row(f"memory, {role}, growth between", "MB", f"{role} growth", "", lambda _: 5),
+        )
+    ),
+)
+
+
+def render(run: Run) -> str:
+    """Return the table as Markdown."""
+    head = [
+        "case",
+        "unit",
+        "Enginery",
+        "bare gRPC, TLS",
+        "bare gRPC, plaintext",
+        "ipyparallel",
+        "goal",
+        "reached",
+    ]
+    lines = [head, ["---", "---", *(["---:"] * 5), "---"]]
+    lines += [_line(row, run) for row in ROWS]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def missed(run: Run) -> list[str]:
+    """Return the titles of rows whose goal was missed."""
+    return [row.title for row in ROWS if row.limit and run.enginery[row.key] > row.limit(run)]
+
+
+def _line(row: Row, run: Run) -> list[str]:
+    limit = row.limit(run) if row.limit else None
+    return [
+        row.title,
+        row.unit,
+        _number(run.enginery[row.key]),
+        _number(run.tls.get(row.bare)),
+        _number(run.plaintext.get(row.bare)),
+        _number(run.peer.get(row.key)),
+        "" if limit is None else f"<= {_number(limit)}",
+        "" if limit is None else ("yes" if run.enginery[row.key] <= limit else "**no**"),
+    ]
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
