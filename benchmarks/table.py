@@ -24,7 +24,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """One case. `bare` names what stands beside it in the baseline; `limit` gives the goal, a number at most."""
+    """One case. `bare` names what stands beside it in the baseline; `limit` gives the goal: at most that."""
 
     title: str
     unit: str
