@@ -118,8 +118,8 @@ class Launched:
         pid = self.state.controller_pid()
         if pid is not None:
             raise StateDirectoryInUse(
-                f"a cluster runs already in {self.state.path} (controller pid {pid}): `enginery engine` adds engines "
-                "to it, `enginery down` stops it, another --state-dir starts another"
+                f"a cluster runs already in {self.state.path} (controller pid {pid}): `enginery engine` adds "
+                "engines to it, `enginery down` stops it, another --state-dir starts another"
             )
         self.state.prepare()
         state = ["--state-dir", str(self.state.path)]

@@ -1,0 +1,82 @@
+"""The cluster's authority."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography import x509
+
+from enginery import _certificates
+from enginery._certificates import Authority, make_request
+from enginery.errors import CertificateError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def names(pem: bytes) -> list[str]:
+    extension = x509.load_pem_x509_certificate(pem).extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    )
+    return [str(name.value) for name in extension.value]
+
+
+def test_it_is_kept(tmp_path: Path) -> None:
+    """The second start has the same authority, and its key is private."""
+    first = Authority.load_or_create(tmp_path)
+    assert Authority.load_or_create(tmp_path).ca_pem == first.ca_pem
+    assert (tmp_path / "ca-key.pem").stat().st_mode & 0o777 == 0o600
+
+
+def test_names_of_a_server(tmp_path: Path) -> None:
+    """The fixed name, loopback, and what is advertised, IP addresses as such."""
+    _, pem = Authority.load_or_create(tmp_path).issue_server("controller.c.enginery", "node7", "10.0.0.7")
+    expected = ["controller.c.enginery", "localhost", "127.0.0.1", "::1", "node7", "10.0.0.7"]
+    assert names(pem) == expected
+
+
+def test_a_request_gets_the_names_that_the_authority_chooses(tmp_path: Path) -> None:
+    """The host keeps its key; the certificate is for that key."""
+    authority = Authority.load_or_create(tmp_path)
+    key, request = make_request()
+    certificate = x509.load_pem_x509_certificate(authority.sign_request(request, "host.c.enginery"))
+    certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority.ca_pem.encode()))
+    assert certificate.public_key() == x509.load_pem_x509_csr(request).public_key()
+    assert b"PRIVATE" in key
+    assert b"PRIVATE" not in request
+
+
+@pytest.mark.parametrize(
+    "request_pem", [b"", b"nonsense", b"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END"]
+)
+def test_damaged_requests(tmp_path: Path, request_pem: bytes) -> None:
+    """They are refused by name."""
+    with pytest.raises(CertificateError, match="certificate request"):
+        Authority.load_or_create(tmp_path).sign_request(request_pem, "x")
+
+
+def test_damaged_or_mixed_files(tmp_path: Path) -> None:
+    """An authority that cannot be trusted is an error, never replaced in silence."""
+    Authority.load_or_create(tmp_path)
+    (tmp_path / "other").mkdir()
+    Authority.load_or_create(tmp_path / "other")
+    (tmp_path / "other" / "ca.pem").replace(tmp_path / "ca.pem")
+    with pytest.raises(CertificateError, match="do not belong together"):
+        Authority.load_or_create(tmp_path)
+    (tmp_path / "ca.pem").write_text("nonsense")
+    with pytest.raises(CertificateError, match="damaged"):
+        Authority.load_or_create(tmp_path)
+    (tmp_path / "ca.pem").chmod(0o644)
+    with pytest.raises(CertificateError, match="chmod 600"):
+        Authority.load_or_create(tmp_path)
+
+
+def test_an_old_authority_is_replaced_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It never signs what outlives it."""
+    past = dt.datetime.now(dt.UTC) - dt.timedelta(days=3650 - 700)
+    with monkeypatch.context() as patch:
+        patch.setattr(_certificates, "_now", lambda: past)
+        old = Authority.load_or_create(tmp_path)
+    assert Authority.load_or_create(tmp_path).ca_pem != old.ca_pem
