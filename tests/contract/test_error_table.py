@@ -33,7 +33,7 @@ def _fields(text: str) -> set[str]:
 def test_every_reason_in_the_code_is_in_the_table() -> None:
     """A reason that the code gives has a row."""
     unknown = {
-        f"{where}: {call.args[0].value}"
+        f"{where}: {call.args[0].value!r}"
         for where, call in _raised()
         if isinstance(call.args[0], ast.Constant) and call.args[0].value not in _reasons.TABLE
     }
@@ -53,7 +53,7 @@ def test_every_reason_fills_its_text() -> None:
         reason, keywords = call.args[0], {keyword.arg for keyword in call.keywords}
         if isinstance(reason, ast.Constant) and reason.value in _reasons.TABLE and None not in keywords:
             missing = _fields(_reasons.TABLE[str(reason.value)].text) - {str(name) for name in keywords}
-            gaps += [f"{where}: {reason.value} lacks {sorted(missing)}"] if missing else []
+            gaps += [f"{where}: {reason.value!r} lacks {sorted(missing)}"] if missing else []
     assert not gaps
 
 
