@@ -1,8 +1,8 @@
 """The kernel's replies → responses of the contract. Nothing here unpickles or awaits.
 
 A response stays below 4 MiB, gRPC's limit in other languages: values over the caller's inline limit become
-blobs, of long output the middle is cut out. The blobs that were made are left in `Composer.blobs` for the engine
-to keep; composing a large reply takes time and may run in a thread.
+blobs, of long output the middle is cut out. The blobs that were made are left in `Composer.blobs` for the
+engine to keep; composing a large reply takes time and may run in a thread.
 """
 
 from __future__ import annotations

@@ -1,0 +1,477 @@
+"""One engine: its kernel, its queue, and what outlives the kernel.
+
+`Engine` is the local implementation of `EngineBase`: bytes in, bytes out. It runs on one event loop. Calls that
+touch the namespace are queued and run in the kernel, one at a time, by the one task that an engine has; control
+calls (`engine_service.control`) are answered at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from engine_service import control, transfer
+from engine_service.blobs import BlobStore
+from engine_service.kernel_process import (
+    Command,
+    Failure,
+    KernelExited,
+    KernelOptions,
+    KernelProcess,
+    Reply,
+)
+from engine_service.queue import OperationQueue, Queued, QueueFullError
+from engine_service.recent import Answer, Done, RecentOperations
+from engine_service.records import Records
+from engine_service.requests import ROWS, Row, parse
+from engine_service.responses import Composer, timestamp
+from enginery import _ids
+from enginery._engine import DEFAULT_VALUE_LIMIT, CallContext, CallReply
+from enginery._methods import NAMES, PYTHON_NAMES, STREAMING
+from enginery._reasons import DeliveryError
+from enginery.errors import RaisedError
+from enginery.v1 import engine_pb2, frame_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from engine_service.kernel_process import ExitStatus
+    from enginery._encoded import Encoded, Stored
+
+logger = logging.getLogger(__name__)
+output_logger = logging.getLogger("engine_service.output")
+
+LARGE = 64 << 10
+"""Bytes from which requests and replies are translated in a thread: JSON of that size takes milliseconds."""
+_STOP_GRACE = 2.0
+_RESTART_DELAYS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+StartKernel = Callable[..., Awaitable[KernelProcess]]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Limits of one engine, sizes in bytes, and how its kernels start."""
+
+    kernel: KernelOptions = field(default_factory=KernelOptions)
+    queue_calls: int = 10_000
+    queue_bytes: int = 256 << 20
+    value_limit: int = DEFAULT_VALUE_LIMIT
+    store_limit: int | None = None
+    """Sum of all blobs; None means twice `value_limit`."""
+
+
+class EngineListener(Protocol):
+    """Who is told of an engine's changes, before the reply of the call that made them."""
+
+    def properties_changed(self, engine: Engine) -> None:
+        """Its properties are others now."""
+
+    def kernel_changed(self, engine: Engine, reason: str) -> None:
+        """It has a new kernel; `reason` says how the old one ended."""
+
+    def engine_stopped(self, engine: Engine, reason: str) -> None:
+        """It is gone for good."""
+
+
+@dataclass(slots=True)
+class Work:
+    """What a queued operation is to do: its request, translated unless it is large, and how to answer it."""
+
+    method: int
+    row: Row
+    message: Any
+    inline_limit: int
+    blobs: dict[str, Stored]
+    fields: dict[str, Any] | None
+    progress: tuple[float, str] | None = None
+
+    def close(self) -> None:
+        """Give back the blobs that it consumed."""
+        for stored in self.blobs.values():
+            stored.close()
+
+
+class Engine:
+    """An engine of this host. `slot` is its place there; `engine_id` is -1 until it is registered."""
+
+    def __init__(
+        self,
+        options: EngineOptions | None = None,
+        *,
+        slot: int = 0,
+        start_kernel: StartKernel = KernelProcess.start,
+    ) -> None:
+        """Take limits and place; nothing runs before `start`."""
+        self.options = options or EngineOptions()
+        self.slot = slot
+        self.registered = False
+        self.listener: EngineListener | None = None
+        self.queue: OperationQueue[Work] = OperationQueue(self.options.queue_calls, self.options.queue_bytes)
+        self.records = Records()
+        self.blobs = BlobStore(value_limit=self.options.value_limit, store_limit=self.options.store_limit)
+        self.properties: dict[str, Encoded] = {}
+        self.last_failure = ""
+        self._engine_id = self.options.kernel.engine_id
+        self._start_kernel = start_kernel
+        self._kernel: KernelProcess | None = None
+        self._recent = RecentOperations()
+        self._wake = asyncio.Event()
+        self._stop_reason: str | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        """Show id, kernel and load."""
+        state = "stopped" if self.is_stopping else "running" if self.queue.running else "idle"
+        return f"<Engine {self.engine_id} slot {self.slot} {state}, {len(self.queue)} queued>"
+
+    # ---- what it is
+
+    @property
+    def engine_id(self) -> int:
+        """Its id; -1 while it is not registered."""
+        return self._engine_id
+
+    @property
+    def kernel(self) -> KernelProcess:
+        """Its kernel, or the last one while another starts."""
+        assert self._kernel is not None, "the engine was not started"
+        return self._kernel
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stop_reason is not None
+
+    def set_id(self, engine_id: int, *, registered: bool) -> None:
+        """Take the id that was assigned; user code sees it with the next operation."""
+        self._engine_id = engine_id
+        self.blobs.engine_id = engine_id
+        self.registered = registered
+
+    def status(self) -> engine_pb2.EngineStatus:
+        """Return how it is, as a heartbeat says it."""
+        status = engine_pb2.EngineStatus(
+            engine_id=self.engine_id,
+            queued_count=len(self.queue),
+            resident_bytes=self.kernel.resident_bytes(),
+            last_failure=self.last_failure,
+        )
+        running = self.queue.running
+        if running is not None:
+            status.operation_id = _ids.show(running.operation_id)
+            status.method = PYTHON_NAMES[running.work.method]
+            status.start_time.CopyFrom(timestamp(running.started_at))
+        return status
+
+    # ---- life
+
+    async def start(self) -> None:
+        """Start the kernel and wait until it is ready; KernelExited if it does not come up."""
+        await self._replace_kernel()
+        self._task = asyncio.create_task(self._work(), name=f"engine in slot {self.slot}")
+
+    def stop(self, reason: str) -> None:
+        """Begin to stop for good: what waits and what runs fails with ENGINE_STOPPED. See `wait_stopped`."""
+        if self.is_stopping:
+            return
+        self._stop_reason = reason
+        self._fail_waiting(self._stopped_error())
+        if self.queue.running is not None:
+            self.kernel.kill()
+        self._wake.set()
+
+    async def wait_stopped(self) -> None:
+        """Wait until it has stopped and its kernel is gone."""
+        if self._task is not None:
+            await asyncio.wait((self._task,))
+
+    async def _replace_kernel(self) -> None:
+        options = replace(self.options.kernel, engine_id=self._engine_id)
+        kernel = await self._start_kernel(options, on_output=self._log_output, on_progress=self._note_progress)
+        kernel.exited.add_done_callback(lambda _: self._wake.set())
+        self._kernel = kernel
+        self.properties = dict(kernel.properties)
+
+    # ---- calls
+
+    async def call(self, method: int, request: bytes, context: CallContext) -> CallReply:
+        """Call a unary method; DeliveryError if it was not delivered. Cancelling ends the waiting alone."""
+        future: asyncio.Future[CallReply] = asyncio.get_running_loop().create_future()
+
+        def done(answer: Answer) -> None:
+            if future.cancelled():
+                return
+            if isinstance(answer, CallReply):
+                future.set_result(answer)
+            else:
+                future.set_exception(answer)
+
+        self.submit(method, request, context, done)
+        return await future
+
+    def submit(self, method: int, request: bytes, context: CallContext, done: Done) -> None:
+        """Call a unary method; `done` gets the answer, at once if it is ready. No task, no future: the fast way.
+
+        An operation id that was seen before gets the answer of the first call, and nothing runs twice.
+        """
+        try:
+            if method in control.READS:
+                done(control.READS[method](self, request, context))
+            elif not self._recent.join(context.operation_id, method, request, done):
+                self._accept(method, request, context)
+        except DeliveryError as error:
+            done(error)
+
+    def _accept(self, method: int, request: bytes, context: CallContext) -> None:
+        try:
+            if method in control.ACTIONS:
+                answer: Answer = control.ACTIONS[method](self, request, context)
+            else:
+                self._enqueue(method, request, context)
+                return
+        except DeliveryError as error:
+            if error.reason in ("QUEUE_FULL", "ENGINE_STOPPED"):  # it may be called again under the same id
+                self._recent.forget(context.operation_id)
+                raise
+            answer = error
+        self._recent.answer(context.operation_id, answer)
+
+    def _enqueue(self, method: int, request: bytes, context: CallContext) -> None:
+        row = ROWS.get(method)
+        if row is None:
+            streaming = " in a call frame" if method in STREAMING else ""
+            raise DeliveryError("UNKNOWN_METHOD", method=f"{NAMES.get(method, method)}{streaming}")
+        if self.is_stopping:
+            raise self._stopped_error()
+        message = parse(row.request, request)
+        if method == frame_pb2.METHOD_RESET:
+            self.clear_queue("the engine was reset")
+        try:
+            self.queue.check_room(len(request))
+        except QueueFullError as full:
+            raise DeliveryError(
+                "QUEUE_FULL", engine_id=self.engine_id, size=full.size, option=full.option
+            ) from full
+        now = time.time()
+        work = Work(method, row, message, context.inline_limit, {}, None)
+        try:
+            for blob in row.blobs(message):
+                work.blobs[blob.blob_id] = self.blobs.take(blob.blob_id, now)
+            if len(request) <= LARGE:
+                work.fields = row.fields(message, work.blobs)
+        except DeliveryError:
+            work.close()
+            raise
+        self.queue.submit(
+            Queued(context.operation_id, context.session_id, context.keep_queue, len(request), work, now)
+        )
+        self._wake.set()
+
+    def clear_queue(self, cause: str) -> int:
+        """Fail all that wait with QUEUE_CLEARED and return how many they were."""
+        return self._fail_all(self.queue.clear(), self._cleared(cause))
+
+    def interrupt(self, operation_id: bytes) -> bytes:
+        """Interrupt that operation, or whichever runs if empty; return its id, empty if it does not run."""
+        running = self.queue.running
+        if running is None or (operation_id and running.operation_id != operation_id):
+            return b""
+        return running.operation_id if self.kernel.interrupt(running.operation_id) else b""
+
+    async def upload(self, requests: AsyncIterator[bytes]) -> bytes:
+        """Take in a blob from the messages of an Upload; returns its response."""
+        return await transfer.upload(self.blobs, requests)
+
+    def download(self, request: bytes) -> AsyncIterator[bytes]:
+        """Return the messages of a Download."""
+        return transfer.download(self.blobs, request)
+
+    # ---- the one task
+
+    async def _work(self) -> None:
+        try:
+            while not self.is_stopping:
+                if self.kernel.exited.done():
+                    await self._recover()
+                elif (operation := self.queue.begin(time.time())) is not None:
+                    await self._run(operation)
+                else:
+                    self._wake.clear()
+                    await self._wake.wait()
+        except Exception:
+            logger.exception("defect in %r, which stops", self)
+            self.stop("a defect of its host")
+        await self.kernel.stop(_STOP_GRACE)
+        self.blobs.close()
+        if self.listener is not None:
+            self.listener.engine_stopped(self, self._stop_reason or "")
+
+    async def _run(self, operation: Queued[Work]) -> None:
+        work = operation.work
+        composer = Composer(self.engine_id, operation.operation_id, work.method, work.inline_limit)
+        if work.method == frame_pb2.METHOD_EXECUTE:
+            composer.number = self.records.take_number()
+            composer.code = work.message.code
+        try:
+            if work.fields is None:
+                work.fields = await asyncio.to_thread(work.row.fields, work.message, work.blobs)
+            command = Command(
+                method=PYTHON_NAMES[work.method],
+                operation_id=operation.operation_id,
+                engine_id=self.engine_id,
+                number=composer.number,
+                inline_limit=work.inline_limit,
+                **work.fields,
+            )
+            reply = await self.kernel.run(command)
+            answer: Answer = await self._compose(composer, work, reply)
+        except KernelExited as exited:
+            answer = self._died(exited, operation, composer)
+        except DeliveryError as error:
+            answer = error
+        except Exception as error:
+            logger.exception("defect in %s on %r", PYTHON_NAMES[work.method], self)
+            answer = DeliveryError("INTERNAL", cause=f"{type(error).__name__}: {error}", process="engine host")
+        finally:
+            work.close()
+        self._finish(operation, answer)
+
+    async def _compose(self, composer: Composer, work: Work, reply: Reply) -> CallReply:
+        if reply.properties is not None:
+            self.properties = reply.properties
+            if self.listener is not None:
+                self.listener.properties_changed(self)
+        if reply.failure is not None:
+            composer.arguments = work.row.summary(work.message)
+        try:
+            if _size(reply) > LARGE:
+                response = await asyncio.to_thread(composer.respond, reply)
+            else:
+                response = composer.respond(reply)
+        except BaseException:
+            reply.close()
+            raise
+        now = time.time()
+        for blob_id, stored in composer.blobs:
+            self.blobs.add(stored, now, blob_id)
+        if work.method == frame_pb2.METHOD_EXECUTE:
+            self.records.add(composer.number, response)
+        elif work.method == frame_pb2.METHOD_RESET and reply.failure is None:
+            self.records.clear()
+        failed = reply.failure is not None
+        return CallReply(frame_pb2.OUTCOME_USER_ERROR if failed else frame_pb2.OUTCOME_OK, response)
+
+    def _finish(self, operation: Queued[Work], answer: Answer) -> None:
+        failed = not isinstance(answer, CallReply) or answer.outcome != frame_pb2.OUTCOME_OK
+        cleared = self.queue.finish(failed=failed)
+        self._recent.answer(operation.operation_id, answer)
+        if cleared:
+            name = f"{PYTHON_NAMES[operation.work.method]}, operation {_ids.show(operation.operation_id)}"
+            self._fail_all(cleared, self._cleared(f"{name}, before it in the same session failed"))
+
+    # ---- death of a kernel
+
+    def _died(self, exited: KernelExited, operation: Queued[Work], composer: Composer) -> DeliveryError:
+        if self.is_stopping:
+            return self._stopped_error()
+        error = self._death(exited.status, operation)
+        if operation.work.method == frame_pb2.METHOD_EXECUTE:
+            raised = RaisedError(
+                "enginery.errors", "KernelDied", ("enginery.errors.KernelDied",), error.text, repr(error.text)
+            )
+            reply = _lost_reply(exited, raised, operation.started_at)
+            self.records.add(composer.number, composer.respond(reply))
+            for _, stored in composer.blobs:
+                stored.close()
+        return error
+
+    def _death(self, status: ExitStatus, operation: Queued[Work] | None) -> DeliveryError:
+        return DeliveryError(
+            "KERNEL_DIED",
+            engine_id=self.engine_id,
+            cause=status.describe(),
+            method=PYTHON_NAMES[operation.work.method] if operation else "nothing",
+            operation_id=_ids.show(operation.operation_id) if operation else "",
+        )
+
+    async def _recover(self) -> None:
+        """Fail what was queued for the dead kernel and start another, for as long as it takes."""
+        status = await self.kernel.exited
+        self.last_failure = status.describe()
+        logger.warning("the kernel of engine %d died: %s", self.engine_id, self.last_failure)
+        self._fail_waiting(self._death(status, None))
+        attempt = 0
+        while not self.is_stopping:
+            try:
+                await self._replace_kernel()
+            except KernelExited as exited:
+                logger.error("the kernel of engine %d does not start: %s", self.engine_id, exited)
+                self._fail_waiting(DeliveryError("KERNEL_NOT_STARTING", engine_id=self.engine_id, cause=exited))
+                attempt = min(attempt + 1, len(_RESTART_DELAYS) - 1)
+                await self._pause(_RESTART_DELAYS[attempt])
+            else:
+                logger.info(
+                    "engine %d has kernel %s, pid %d", self.engine_id, self.kernel.incarnation, self.kernel.pid
+                )
+                if self.listener is not None:
+                    self.listener.kernel_changed(self, self.last_failure)
+                return
+
+    async def _pause(self, seconds: float) -> None:
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                while not self.is_stopping:
+                    await self._wake.wait()
+                    self._wake.clear()
+        except TimeoutError:
+            return
+
+    # ---- small parts
+
+    def _fail_waiting(self, error: DeliveryError) -> None:
+        self._fail_all(self.queue.clear(), error)
+
+    def _fail_all(self, operations: list[Queued[Work]], error: DeliveryError) -> int:
+        for operation in operations:
+            operation.work.close()
+            self._recent.answer(operation.operation_id, error)
+        return len(operations)
+
+    def _cleared(self, cause: str) -> DeliveryError:
+        return DeliveryError("QUEUE_CLEARED", engine_id=self.engine_id, cause=cause)
+
+    def _stopped_error(self) -> DeliveryError:
+        return DeliveryError("ENGINE_STOPPED", engine_id=self.engine_id, cause=self._stop_reason)
+
+    def _note_progress(self, fraction: float, text: str) -> None:
+        if self.queue.running is not None:
+            self.queue.running.work.progress = (fraction, text[:1_000])
+
+    def _log_output(self, stream: str, data: bytes) -> None:
+        for line in data[:LARGE].decode("utf-8", "backslashreplace").splitlines():
+            output_logger.info("engine %d %s: %s", self.engine_id, stream, line)
+
+
+def _size(reply: Reply) -> int:
+    return (
+        len(reply.stdout)
+        + len(reply.stderr)
+        + sum(value.size for value in reply.values.values())
+        + sum(len(form) for display in reply.displays for form in display.data.values())
+    )
+
+
+def _lost_reply(exited: KernelExited, raised: RaisedError, started_at: float) -> Reply:
+    return Reply(
+        failure=Failure((raised,), f"{raised.message}\n", "KERNEL_DIED"),
+        stdout=exited.stdout,
+        stderr=exited.stderr,
+        started_at=started_at,
+        duration=max(0.0, time.time() - started_at),
+    )

@@ -1,0 +1,62 @@
+"""Upload and Download of one engine: serialized messages of the contract in and out, chunk by chunk."""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from typing import TYPE_CHECKING
+
+from engine_service.blobs import read_chunks
+from engine_service.requests import parse
+from enginery._reasons import DeliveryError
+from enginery.v1 import engine_pb2, value_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from engine_service.blobs import BlobStore
+
+
+async def upload(store: BlobStore, requests: AsyncIterator[bytes]) -> bytes:
+    """Take in a blob from the messages of an Upload and return the serialized response."""
+    first = await anext(requests, None)
+    if first is None:
+        raise DeliveryError("PROTOCOL_ERROR", cause="the upload ended before its blob was described")
+    message = parse(engine_pb2.UploadRequest, first)
+    if message.WhichOneof("kind") != "blob":
+        raise DeliveryError("PROTOCOL_ERROR", cause="the first message of an upload must hold `blob`")
+    incoming = store.start_upload(message.blob, time.time())
+    try:
+        async for data in requests:
+            message = parse(engine_pb2.UploadRequest, data)
+            if message.WhichOneof("kind") != "chunk":
+                raise DeliveryError("PROTOCOL_ERROR", cause="only the first message of an upload holds `blob`")
+            incoming.write(message.chunk)
+        blob = incoming.finish(time.time())
+    finally:
+        incoming.abort(time.time())
+    response: bytes = engine_pb2.UploadResponse(blob=blob).SerializeToString()
+    return response
+
+
+async def download(store: BlobStore, request: bytes) -> AsyncIterator[bytes]:
+    """Return the serialized messages of a Download. Close the iterator if it is not read to its end."""
+    message = parse(engine_pb2.DownloadRequest, request)
+    blob, fd = store.open(message.blob_id, time.time())
+    try:
+        if message.offset > blob.size:
+            raise DeliveryError(
+                "BAD_REQUEST", field="offset", cause=f"{message.offset} is past {blob.size} bytes"
+            )
+        yield engine_pb2.DownloadResponse(blob=blob).SerializeToString()
+        for offset, size in read_chunks(blob.size, message.offset):
+            data = os.pread(fd, size, offset)
+            if len(data) != size:
+                raise DeliveryError("INTERNAL", cause="a blob's file is too short", process="engine host")
+            chunk = value_pb2.Chunk(offset=offset, crc32=zlib.crc32(data), data=data)
+            yield engine_pb2.DownloadResponse(chunk=chunk).SerializeToString()
+        if message.release:
+            store.release(message.blob_id)
+    finally:
+        os.close(fd)
