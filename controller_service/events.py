@@ -1,0 +1,101 @@
+"""What the registry is told and what it tells: plain data, without I/O."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from enginery._reasons import DeliveryError
+    from enginery.v1 import engine_pb2, value_pb2
+
+
+class State(enum.Enum):
+    """How a registration is."""
+
+    CONNECTED = "connected"
+    UNRESPONSIVE = "unresponsive"
+    AWAY = "away"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What an engine says about itself in its hello, and where it connected from."""
+
+    pid: int = 0
+    hostname: str = ""
+    ip: str = ""
+    port: int = 0
+    python_version: str = ""
+    enginery_version: str = ""
+    direct_addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HelloReceived:
+    """An engine asks to be registered; see `Hello` in the contract."""
+
+    host_id: str
+    slot: int
+    incarnation: str
+    engine_id: int | None = None
+    epoch: int | None = None
+    facts: Facts = Facts()
+    properties: Mapping[str, value_pb2.Value] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Registration:
+    """One registered engine. Changed by its registry alone."""
+
+    engine_id: int
+    epoch: int
+    host_id: str
+    slot: int
+    incarnation: str
+    stream: int
+    facts: Facts
+    properties: Mapping[str, value_pb2.Value]
+    registered_ms: int
+    heard_at: float
+    state: State = State.CONNECTED
+    lease_ends: float = 0.0
+    """When the registration ends unless the engine comes back; while AWAY only."""
+    status: engine_pb2.EngineStatus | None = None
+    """The last heartbeat's, None before the first."""
+
+
+class EventKind(enum.Enum):
+    """What happened to an engine, named as the contract's EngineEventKind."""
+
+    REGISTERED = enum.auto()
+    AWAY = enum.auto()
+    BACK = enum.auto()
+    GONE = enum.auto()
+    KERNEL_CHANGED = enum.auto()
+    PROPERTIES_CHANGED = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEvent:
+    """One change of one engine. For GONE, `cause` is the delivery error of the calls that waited for it."""
+
+    kind: EventKind
+    engine: Registration
+    reason: str = ""
+    cause: DeliveryError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The answer to a hello: the registration, and what else it brought about."""
+
+    engine: Registration
+    superseded: int | None = None
+    """An older stream of the same host, which is to be ended."""
+    fenced: Registration | None = None
+    """A holder of the same id with a lower epoch, which is to be told to stop."""
