@@ -2,12 +2,14 @@
 
     enginery run examples/stdlib_census.py -n 4     on a temporary cluster
     python examples/stdlib_census.py                on the cluster that runs here, or else on a temporary one
+    python examples/stdlib_census.py asyncio        of one package only
 
 Real code, real work for the processor. The result is checked against a serial run of the same function here.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import sysconfig
 import time
@@ -93,9 +95,9 @@ def take_census(paths: list[str]) -> Census:
     return census
 
 
-def library_files() -> list[Path]:
-    """Return every module of the running Python's standard library."""
-    root = Path(sysconfig.get_paths()["stdlib"])
+def library_files(package: str) -> list[Path]:
+    """Return every module of the running Python's standard library, or of one package of it; largest first."""
+    root = Path(sysconfig.get_paths()["stdlib"], package)
     found = (path for path in root.rglob("*.py") if "site-packages" not in path.parts)
     return sorted(found, key=lambda path: path.stat().st_size, reverse=True)
 
@@ -183,8 +185,10 @@ def report(console: Console, census: Census) -> None:
 
 def main() -> None:
     """Take the census twice, and compare."""
+    parser = argparse.ArgumentParser(description="Take a census of Python's standard library on engines.")
+    parser.add_argument("package", nargs="?", default="", help="one package, such as asyncio (default: all)")
+    files = library_files(parser.parse_args().package)
     console = Console()
-    files = library_files()
     with a_client() as client:
         engines = len(client)
         chunks = deal(files, CHUNKS_PER_ENGINE * engines)
