@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
     """How a kernel ended: `returncode` as subprocess has it, negative for a signal.
 
-    `ordered` says that Enginery itself killed or stopped it, `cause` why if that was no user's wish;
-    `peak_bytes` is its largest resident memory, 0 if unknown; `out_of_memory` that the system's OOM killer struck.
+    `ordered` says that Enginery itself killed or stopped it, `cause` why if that was no user's wish; `peak_bytes`
+    is its largest resident memory, 0 if unknown; `out_of_memory` that the system's OOM killer struck.
     """
 
     returncode: int
@@ -54,3 +55,13 @@ class KernelExited(Exception):
         self.status = status
         self.stdout = stdout
         self.stderr = stderr
+
+
+def count_oom_kills() -> int:
+    """Return how many processes the OOM killer has taken in this process's control group, 0 if that is not counted."""
+    try:
+        group = Path("/proc/self/cgroup").read_text().rpartition("::/")[2].splitlines()[0]
+        events = (Path("/sys/fs/cgroup") / group / "memory.events").read_text()
+        return int(events.partition("oom_kill ")[2].split()[0])
+    except (OSError, IndexError, ValueError):  # no such control group, or one of version 1
+        return 0

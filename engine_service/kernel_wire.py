@@ -1,27 +1,66 @@
-"""What host and kernel say to each other, and how it lies on their socket. No asyncio, gRPC, protobuf or pickle.
+"""What host and kernel say to each other, and as what frames. No asyncio, gRPC, protobuf or pickle.
 
-A frame is a fixed header, the lengths of its parts, a JSON part that says what it means, and raw parts; file
-descriptors come along by SCM_RIGHTS. Bytes from a kernel are hostile, since user code runs there: whatever does not
-fit raises `WireError`, and the host then kills that kernel.
+Bytes from a kernel are hostile, since user code runs there: `read_reply` and its like check every field, and raise
+`WireError` for whatever does not fit. The host then kills that kernel.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+import fcntl
+import os
+import stat
+import struct
+import sys
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, TypeVar
 
+from engine_service.kernel_frames import Frame, WireError
 from enginery._encoded import Codec, Encoded, Stored
+from enginery.errors import RaisedError, RemoteFrame
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-    from enginery.errors import RaisedError
+    from enginery._encoded import Buffer
+
+__all__ = [
+    "Command",
+    "DisplayData",
+    "Failure",
+    "Progress",
+    "Ready",
+    "Reply",
+    "Start",
+    "Transferred",
+    "WireError",
+]
 
 Transferred = Encoded | Stored
+T = TypeVar("T")
+
+_MAX_SERIAL = (1 << 63) - 1
+_MAX_SIZE = 1 << 62
+_CATEGORIES = frozenset({"USER", "INTERRUPTED", "SERIALIZATION", "RESOURCE"})
 
 
-class WireError(Exception):
-    """The other side sent what the protocol forbids."""
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a kernel is told first: who it is, its limits in bytes, and what to run before it is ready."""
+
+    engine_id: int
+    host_pid: int
+    value_limit: int
+    exec_lines: tuple[str, ...]
+    exec_files: tuple[str, ...]
+    properties: Mapping[str, Encoded]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What a kernel says once it can run commands."""
+
+    python_version: str
+    properties: dict[str, Encoded]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +82,14 @@ class Command:
     values: tuple[tuple[str, Transferred], ...] = ()
     accept: tuple[Codec, ...] = ()
     inline_limit: int = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far running code says that it is: a fraction from 0 to 1, and a text."""
+
+    fraction: float
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +118,9 @@ class Reply:
     """What came of a command.
 
     `values` has `value` for `execute` and `apply`, `namespace` for `pull` and `pull_function`, and the keys for
-    `pull_serialized`. `stdout` and `stderr` are raw bytes, as written. If more was written than is kept, they are
-    the first and the last half with a mark between, and `dropped_bytes` counts what both lost. `started_at` is Unix
-    time, `duration` seconds. `properties` is every property there is, only if the command changed one.
+    `pull_serialized`. `stdout` and `stderr` are raw bytes, as written. If more was written than is kept, they are the
+    first and the last half with a mark between, and `dropped_bytes` counts what both lost. `started_at` is Unix time,
+    `duration` seconds. `properties` is every property there is, only if one changed.
     """
 
     failure: Failure | None = None
@@ -95,3 +142,421 @@ class Reply:
         for value in self.values.values():
             if isinstance(value, Stored):
                 value.close()
+
+
+# ---- writing
+
+
+class _Writer:
+    """Gathers the raw parts and files of a frame while its JSON part is built."""
+
+    def __init__(self) -> None:
+        self.parts: list[Buffer] = []
+        self.fds: list[int] = []
+
+    def value(self, value: Transferred) -> list[object]:
+        where: list[int] | int
+        if isinstance(value, Stored):
+            self.fds.append(value.fd)
+            where = list(value.part_sizes)
+        else:
+            self.parts.extend(value.parts)
+            where = len(value.parts)
+        described: list[object] = [int(value.codec), where]
+        if value.python_version:
+            described.append(value.python_version)
+        elif value.dtype:
+            described += [value.dtype, list(value.shape), value.fortran_order]
+        return described
+
+    def values(self, values: Iterable[tuple[str, Transferred]]) -> list[list[object]]:
+        return [[name, self.value(value)] for name, value in values]
+
+    def frame(self, meta: dict[str, object]) -> Frame:
+        return Frame(meta, self.parts, self.fds)
+
+
+def write_start(start: Start) -> Frame:
+    """Return the frame of `start`."""
+    writer = _Writer()
+    return writer.frame(
+        {
+            "kind": "start",
+            "engine_id": start.engine_id,
+            "host_pid": start.host_pid,
+            "value_limit": start.value_limit,
+            "exec_lines": start.exec_lines,
+            "exec_files": start.exec_files,
+            "properties": writer.values(start.properties.items()),
+        }
+    )
+
+
+def write_ready(ready: Ready) -> Frame:
+    """Return the frame of `ready`."""
+    writer = _Writer()
+    properties = writer.values(ready.properties.items())
+    return writer.frame({"kind": "ready", "python_version": ready.python_version, "properties": properties})
+
+
+def write_command(serial: int, command: Command) -> Frame:
+    """Return the frame of `command`; its operation id stays here, `serial` stands for it."""
+    writer = _Writer()
+    meta: dict[str, object] = {
+        "serial": serial,
+        "method": command.method,
+        "engine_id": command.engine_id,
+        "inline_limit": command.inline_limit,
+    }
+    if command.number:
+        meta["number"] = command.number
+    if command.code:
+        meta["code"] = command.code
+    if command.function_name:
+        meta["function_name"] = command.function_name
+    if command.keys:
+        meta["keys"] = command.keys
+    if command.values:
+        meta["values"] = writer.values(command.values)
+    if command.accept:
+        meta["accept"] = command.accept
+    return writer.frame(meta)
+
+
+def write_progress(progress: Progress) -> Frame:
+    """Return the frame of `progress`."""
+    return Frame({"kind": "progress", "fraction": progress.fraction, "text": progress.text})
+
+
+def write_reply(serial: int, reply: Reply) -> Frame:
+    """Return the frame of `reply` without its output, which the host reads from the pipes."""
+    writer = _Writer()
+    meta: dict[str, object] = {
+        "kind": "reply",
+        "serial": serial,
+        "started_at": reply.started_at,
+        "duration": reply.duration,
+    }
+    if reply.values:
+        meta["values"] = writer.values(reply.values.items())
+    if reply.failure:
+        meta["failure"] = _describe_failure(reply.failure, writer)
+    if reply.text is not None:
+        meta["text"] = reply.text
+        meta["pretty"] = reply.pretty
+    if reply.value_error is not None:
+        meta["value_error"] = reply.value_error
+    if reply.keys:
+        meta["keys"] = reply.keys
+    if reply.displays:
+        meta["displays"] = [_describe_display(display, writer) for display in reply.displays]
+    if reply.properties is not None:
+        meta["properties"] = writer.values(reply.properties.items())
+    return writer.frame(meta)
+
+
+def _describe_failure(failure: Failure, writer: _Writer) -> dict[str, object]:
+    return {
+        "errors": [asdict(error) for error in failure.errors],
+        "traceback": failure.traceback,
+        "category": failure.category,
+        "pickled": writer.value(failure.pickled) if failure.pickled else None,
+    }
+
+
+def _describe_display(display: DisplayData, writer: _Writer) -> list[object]:
+    data: dict[str, str | None] = {}
+    for mime, content in display.data.items():
+        if isinstance(content, str):
+            data[mime] = content
+        else:
+            data[mime] = None
+            writer.parts.append(content)
+    return [data, display.metadata]
+
+
+# ---- reading
+
+
+class _Reader:
+    """Hands out the raw parts and files of a frame in order, each once."""
+
+    def __init__(self, frame: Frame, *, hostile: bool) -> None:
+        self._parts = iter(frame.parts)
+        self._fds = iter(frame.fds)
+        self._hostile = hostile
+
+    def part(self) -> Buffer:
+        part = next(self._parts, None)
+        if part is None:
+            raise WireError("a frame speaks of more parts than it has")
+        return part
+
+    def value(self, described: object) -> Transferred:
+        fields = _list(described)
+        if len(fields) not in (2, 3, 5):
+            raise WireError("a value has neither two, three nor five fields")
+        codec, where = Codec(_int(fields[0], 1, 100)), fields[1]
+        version = _text(fields[2]) if len(fields) == 3 else ""
+        dtype = _text(fields[2]) if len(fields) == 5 else ""
+        shape = tuple(_int(n) for n in _list(fields[3])) if dtype else ()
+        fortran = bool(fields[4]) if dtype else False
+        if isinstance(where, list):
+            return self._stored(codec, tuple(_int(size) for size in where), version, dtype, shape, fortran)
+        parts = tuple(self.part() for _ in range(_int(where)))
+        return Encoded(codec, parts, version, dtype, shape, fortran)
+
+    def _stored(
+        self,
+        codec: Codec,
+        sizes: tuple[int, ...],
+        version: str,
+        dtype: str,
+        shape: tuple[int, ...],
+        fortran: bool,
+    ) -> Stored:
+        fd = next(self._fds, -1)
+        if fd < 0:
+            raise WireError("a frame speaks of more files than it brings")
+        if self._hostile:
+            _check_file(fd, sum(sizes))
+        return Stored(codec, fd, sizes, version, dtype, shape, fortran)
+
+    def encoded(self, described: object) -> Encoded:
+        value = self.value(described)
+        if isinstance(value, Stored):
+            raise WireError("a file where a value belongs into the frame")
+        return value
+
+    def values(self, described: object, read: Callable[[object], T]) -> dict[str, T]:
+        pairs = [_list(pair) for pair in _list(described)]
+        if any(len(pair) != 2 for pair in pairs):
+            raise WireError("a named value is no pair")
+        return {_text(pair[0]): read(pair[1]) for pair in pairs}
+
+
+def _check_file(fd: int, size: int) -> None:
+    """WireError unless it is a file of that size which its maker can no longer change."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+        raise WireError(f"a file is no regular one of {size} bytes")
+    if sys.platform == "linux":
+        wanted = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & wanted != wanted:
+            raise WireError("a file is not sealed")
+
+
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise WireError(f"a list was expected, not {type(value).__name__}")
+    return value
+
+
+def _dict(value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise WireError(f"an object was expected, not {type(value).__name__}")
+    return value
+
+
+def _int(value: object, low: int = 0, high: int = _MAX_SIZE) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise WireError(f"a number from {low} to {high} was expected")
+    return value
+
+
+def _float(value: object) -> float:
+    if not isinstance(value, int | float) or not 0 <= value < _MAX_SIZE:
+        raise WireError("a number was expected")
+    return float(value)
+
+
+def _text(value: object) -> str:
+    if type(value) is not str:
+        raise WireError(f"a text was expected, not {type(value).__name__}")
+    if value.isascii():
+        return value
+    return value.encode("utf-8", "backslashreplace").decode()  # lone surrogates fit nowhere beyond
+
+
+def _optional_text(value: object) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(_text(item) for item in _list(value))
+
+
+def _guarded(frame: Frame, read: Callable[[], T]) -> T:
+    """Run `read`; if the frame is malformed its files are closed, and WireError says so."""
+    try:
+        return read()
+    except WireError:
+        frame.close()
+        raise
+    except (KeyError, ValueError, TypeError, OSError, OverflowError, struct.error) as error:
+        frame.close()
+        raise WireError(f"malformed: {type(error).__name__}: {error}") from error
+
+
+def read_start(frame: Frame) -> Start:
+    """Return what the host's first frame says."""
+
+    def read() -> Start:
+        reader, meta = _Reader(frame, hostile=False), frame.meta
+        return Start(
+            engine_id=_int(meta["engine_id"], -1),
+            host_pid=_int(meta["host_pid"]),
+            value_limit=_int(meta["value_limit"]),
+            exec_lines=_texts(meta["exec_lines"]),
+            exec_files=_texts(meta["exec_files"]),
+            properties=reader.values(meta["properties"], reader.encoded),
+        )
+
+    return _guarded(frame, read)
+
+
+def read_command(frame: Frame) -> tuple[int, Command]:
+    """Return a serial number and the command that the host's frame holds, its operation id empty."""
+
+    def read() -> tuple[int, Command]:
+        reader, meta = _Reader(frame, hostile=False), frame.meta
+        command = Command(
+            method=_text(meta["method"]),
+            operation_id=b"",
+            engine_id=_int(meta["engine_id"], -1),
+            number=_int(meta.get("number", 0)),
+            code=str(meta.get("code", "")),
+            function_name=_text(meta.get("function_name", "")),
+            keys=tuple(str(key) for key in _list(meta.get("keys", []))),
+            values=tuple(reader.values(meta.get("values", []), reader.value).items()),
+            accept=tuple(Codec(_int(codec)) for codec in _list(meta.get("accept", []))),
+            inline_limit=_int(meta["inline_limit"]),
+        )
+        return _int(meta["serial"], 1, _MAX_SERIAL), command
+
+    return _guarded(frame, read)
+
+
+def read_from_kernel(frame: Frame, serial: int) -> Ready | Progress | Reply:
+    """Return what a kernel's frame says; `serial` is the command that it may answer. WireError if it fits not."""
+
+    def read() -> Ready | Progress | Reply:
+        kind = frame.meta.get("kind")
+        if kind == "reply":
+            if frame.meta["serial"] != serial:
+                raise WireError("an answer to what was not asked")
+            return _read_reply(frame)
+        if kind == "progress":
+            fraction, text = _float(frame.meta["fraction"]), _text(frame.meta["text"])
+            if fraction > 1 or len(text) > MAX_PROGRESS_TEXT or frame.fds:
+                raise WireError("a progress that is none")
+            return Progress(fraction, text)
+        if kind == "ready" and serial == 0:
+            reader = _Reader(frame, hostile=True)
+            properties = reader.values(frame.meta["properties"], reader.encoded)
+            return Ready(_text(frame.meta["python_version"]), properties)
+        raise WireError("a frame of no known kind")
+
+    return _guarded(frame, read)
+
+
+MAX_PROGRESS_TEXT = 1000  # after lone surrogates were written out
+
+
+def _read_reply(frame: Frame) -> Reply:
+    reader, meta = _Reader(frame, hostile=True), frame.meta
+    values = reader.values(meta.get("values", []), reader.value)
+    if sum(isinstance(value, Stored) for value in values.values()) != len(frame.fds):
+        raise WireError("files that belong to no value")
+    return Reply(
+        values=values,
+        failure=_read_failure(meta["failure"], reader) if "failure" in meta else None,
+        text=_optional_text(meta.get("text")),
+        pretty=_optional_text(meta.get("pretty")),
+        value_error=_optional_text(meta.get("value_error")),
+        keys=_texts(meta.get("keys", [])),
+        displays=[_read_display(display, reader) for display in _list(meta.get("displays", []))],
+        started_at=_float(meta["started_at"]),
+        duration=_float(meta["duration"]),
+        properties=reader.values(meta["properties"], reader.encoded) if "properties" in meta else None,
+    )
+
+
+def _read_failure(described: object, reader: _Reader) -> Failure:
+    meta = _dict(described)
+    errors = tuple(_read_error(error) for error in _list(meta["errors"]))
+    count = len(errors)
+    links = (
+        link for error in errors for link in (error.cause_index, error.context_index, *error.member_indexes)
+    )
+    if not errors or any(link is not None and link >= count for link in links):
+        raise WireError("links between errors lead nowhere")
+    category = _text(meta["category"])
+    if category not in _CATEGORIES:
+        raise WireError(f"no such category of error: {category[:100]}")
+    pickled = reader.encoded(meta["pickled"]) if meta["pickled"] is not None else None
+    return Failure(errors, _text(meta["traceback"]), category, pickled)
+
+
+def _read_error(described: object) -> RaisedError:
+    meta = _dict(described)
+
+    def link(name: str) -> int | None:
+        return None if meta[name] is None else _int(meta[name])
+
+    return RaisedError(
+        module=_text(meta["module"]),
+        type_name=_text(meta["type_name"]),
+        hierarchy=_texts(meta["hierarchy"]),
+        message=_text(meta["message"]),
+        representation=_text(meta["representation"]),
+        notes=_texts(meta["notes"]),
+        frames=tuple(_read_frame(line) for line in _list(meta["frames"])),
+        frames_omitted=_int(meta["frames_omitted"], 0, 1 << 31),
+        cause_index=link("cause_index"),
+        context_index=link("context_index"),
+        suppress_context=bool(meta["suppress_context"]),
+        member_indexes=tuple(_int(index) for index in _list(meta["member_indexes"])),
+    )
+
+
+def _read_frame(described: object) -> RemoteFrame:
+    meta = _dict(described)
+
+    def column(name: str) -> int | None:
+        return None if meta[name] is None else _int(meta[name], 0, 1 << 31)
+
+    return RemoteFrame(
+        file=_text(meta["file"]),
+        line=_int(meta["line"], 0, 1 << 31),
+        function=_text(meta["function"]),
+        source_line=_text(meta["source_line"]),
+        end_line=_int(meta["end_line"], 0, 1 << 31),
+        column=column("column"),
+        end_column=column("end_column"),
+    )
+
+
+def _read_display(described: object, reader: _Reader) -> DisplayData:
+    fields = _list(described)
+    if len(fields) != 2:
+        raise WireError("a display is no pair")
+    data: dict[str, str | bytes] = {}
+    for mime, content in _dict(fields[0]).items():
+        data[_text(mime)] = bytes(reader.part()) if content is None else _text(content)
+    return DisplayData(data, _clean(_dict(fields[1])))
+
+
+def _clean(metadata: dict[str, object]) -> dict[str, object]:
+    """Return hints without lone surrogates; WireError if they are nested too deep to be handed on."""
+
+    def clean(value: object, depth: int) -> object:
+        if depth == 0:
+            raise WireError("hints are nested too deep")
+        if isinstance(value, dict):
+            return {_text(key): clean(item, depth - 1) for key, item in value.items()}
+        if isinstance(value, list):
+            return [clean(item, depth - 1) for item in value]
+        return _text(value) if isinstance(value, str) else value
+
+    return _dict(clean(metadata, 90))

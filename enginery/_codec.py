@@ -1,16 +1,47 @@
 """Python objects ↔ encoded values: the only module beside the kernel's that pickles.
 
-Unpickling runs code: decode only what comes from an engine or a client of one's own cluster.
+Unpickling runs code: decode only what comes from an engine or a client of one's own cluster. numpy is used where it
+is there already, and never imported but to decode an array.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import builtins
+import io
+import json
+import math
+import pickle
+import sys
+import types
+from typing import TYPE_CHECKING, cast
+
+import cloudpickle
+from cloudpickle import cloudpickle as _cloudpickle
 
 from enginery._encoded import Codec, Encoded
+from enginery.errors import PythonVersionMismatch, SerializationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, MutableMapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from enginery._encoded import Buffer
+
+PYTHON_VERSION = ".".join(map(str, sys.version_info[:3]))
+_OUT_OF_BAND = 64 << 10  # bytes: below this a copy costs less than a part of its own
+_MAX_BUFFERS = 1000  # parts of one value; further buffers go in band
+_ALIGNMENT = 64  # bytes: the pickle is padded so that the buffers behind it in a file stay aligned
+_MAX_EXACT = 1 << 53
+_MAX_DEPTH = 90  # protobuf refuses 100
+_MAX_JSON = 64 << 20  # items and characters: a bound for shared structure that explodes when it is written out
+_ARRAY_KINDS = "biufcmMSU"  # dtypes that their array-interface string describes wholly
+_PLAIN = (type(None), bool, int, float, str, bytes)
+
+
+class _DoesNotFit(Exception):
+    """The object has no form in this codec; the text says why."""
 
 
 def encode(obj: object, accept: Sequence[Codec] = (Codec.PICKLE,)) -> Encoded:
@@ -18,33 +49,320 @@ def encode(obj: object, accept: Sequence[Codec] = (Codec.PICKLE,)) -> Encoded:
 
     SerializationError names the type, and why each codec does not fit.
     """
-    raise NotImplementedError
+    reasons: list[str] = []
+    cause: Exception | None = None
+    for codec in accept:
+        try:
+            return _ENCODERS[codec](obj)
+        except _DoesNotFit as error:
+            reasons.append(f"{codec.name}: {error}")
+            cause = error.__cause__ if isinstance(error.__cause__, Exception) else cause
+    raise SerializationError(f"{_name(obj)} fits no accepted codec ({'; '.join(reasons)})") from cause
 
 
 def encode_function(function: Callable[..., object]) -> Encoded:
     """Pickle a callable for `apply`: by reference what can be imported, by value what `__main__` holds."""
-    raise NotImplementedError
+    return encode(function)
 
 
 def encode_functions(namespace: Mapping[str, object]) -> Encoded:
-    """Pickle a dictionary of functions by value, wherever they come from, for push_function and pull_function."""
-    raise NotImplementedError
+    """Pickle a dictionary of functions by value, wherever they come from, for push_function and pull_function.
+
+    TypeError if a value is no function.
+    """
+    for name, function in namespace.items():
+        require_function(name, function)
+    by_value = {id(f) for f in namespace.values() if isinstance(f, types.FunctionType)}
+    try:
+        return _encode_pickle(dict(namespace), by_value)
+    except _DoesNotFit as error:
+        names = ", ".join(namespace)
+        raise SerializationError(f"the functions {names} cannot be pickled: {error}") from error.__cause__
+
+
+def require_function(name: str, function: object) -> None:
+    """Raise TypeError unless `function` is one."""
+    if not isinstance(function, types.FunctionType | types.BuiltinFunctionType | types.MethodType):
+        raise TypeError(f"{name!r} must be a function, not {_name(function)}")
 
 
 def decode(value: Encoded) -> object:
-    """Return the object of `value`; arrays are writable if the parts are, and copied if not.
+    """Return the object of `value`; arrays are writable: parts that are not are copied.
 
-    SerializationError if the bytes are corrupt or need what is not here; PythonVersionMismatch if another minor version
-    of Python pickled them and that matters.
+    SerializationError if the bytes are corrupt or need what is not here; PythonVersionMismatch if another minor
+    version of Python pickled them and that matters.
     """
-    raise NotImplementedError
+    return _decode(value, pickle.Unpickler)
 
 
-def decode_bound(value: Encoded, namespace: MutableMapping[str, object]) -> object:
-    """As `decode`, but pickled functions get `namespace` as globals; names they captured fill what is missing."""
-    raise NotImplementedError
+def decode_bound(value: Encoded, namespace: dict[str, object]) -> tuple[object, dict[str, object]]:
+    """As `decode`, but functions pickled by value from a `__main__` get `namespace` as their globals.
+
+    Returns the object and the globals that those functions had captured, which are not put into `namespace`.
+    """
+    captured: dict[str, object] = {}
+
+    def make_function(
+        code: types.CodeType, base: dict[str, object], name: object, defaults: object, closure: object
+    ) -> types.FunctionType:
+        where = namespace if base.get("__name__") == "__main__" else base
+        made: types.FunctionType = _cloudpickle._make_function(code, where, name, defaults, closure)
+        return made
+
+    def set_state(function: types.FunctionType, state: tuple[object, dict[str, dict[str, object]]]) -> None:
+        if function.__globals__ is namespace:
+            captured.update(state[1]["__globals__"])
+            state[1]["__globals__"] = {}
+        _cloudpickle._function_setstate(function, state)
+
+    hooks = {"_make_function": make_function, "_function_setstate": set_state}
+
+    class BindingUnpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> object:
+            if module == _cloudpickle.__name__ and name in hooks:
+                return hooks[name]
+            return super().find_class(module, name)
+
+    seeded = namespace.get("__builtins__", builtins)  # cloudpickle puts a dictionary in its place
+    try:
+        return _decode(value, BindingUnpickler), captured
+    finally:
+        namespace["__builtins__"] = seeded
 
 
 def decode_functions(value: Encoded, namespace: dict[str, object]) -> dict[str, Callable[..., object]]:
     """Return pulled functions; those that captured no globals get `namespace` as theirs."""
-    raise NotImplementedError
+    functions = decode(value)
+    if not isinstance(functions, dict):
+        raise SerializationError(f"expected a dictionary of functions, not {_name(functions)}")
+    for name, function in functions.items():
+        if isinstance(function, types.FunctionType) and not captured_globals(function):
+            functions[name] = rebind(function, namespace)
+    return functions
+
+
+def captured_globals(function: types.FunctionType) -> dict[str, object]:
+    """Return the globals of an unpickled function but for those that every module has."""
+    return {
+        name: value
+        for name, value in function.__globals__.items()
+        if name not in ("__builtins__", "__name__", "__package__", "__path__", "__file__")
+    }
+
+
+def rebind(function: types.FunctionType, namespace: dict[str, object]) -> types.FunctionType:
+    """Return a copy of `function` whose globals are `namespace`; all else of it survives."""
+    made = types.FunctionType(
+        function.__code__, namespace, function.__name__, function.__defaults__, function.__closure__
+    )
+    made.__kwdefaults__ = function.__kwdefaults__
+    made.__annotations__ = function.__annotations__
+    made.__doc__ = function.__doc__
+    made.__qualname__ = function.__qualname__
+    made.__module__ = function.__module__
+    made.__dict__.update(function.__dict__)
+    return made
+
+
+def _name(obj: object) -> str:
+    kind = type(obj)
+    where = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return f"an object of type {where}{kind.__qualname__}"
+
+
+class _ByValuePickler(_cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is untyped
+    """Pickles the functions of some ids by value even if they could be imported."""
+
+    by_value: frozenset[int] | set[int] = frozenset()
+
+    def reducer_override(self, obj: object) -> object:
+        if id(obj) in self.by_value:
+            return self._dynamic_function_reduce(obj)
+        return super().reducer_override(obj)
+
+
+def _encode_pickle(obj: object, by_value: set[int] | None = None) -> Encoded:
+    if type(obj) in _PLAIN:
+        return Encoded(Codec.PICKLE, (pickle.dumps(obj, 5),), PYTHON_VERSION)
+    buffers: list[memoryview] = []
+
+    def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            raw = buffer.raw()
+        except BufferError:  # not contiguous: pickle copies it
+            return True
+        if raw.nbytes < _OUT_OF_BAND or len(buffers) == _MAX_BUFFERS:
+            return True
+        buffers.append(raw)
+        return False
+
+    file = io.BytesIO()
+    try:
+        if by_value:
+            pickler = _ByValuePickler(file, protocol=5, buffer_callback=keep_in_band)
+            pickler.by_value = by_value
+        else:
+            pickler = cloudpickle.Pickler(file, protocol=5, buffer_callback=keep_in_band)
+        pickler.dump(obj)
+    except Exception as error:  # whatever __reduce__ raises
+        raise _DoesNotFit(_shorten(error)) from error
+    if buffers:
+        file.write(bytes(-file.tell() % _ALIGNMENT))  # a reader stops at the pickle's own end
+    return Encoded(Codec.PICKLE, (file.getvalue(), *buffers), PYTHON_VERSION)
+
+
+def _shorten(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:
+        text = "its text cannot be had"
+    return f"{type(error).__name__}: {text[:500]}"
+
+
+def _encode_json(obj: object) -> Encoded:
+    _check_json(obj, _MAX_DEPTH, _MAX_JSON)
+    try:
+        text = json.dumps(obj, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError as error:
+        raise _DoesNotFit("text with lone surrogates") from error
+    return Encoded(Codec.JSON, (text,))
+
+
+def _check_json(obj: object, depth: int, room: int) -> int:
+    """Return what is left of `room`; types must be exact, so that JSON gives back what went in."""
+    kind = type(obj)
+    room -= 1
+    if kind is str:
+        room -= len(obj)  # type: ignore[arg-type]
+    elif obj is None or kind is bool:
+        pass
+    elif kind is int:
+        if not -_MAX_EXACT <= obj <= _MAX_EXACT:  # type: ignore[operator]
+            raise _DoesNotFit("an integer beyond 2^53, which readers of JSON would round")
+    elif kind is float:
+        if not math.isfinite(obj):  # type: ignore[arg-type]
+            raise _DoesNotFit(f"JSON has no {obj}")
+    elif kind is list or kind is dict:
+        if depth == 0:
+            raise _DoesNotFit(f"nested deeper than {_MAX_DEPTH}")
+        if kind is dict:
+            for key in obj:  # type: ignore[attr-defined]
+                if type(key) is not str:
+                    raise _DoesNotFit(f"a dictionary key is {_name(key)}")
+                room -= len(key)
+            obj = obj.values()  # type: ignore[attr-defined]
+        for item in obj:  # type: ignore[attr-defined]
+            room = _check_json(item, depth - 1, room)
+    else:
+        raise _DoesNotFit(f"{_name(obj)} has no JSON form")
+    if room < 0:
+        raise _DoesNotFit(f"more than {_MAX_JSON} items and characters")
+    return room
+
+
+def _encode_text(obj: object) -> Encoded:
+    if type(obj) is not str:
+        raise _DoesNotFit("only str fits")
+    try:
+        return Encoded(Codec.TEXT, (obj.encode(),))
+    except UnicodeEncodeError as error:
+        raise _DoesNotFit("text with lone surrogates") from error
+
+
+def _encode_ndarray(obj: object) -> Encoded:
+    numpy = sys.modules.get("numpy")
+    if numpy is None or type(obj) is not numpy.ndarray:
+        raise _DoesNotFit("only numpy arrays fit")
+    array: npt.NDArray[np.generic] = cast("npt.NDArray[np.generic]", obj)
+    if array.dtype.kind not in _ARRAY_KINDS or array.dtype.hasobject:
+        raise _DoesNotFit(f"dtype {array.dtype} has no plain form")
+    fortran = array.flags.f_contiguous and not array.flags.c_contiguous
+    part: Buffer = b""
+    if array.nbytes:
+        flat = (array.T if fortran else numpy.ascontiguousarray(array)).reshape(-1)
+        part = flat.view(numpy.uint8).data
+    return Encoded(Codec.NDARRAY, (part,), dtype=array.dtype.str, shape=array.shape, fortran_order=fortran)
+
+
+_ENCODERS: dict[Codec, Callable[[object], Encoded]] = {
+    Codec.PICKLE: _encode_pickle,
+    Codec.JSON: _encode_json,
+    Codec.TEXT: _encode_text,
+    Codec.NDARRAY: _encode_ndarray,
+}
+
+
+def _decode(value: Encoded, unpickler: type[pickle.Unpickler]) -> object:
+    if value.codec is Codec.PICKLE:
+        return _decode_pickle(value, unpickler)
+    if len(value.parts) != 1:
+        raise SerializationError(f"a value of codec {value.codec.name} has one part, not {len(value.parts)}")
+    part = value.parts[0]
+    if value.codec is Codec.NDARRAY:
+        return _decode_ndarray(value, part)
+    try:
+        text = str(part, "utf-8")
+        return json.loads(text) if value.codec is Codec.JSON else text
+    except (ValueError, RecursionError) as error:
+        raise SerializationError(f"not a {value.codec.name} value: {_shorten(error)}") from error
+
+
+def _decode_pickle(value: Encoded, unpickler: type[pickle.Unpickler]) -> object:
+    foreign = _minor(value.python_version) not in ("", _minor(PYTHON_VERSION))
+    if foreign:
+        unpickler = _refuse_functions(unpickler, value.python_version)
+    data, *buffers = value.parts or (b"",)
+    try:
+        writable = [part if _is_writable(part) else bytearray(part) for part in buffers]
+        if unpickler is pickle.Unpickler:
+            return pickle.loads(data, buffers=writable)  # noqa: S301  # see the module's docstring
+        return unpickler(io.BytesIO(data), buffers=writable).load()
+    except PythonVersionMismatch:
+        raise
+    except Exception as error:  # corrupt bytes make pickle raise anything
+        if foreign:
+            raise PythonVersionMismatch(_mismatch(value.python_version, _shorten(error))) from error
+        raise SerializationError(f"cannot be unpickled: {_shorten(error)}") from error
+
+
+def _refuse_functions(base: type[pickle.Unpickler], version: str) -> type[pickle.Unpickler]:
+    class RefusingUnpickler(base):  # type: ignore[valid-type, misc]
+        def find_class(self, module: str, name: str) -> object:
+            if module == _cloudpickle.__name__ and name == "_make_function":
+                raise PythonVersionMismatch(_mismatch(version, "it holds a function, whose code differs"))
+            return super().find_class(module, name)
+
+    return RefusingUnpickler
+
+
+def _mismatch(version: str, cause: str) -> str:
+    here = _minor(PYTHON_VERSION)
+    return f"pickled by Python {version}, read by {here}: {cause}; run the same minor version on both sides"
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
+
+
+def _is_writable(part: Buffer) -> bool:
+    return isinstance(part, bytearray) or (isinstance(part, memoryview) and not part.readonly)
+
+
+def _decode_ndarray(value: Encoded, part: Buffer) -> object:
+    try:
+        import numpy as np
+    except ImportError as error:
+        raise SerializationError("an array needs numpy, which is not installed here") from error
+    try:
+        dtype = np.dtype(value.dtype)
+        if dtype.kind not in _ARRAY_KINDS:
+            raise ValueError(f"dtype {value.dtype} is not allowed")
+        order: str = "F" if value.fortran_order else "C"
+        if any(length < 0 for length in value.shape) or math.prod(value.shape) * dtype.itemsize != value.size:
+            raise ValueError(f"{value.size} bytes are not {value.shape} elements of {value.dtype}")
+        if not value.size:
+            return np.empty(value.shape, dtype, order)  # type: ignore[call-overload]
+        data = part if _is_writable(part) else bytearray(part)
+        return np.frombuffer(data, dtype).reshape(value.shape, order=order)  # type: ignore[call-overload]
+    except (ValueError, TypeError, SyntaxError, MemoryError) as error:
+        raise SerializationError(f"not an array: {_shorten(error)}") from error

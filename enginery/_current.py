@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from enginery.errors import EngineryError
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
 
 
-class RunningEngine(Protocol):
+class CurrentEngine(Protocol):
     """The engine, as code that runs on it sees it."""
 
     @property
@@ -38,17 +36,17 @@ class RunningEngine(Protocol):
         """
 
 
-_engine: RunningEngine | None = None
+_engine: CurrentEngine | None = None
 
 
-def get_engine() -> RunningEngine:
-    """Return the engine on which the caller runs; EngineryError anywhere else."""
+def get_engine() -> CurrentEngine:
+    """Return the engine on which the caller runs; RuntimeError anywhere else."""
     if _engine is None:
-        raise EngineryError("get_engine() works in code that runs on an engine, and this is none")
+        raise RuntimeError("get_engine() works in code that runs on an engine, and this is none")
     return _engine
 
 
-def set_engine(engine: RunningEngine) -> None:
+def set_engine(engine: CurrentEngine) -> None:
     """Say which engine this process is. Called once, by the kernel."""
     global _engine  # one engine a process
     _engine = engine

@@ -1,0 +1,103 @@
+"""How a value shows: its text, its pretty text, and the forms of its `_repr_*_` methods."""
+
+from __future__ import annotations
+
+import pprint
+
+from engine_service.kernel_wire import DisplayData
+
+MAX_TEXT = 1 << 20  # characters of a repr
+_MAX_PRETTY = 100_000  # pprint of more takes seconds
+_FORMS = {
+    "text/html": "_repr_html_",
+    "text/markdown": "_repr_markdown_",
+    "text/latex": "_repr_latex_",
+    "image/svg+xml": "_repr_svg_",
+    "image/png": "_repr_png_",
+    "image/jpeg": "_repr_jpeg_",
+    "application/pdf": "_repr_pdf_",
+    "application/json": "_repr_json_",
+    "application/javascript": "_repr_javascript_",
+}
+_SAME_PRETTY = (bool, int, float, complex, bytes)
+
+
+def text_of(value: object) -> str:
+    """Return `repr(value)`, its middle cut out if it is very long; a text that says so if that raises."""
+    try:
+        return cut(repr(value), MAX_TEXT)
+    except Exception as error:
+        kind = type(value).__qualname__
+        return f"<{kind} object whose repr() raised {type(error).__name__}: {_message(error)}>"
+
+
+def _message(error: Exception) -> str:
+    try:
+        return cut(str(error), 200)
+    except Exception:
+        return "(and its text cannot be had)"
+
+
+def cut(text: str, limit: int) -> str:
+    """Return `text` with its middle replaced by a mark if it is over `limit` characters."""
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit // 2]}\n[... {len(text) - limit} characters left out ...]\n{text[-(limit // 2) :]}"
+
+
+def pretty_of(value: object, text: str) -> str:
+    """Return `value` as pprint shows it, `text` if that would take long or fails."""
+    if type(value) in _SAME_PRETTY or len(text) > _MAX_PRETTY:
+        return text
+    try:
+        return cut(pprint.pformat(value), MAX_TEXT)
+    except Exception:
+        return text
+
+
+def forms_of(value: object, text: str) -> DisplayData | None:
+    """Return every form that `value` offers, None if only text. A method that raises offers nothing."""
+    kind = type(value)
+    if kind.__module__ == "builtins":
+        return None
+    data: dict[str, str | bytes] = {}
+    metadata: dict[str, object] = {}
+    bundle = _offer(value, "_repr_mimebundle_")
+    offers = list(bundle.items()) if isinstance(bundle, dict) else []
+    offers += [(mime, _offer(value, method)) for mime, method in _FORMS.items() if mime not in data]
+    for mime, content in offers:
+        if isinstance(content, tuple) and len(content) == 2:
+            content, hints = content
+            metadata |= {str(mime): _as_json(hints)} if _as_json(hints) is not None else {}
+        if isinstance(content, dict | list):
+            content = _json_text(content)
+        if isinstance(content, str | bytes):
+            data.setdefault(str(mime), content)
+    return DisplayData({"text/plain": text} | data, metadata) if data else None
+
+
+def _offer(value: object, method: str) -> object:
+    if getattr(type(value), method, None) is None:  # the type's: some objects have every attribute
+        return None
+    try:
+        offered = getattr(value, method)()
+    except Exception:
+        return None
+    if method == "_repr_mimebundle_" and isinstance(offered, tuple) and offered:
+        return offered[0]
+    return offered
+
+
+def _json_text(content: object) -> str | None:
+    from enginery._codec import encode
+    from enginery._encoded import Codec
+    from enginery.errors import SerializationError
+
+    try:
+        return bytes(encode(content, (Codec.JSON,)).parts[0]).decode()
+    except SerializationError:
+        return None
+
+
+def _as_json(hints: object) -> object:
+    return hints if _json_text(hints) is not None else None

@@ -1,0 +1,125 @@
+"""The engine as code that runs on it sees it: what `get_engine()` returns."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from engine_service.kernel.display import forms_of, text_of
+from engine_service.kernel_wire import DisplayData, Progress
+from enginery._codec import encode
+from enginery._encoded import Codec
+from enginery.errors import ValueTooLarge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from engine_service.kernel.namespace import Namespace
+    from engine_service.kernel.properties import Properties
+
+MAX_DISPLAYS = 16 << 20  # bytes displayed by one operation
+_PROGRESS_INTERVAL = 0.05  # seconds
+_PROGRESS_TEXT = 200  # characters
+
+
+class Displays:
+    """What an operation displayed, in order. Threads may add to it."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._lock = threading.Lock()
+        self._displays: list[DisplayData] = []
+        self._size = 0
+
+    def add(self, display: DisplayData) -> None:
+        """Add one; ValueTooLarge if all together would be over `MAX_DISPLAYS`."""
+        size = sum(len(mime) + len(content) for mime, content in display.data.items())
+        with self._lock:
+            if self._size + size > MAX_DISPLAYS:
+                raise ValueTooLarge(f"one operation can display {MAX_DISPLAYS} bytes, and this would be more")
+            self._size += size
+            self._displays.append(display)
+
+    def take(self) -> list[DisplayData]:
+        """Return them all and begin anew."""
+        with self._lock:
+            displays, self._displays, self._size = self._displays, [], 0
+        return displays
+
+
+class ProgressReports:
+    """Thins out what running code reports, so that it may report as often as it likes."""
+
+    def __init__(self, send: Callable[[Progress], None]) -> None:
+        """`send` passes a report on to the host."""
+        self._send = send
+        self._next = 0.0
+
+    def report(self, fraction: float, text: str) -> None:
+        """Pass a report on, unless another was a moment ago. ValueError if `fraction` is not from 0 to 1."""
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"progress is a fraction from 0 to 1, not {fraction!r}")
+        now = time.monotonic()
+        if now >= self._next or fraction == 1:
+            self._next = now + _PROGRESS_INTERVAL
+            self._send(Progress(float(fraction), str(text)[:_PROGRESS_TEXT]))
+
+    def restart(self) -> None:
+        """Let the next report pass: an operation begins."""
+        self._next = 0.0
+
+
+class RunningEngine:
+    """Id, properties, progress and display; nothing about it can be set but by their own methods."""
+
+    __slots__ = ("_displays", "_namespace", "_progress", "_properties")
+
+    _namespace: Namespace
+    _properties: Properties
+    _displays: Displays
+    _progress: ProgressReports
+
+    def __init__(
+        self, namespace: Namespace, properties: Properties, displays: Displays, progress: ProgressReports
+    ) -> None:
+        """Take what it stands for."""
+        super().__setattr__("_namespace", namespace)
+        super().__setattr__("_properties", properties)
+        super().__setattr__("_displays", displays)
+        super().__setattr__("_progress", progress)
+
+    @property
+    def id(self) -> int:
+        """Its id; -1 while it is not registered."""
+        return self._namespace.engine_id
+
+    @property
+    def properties(self) -> Properties:
+        """Its properties: text keys, values copied in and out."""
+        return self._properties
+
+    def progress(self, fraction: float, text: str = "") -> None:
+        """Report how much of the running operation is done, from 0 to 1, and a short text."""
+        self._progress.report(fraction, text)
+
+    def display(self, obj: object, metadata: Mapping[str, object] | None = None) -> None:
+        """Show `obj` in every form that it offers. `metadata` holds hints as JSON."""
+        text = text_of(obj)
+        shown = forms_of(obj, text) or DisplayData({"text/plain": text})
+        if metadata:
+            encode(dict(metadata), (Codec.JSON,))  # SerializationError if it is none
+            shown = DisplayData(shown.data, {**shown.metadata, **metadata})
+        self._displays.add(shown)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse."""
+        raise AttributeError(f"{name!r} of an engine cannot be set; use get_engine().properties[key] = value")
+
+    def __delattr__(self, name: str) -> None:
+        """Refuse."""
+        raise AttributeError(f"{name!r} of an engine cannot be deleted")
+
+    def __repr__(self) -> str:
+        """Say which engine it is."""
+        return f"<engine {self.id}>"

@@ -1,0 +1,81 @@
+"""Interrupts that hit the operation they name, and no other.
+
+The host writes the serial number of its target into a page of memory that both share, and then sends SIGINT. The
+handler raises KeyboardInterrupt only if that operation is armed. So a late signal does nothing.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterator
+    from types import FrameType
+
+
+class Interrupts:
+    """The kernel's half of the page. Everything here runs on the main thread."""
+
+    def __init__(self, page: int) -> None:
+        """Map the page whose file descriptor this is, close that, and take over SIGINT."""
+        self._target = memoryview(mmap.mmap(page, mmap.PAGESIZE)).cast("Q")
+        os.close(page)
+        self._armed = 0
+        self._shields = 0
+        self._deferred = False
+        self.task: asyncio.Task[Any] | None = None
+        self.task_cancelled = False
+        self._handler = self._handle  # one object, so that it can be compared
+        signal.signal(signal.SIGINT, self._handler)
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    def arm(self, serial: int) -> None:
+        """From here on an interrupt of `serial` raises; one that came before raises now."""
+        self.task_cancelled = False
+        self._armed = serial
+        if self._target[0] == serial:
+            raise KeyboardInterrupt
+
+    def disarm(self) -> None:
+        """From here on nothing raises."""
+        self._armed = 0
+        self._deferred = False
+        self._shields = 0
+        self.task = None
+
+    def restore(self) -> None:
+        """Undo what user code did to the handler of SIGINT and to the signal mask."""
+        if signal.getsignal(signal.SIGINT) is not self._handler:
+            signal.signal(signal.SIGINT, self._handler)
+        if signal.pthread_sigmask(signal.SIG_BLOCK, ()) != self._mask:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    @contextmanager
+    def shielded(self) -> Iterator[None]:
+        """Put off interrupts while something must not be left half done, such as a frame on the socket."""
+        self._shields += 1
+        try:
+            yield
+        finally:
+            self._shields -= 1
+        if self._deferred and not self._shields:
+            self._deferred = False
+            raise KeyboardInterrupt
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self._armed or self._target[0] != self._armed:
+            return
+        if self._shields:
+            self._deferred = True
+            return
+        task, self.task = self.task, None  # the first interrupt cancels, the second raises
+        if task is not None and not task.done():
+            self.task_cancelled = True
+            task.get_loop().call_soon_threadsafe(task.cancel)
+            return
+        raise KeyboardInterrupt

@@ -1,0 +1,187 @@
+"""The kernel itself: read a command, run it on the main thread, answer, repeat."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+from engine_service.kernel import process
+from engine_service.kernel.awaiting import Awaiting
+from engine_service.kernel.commands import Commands
+from engine_service.kernel.engine import Displays, ProgressReports, RunningEngine
+from engine_service.kernel.failure import bare_failure, describe
+from engine_service.kernel.interrupts import Interrupts
+from engine_service.kernel.namespace import Namespace
+from engine_service.kernel.properties import Properties
+from engine_service.kernel.source import Interpreter
+from engine_service.kernel_frames import Frame, FrameReader, WireError, send
+from engine_service.kernel_wire import (
+    Command,
+    Progress,
+    Ready,
+    Reply,
+    Start,
+    read_command,
+    read_start,
+    write_progress,
+    write_ready,
+    write_reply,
+)
+from enginery import _current
+from enginery._codec import PYTHON_VERSION
+from enginery._encoded import Stored
+from enginery.errors import ValueTooLarge
+
+
+class Kernel:
+    """One process, one namespace, one command at a time."""
+
+    def __init__(self, link: Link, interrupts: Interrupts, start: Start) -> None:
+        """Make the namespace and what user code may ask for."""
+        self._link = link
+        self._interrupts = interrupts
+        self._pid = os.getpid()
+        self._namespace = Namespace(start.engine_id)
+        self._properties = Properties(start.properties)
+        self._displays = Displays()
+        self._progress = ProgressReports(self._send_progress)
+        self._awaiting = Awaiting(interrupts)
+        self._interpreter = Interpreter(self._awaiting)
+        self._commands = Commands(
+            self._namespace,
+            self._properties,
+            self._displays,
+            self._interpreter,
+            self._awaiting,
+            start.value_limit,
+        )
+        _current.set_engine(RunningEngine(self._namespace, self._properties, self._displays, self._progress))
+        builtins.get_engine = _current.get_engine  # type: ignore[attr-defined]  # without a name in the namespace
+
+    def seed(self, start: Start) -> None:
+        """Run what every engine runs first; what it raises ends the kernel."""
+        sources = [(line, f"<exec-line {number}>") for number, line in enumerate(start.exec_lines, start=1)]
+        sources += [(Path(file).read_text(encoding="utf-8"), file) for file in start.exec_files]
+        for source, filename in sources:
+            self._interpreter.run(source, filename, self._namespace.variables)
+        self._link.send(write_ready(Ready(PYTHON_VERSION, self._properties.snapshot())))
+
+    def serve(self) -> None:
+        """Answer commands until the host closes its end."""
+        while (frame := self._link.receive()) is not None:
+            serial, command = read_command(frame)
+            self._progress.restart()
+            try:
+                reply = self._answer(serial, command)
+            except KeyboardInterrupt as error:  # the third within microseconds
+                self._interrupts.disarm()
+                reply = Reply(failure=bare_failure(error))
+            if os.getpid() != self._pid:
+                _leave_child(reply)
+            self._interrupts.restore()
+            reply.displays = self._displays.take()
+            reply.properties = self._properties.take_changes()
+            self._send_reply(serial, reply)
+
+    def _answer(self, serial: int, command: Command) -> Reply:
+        """Run a command. An interrupt is never lost and never leaves the nested `try`."""
+        reply = Reply(started_at=time.time())
+        began = time.perf_counter()
+        try:
+            try:
+                self._interrupts.arm(serial)
+                self._commands.run(command, reply)
+            except BaseException as error:
+                reply.close()
+                failure = describe(error, interrupted=True)
+                reply = Reply(started_at=reply.started_at, failure=failure)
+            process.flush()
+            self._interrupts.disarm()
+        except BaseException as error:  # an interrupt, or an exception so odd that describing it raised
+            self._interrupts.disarm()
+            reply.close()
+            reply = Reply(started_at=reply.started_at, failure=bare_failure(error))
+        reply.duration = time.perf_counter() - began
+        return reply
+
+    def _send_reply(self, serial: int, reply: Reply) -> None:
+        stored = [value for value in reply.values.values() if isinstance(value, Stored)]
+        try:
+            self._link.send(write_reply(serial, reply))
+        except WireError as error:  # nothing was sent: too many names, or a text beyond all bounds
+            failure = describe(ValueTooLarge(f"the answer is too large: {error}"), interrupted=False)
+            self._link.send(write_reply(serial, Reply(started_at=reply.started_at, failure=failure)))
+        finally:
+            for value in stored:
+                value.close()
+
+    def _send_progress(self, progress: Progress) -> None:
+        if os.getpid() != self._pid:  # a forked child speaks for nobody
+            return
+        if threading.current_thread() is threading.main_thread():
+            with self._interrupts.shielded():
+                self._link.send(write_progress(progress))
+        else:
+            self._link.send(write_progress(progress))
+
+
+class Link:
+    """The kernel's end of the socket. Threads may send; only the main thread receives."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Take over a connected stream socket."""
+        self._sock = sock
+        self._reader = FrameReader()
+        self._lock = threading.Lock()
+
+    def receive(self) -> Frame | None:
+        """Wait for the next frame; None if the host has gone."""
+        while (frame := self._reader.take()) is None:
+            if not self._reader.receive(self._sock):
+                return None
+        return frame
+
+    def send(self, frame: Frame) -> None:
+        """Send a whole frame."""
+        with self._lock:
+            send(self._sock, frame)
+
+
+def _leave_child(reply: Reply) -> NoReturn:
+    """End a forked child that ran out of user code: only its parent answers."""
+    if reply.failure is None:
+        os._exit(0)
+    if reply.failure.errors[0].type_name == "SystemExit":
+        message = reply.failure.errors[0].message
+        os._exit(int(message) & 0xFF if message.isdecimal() else int(message != "None" and message != ""))
+    os.write(2, reply.failure.traceback.encode())
+    os._exit(1)
+
+
+def main(sock: int, page: int) -> None:
+    """Serve one host over inherited descriptors; returns when it has gone."""
+    os.set_inheritable(sock, False)
+    os.set_inheritable(page, False)
+    link = Link(socket.socket(fileno=sock))
+    frame = link.receive()
+    if frame is None:
+        return
+    start = read_start(frame)
+    process.prepare(start.host_pid)
+    kernel = Kernel(link, Interrupts(page), start)
+    try:
+        kernel.seed(start)
+    except BaseException:
+        traceback.print_exc()
+        sys.exit(1)
+    try:
+        kernel.serve()
+    except OSError as error:
+        sys.exit(f"the connection to the engine host is gone ({error}): the host ended, or user code closed it")
