@@ -1,0 +1,65 @@
+"""enginery up."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path  # noqa: TC003 - typer reads annotations
+from typing import Annotated
+
+import typer
+
+from enginery._launch import Launched
+from enginery._state_dir import VARIABLE, StateDirectory
+from enginery.cli import launching
+from enginery.cli.common import out, plural, undisturbed
+
+
+def up(
+    n: launching.N = None,
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(envvar=VARIABLE, show_default="per-user", help="Where the cluster keeps its files."),
+    ] = None,
+    port: launching.Port = None,
+    bind: launching.Bind = None,
+    advertise: launching.Advertise = None,
+    insecure: launching.Insecure = False,
+    lease: launching.Lease = None,
+    save_ids: launching.SaveIds = False,
+    properties: launching.Property = None,
+    exec_line: launching.ExecLine = None,
+    exec_file: launching.ExecFile = None,
+    output_limit: launching.OutputLimit = None,
+    queue_limit: launching.QueueLimit = None,
+    value_limit: launching.ValueLimit = None,
+    log_level: launching.LogLevel = None,
+    timeout: launching.Timeout = 30.0,
+) -> None:
+    """Start a controller and engines in the background; return when all engines are registered."""
+    began = time.monotonic()
+    settings = launching.options(
+        n, port=port, bind=bind, advertise=advertise, insecure=insecure, lease=lease, save_ids=save_ids,
+        properties=properties, exec_line=exec_line, exec_file=exec_file, output_limit=output_limit,
+        queue_limit=queue_limit, value_limit=value_limit, log_level=log_level,
+    )  # fmt: skip
+    state = StateDirectory(state_dir)
+    launched = Launched(state, settings, attached=False, temporary=False)
+    try:
+        client = launching.start(launched, timeout)
+    except BaseException:
+        with undisturbed():
+            launched.stop()
+        raise
+    with client:
+        address = launched.wait_for_controller(time.monotonic()).address
+        ids = client.ids
+    out.print(f"{plural(len(ids), 'engine')} ready in {time.monotonic() - began:.1f} s")
+    out.print(f"  state directory  {state.path}")
+    out.print(f"  controller       {address} (pid {launched.pids['controller']})")
+    out.print("  from Python      enginery.connect()")
+    if state.client_socket is not None:
+        out.print(f"  from a shell     grpcurl -plaintext -unix {state.client_socket} list")
+    else:
+        out.print(f"  {state.socket_warning()}")
+    out.print("  more engines     enginery engine -n 2")
+    out.print("  stop             enginery down")

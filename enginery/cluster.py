@@ -1,0 +1,153 @@
+"""A cluster on this machine that lives as long as a `with` block."""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from typing import TYPE_CHECKING, Self
+
+from enginery._launch import Launched, LaunchOptions, default_engines, temporary_state
+from enginery._state_dir import StateDirectory
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from enginery.client import Client
+
+
+class Cluster:
+    """A controller and engines on this machine, and a client of them.
+
+        with enginery.Cluster(n=4) as cluster:
+            cluster.client[:].execute("import math")
+
+    The processes end with the block, and in any case with this process, even if it is killed. Several clusters
+    may run at once. Options are those of the commands:
+
+    n: engines to start; by default one per CPU.
+    state_dir: where files are kept, and stay; by default a temporary directory that goes at the end.
+    port, bind, advertise, insecure, lease (seconds), save_ids: see `enginery controller --help`.
+    properties, exec_lines, exec_files, output_limit, queue_limit: see `enginery engine --help`. Property values
+        must fit JSON; others are set later by `set_properties`.
+    value_limit (bytes), log_level: for both.
+    timeout: seconds in which all engines must be registered.
+    """
+
+    def __init__(
+        self,
+        n: int | None = None,
+        *,
+        state_dir: Path | str | None = None,
+        port: int | None = None,
+        bind: str | None = None,
+        advertise: str | None = None,
+        insecure: bool = False,
+        lease: float | None = None,
+        save_ids: bool = False,
+        value_limit: int | None = None,
+        output_limit: int | None = None,
+        queue_limit: int | None = None,
+        properties: Mapping[str, object] | None = None,
+        exec_lines: Sequence[str] = (),
+        exec_files: Sequence[Path | str] = (),
+        log_level: str | None = None,
+        timeout: float = 30.0,
+    ) -> None:
+        """Take the options; nothing is started yet. ValueError if `n` is negative."""
+        n = default_engines() if n is None else n
+        if n < 0:
+            raise ValueError(f"n is {n}: a cluster has 0 engines or more")
+        self._options = LaunchOptions(
+            n=n,
+            port=port,
+            bind=bind,
+            advertise=advertise,
+            insecure=insecure,
+            lease=lease,
+            save_ids=save_ids,
+            value_limit=value_limit,
+            output_limit=output_limit,
+            queue_limit=queue_limit,
+            properties=dict(properties or {}),
+            exec_lines=tuple(exec_lines),
+            exec_files=tuple(exec_files),
+            log_level=log_level,
+        )
+        self._named_state = StateDirectory(state_dir) if state_dir is not None else None
+        self._timeout = timeout
+        self._launched: Launched | None = None
+        self._client: Client | None = None
+        self._finalizer: weakref.finalize[[Launched, int], Cluster] | None = None
+
+    def start(self) -> Self:
+        """Start it and wait until all engines are registered; does nothing if it runs.
+
+        Raises StateDirectoryInUse if a cluster runs in `state_dir`, EngineryError with the end of its log if a
+        process fails, FileTimeoutError if `timeout` passes. Nothing is left running then.
+        """
+        if self._launched is not None:
+            return self
+        deadline = time.monotonic() + self._timeout
+        temporary = self._named_state is None
+        launched = Launched(
+            self._named_state or temporary_state(), self._options, attached=True, temporary=temporary
+        )
+        self._launched = launched
+        # At exit too, if nobody stopped it. A forked child has a copy of this and must leave the cluster alone.
+        self._finalizer = weakref.finalize(self, _stop_in, launched, os.getpid())
+        try:
+            launched.start()
+            from enginery.client import connect  # only now: processes come up while this imports gRPC
+
+            info = launched.wait_for_controller(deadline)
+            client = self._client = connect(info.path, timeout=max(1.0, deadline - time.monotonic()))
+            launched.wait_for_engines(lambda: len(client.ids), deadline)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """Stop everything and remove a temporary state directory; the second time does nothing."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+        if self._finalizer is not None:
+            self._finalizer()
+        self._launched = None
+
+    @property
+    def client(self) -> Client:
+        """The client of this cluster, closed with it. RuntimeError if the cluster is not running."""
+        if self._client is None:
+            raise RuntimeError("the cluster is not running: use `with Cluster(...)`, or call start()")
+        return self._client
+
+    @property
+    def state_dir(self) -> Path | None:
+        """Its state directory, with connection files and logs; None for a temporary one that is not there."""
+        state = self._launched.state if self._launched is not None else self._named_state
+        return None if state is None else state.path
+
+    def __enter__(self) -> Self:
+        """Start it; see `start`."""
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop it."""
+        self.stop()
+
+    def __repr__(self) -> str:
+        """Show how many engines, and where."""
+        where = self.state_dir if self._launched is not None else "not running"
+        return f"Cluster(n={self._options.n}, {where})"
+
+
+def _stop_in(launched: Launched, pid: int) -> None:
+    if os.getpid() == pid:
+        launched.stop()
