@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from engine_service import control, transfer
+from engine_service import chunks, control
 from engine_service.blobs import BlobStore
 from engine_service.kernel_process import (
     Command,
@@ -37,7 +37,7 @@ from enginery.errors import RaisedError
 from enginery.v1 import engine_pb2, frame_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from engine_service.kernel_process import ExitStatus
     from enginery._encoded import Encoded, Stored
@@ -147,6 +147,11 @@ class Engine:
         """Whether it was told to stop."""
         return self._stop_reason is not None
 
+    @property
+    def stop_reason(self) -> str:
+        """Why it stops, empty while it does not."""
+        return self._stop_reason or ""
+
     def set_id(self, engine_id: int, *, registered: bool) -> None:
         """Take the id that was assigned; user code sees it with the next operation."""
         self._engine_id = engine_id
@@ -215,7 +220,7 @@ class Engine:
         return await future
 
     def submit(self, method: int, request: bytes, context: CallContext, done: Done) -> None:
-        """Call a unary method; `done` gets the answer, at once if it is ready. No task, no future: the fast way.
+        """Call a unary method; `done` gets the answer, at once if it is ready. Needs no task: the fast way.
 
         An operation id that was seen before gets the answer of the first call, and nothing runs twice.
         """
@@ -285,11 +290,11 @@ class Engine:
 
     async def upload(self, requests: AsyncIterator[bytes]) -> bytes:
         """Take in a blob from the messages of an Upload; returns its response."""
-        return await transfer.upload(self.blobs, requests)
+        return await chunks.upload(self.blobs, requests)
 
-    def download(self, request: bytes) -> AsyncIterator[bytes]:
-        """Return the messages of a Download."""
-        return transfer.download(self.blobs, request)
+    def download(self, request: bytes) -> AsyncGenerator[bytes]:
+        """Return the messages of a Download; close it if it is not read to its end."""
+        return chunks.download(self.blobs, request)
 
     # ---- the one task
 
@@ -309,7 +314,7 @@ class Engine:
         await self.kernel.stop(_STOP_GRACE)
         self.blobs.close()
         if self.listener is not None:
-            self.listener.engine_stopped(self, self._stop_reason or "")
+            self.listener.engine_stopped(self, self.stop_reason)
 
     async def _run(self, operation: Queued[Work]) -> None:
         work = operation.work

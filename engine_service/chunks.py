@@ -13,7 +13,7 @@ from enginery._reasons import DeliveryError
 from enginery.v1 import engine_pb2, value_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from engine_service.blobs import BlobStore
 
@@ -40,7 +40,7 @@ async def upload(store: BlobStore, requests: AsyncIterator[bytes]) -> bytes:
     return response
 
 
-async def download(store: BlobStore, request: bytes) -> AsyncIterator[bytes]:
+async def download(store: BlobStore, request: bytes) -> AsyncGenerator[bytes]:
     """Return the serialized messages of a Download. Close the iterator if it is not read to its end."""
     message = parse(engine_pb2.DownloadRequest, request)
     blob, fd = store.open(message.blob_id, time.time())

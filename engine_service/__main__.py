@@ -1,0 +1,76 @@
+"""The engine host as a program: `python -m engine_service`, or `enginery engine`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from enginery._channel import prepare_grpc
+
+prepare_grpc()  # before anything imports grpc
+
+import asyncio  # noqa: E402
+import logging  # noqa: E402
+import os  # noqa: E402
+
+from engine_service.app import Host  # noqa: E402
+from engine_service.config import HostConfig, parse  # noqa: E402
+from engine_service.kernel_exit import KernelExited  # noqa: E402
+from enginery import _logs  # noqa: E402
+from enginery._state_dir import StateDirectory  # noqa: E402
+from enginery._stopping import StopRequest  # noqa: E402
+from enginery.errors import EngineryError  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+logger = logging.getLogger("engine_service")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a host until it is told to stop or all of its engines have left; return the exit code."""
+    config = parse(argv)
+    directory = config.connection_file.absolute().parent
+    is_local = (directory / "processes").is_dir()
+    file, held = config.log_file, -1
+    if file is None and (directory / "logs").is_dir():
+        file, held = _logs.claim(directory / "logs", "host")
+    _logs.setup("host", config.log_level, file)
+    state = StateDirectory(directory) if is_local else None
+    try:
+        if state is not None:
+            state.add_process(os.getpid(), "host")
+        return asyncio.run(run(config))
+    finally:
+        if state is not None:
+            state.remove_process(os.getpid())
+        if held >= 0:
+            os.close(held)
+
+
+async def run(config: HostConfig) -> int:
+    """Run a host; return its exit code."""
+    host = Host(config)
+    with StopRequest(life_line=config.life_line) as stop:
+        try:
+            await host.start()
+        except (KernelExited, EngineryError, OSError) as error:
+            logger.error("the host does not start: %s", error)
+            return 1
+        asked = asyncio.create_task(stop.wait())
+        left = asyncio.create_task(host.wait_stopped())
+        await asyncio.wait((asked, left), return_when=asyncio.FIRST_COMPLETED)
+        left.cancel()
+        if asked.done():
+            reason = asked.result()
+            logger.info("stopping: %s", reason.text)
+            await host.stop(reason.text)
+            return reason.exit_code
+        asked.cancel()
+        await host.stop()
+        logger.info("all engines have left")
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

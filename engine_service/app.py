@@ -1,0 +1,92 @@
+"""The engine host: engines, their link to the controller and its own port, started and stopped in order."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from typing import TYPE_CHECKING
+
+from engine_service.direct import DirectPort
+from engine_service.engine import Engine, EngineOptions
+from engine_service.kernel_process import KernelOptions
+from engine_service.link import Link
+from enginery._connection_file import read
+
+if TYPE_CHECKING:
+    from engine_service.config import HostConfig
+
+logger = logging.getLogger(__name__)
+
+
+class Host:
+    """An engine host. `engines` are its engines by slot; `direct_port` is its own port, None if it has none."""
+
+    def __init__(self, config: HostConfig) -> None:
+        """Take the options; nothing runs before `start`."""
+        self.config = config
+        self.engines = [Engine(_engine_options(config), slot=slot) for slot in range(config.n)]
+        self.link: Link | None = None
+        self._direct: DirectPort | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def direct_port(self) -> int | None:
+        """Number of the host's own port."""
+        return self._direct.port if self._direct is not None else None
+
+    async def start(self) -> None:
+        """Start all engines and begin to look for the controller.
+
+        KernelExited if a kernel does not come up, OSError if the port cannot be had.
+        """
+        config = self.config
+        try:
+            if config.direct:
+                self._direct = DirectPort(
+                    self.engines, bind=config.bind, advertise=config.advertise, port=config.port
+                )
+            starts = await asyncio.gather(*(engine.start() for engine in self.engines), return_exceptions=True)
+            for failure in starts:
+                if failure is not None:
+                    raise failure
+        except BaseException:
+            await self.stop("the host did not start")
+            raise
+        read_connection = functools.partial(read, config.connection_file, "engine")
+        self.link = Link(self.engines, read_connection, direct=self._direct)
+        self._task = asyncio.create_task(self.link.run(), name="link to the controller")
+        logger.info("%d engines wait for %s", len(self.engines), config.connection_file)
+
+    async def wait_stopped(self) -> None:
+        """Wait until all engines have left, by themselves or by `stop`."""
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
+    async def stop(self, reason: str = "the host stops") -> None:
+        """Stop all engines, say goodbye and close the port. Again does nothing."""
+        for engine in self.engines:
+            engine.stop(reason)
+        for engine in self.engines:
+            await engine.wait_stopped()
+        if self._task is not None:
+            await self._task
+        if self._direct is not None:
+            await self._direct.close()
+
+
+def _engine_options(config: HostConfig) -> EngineOptions:
+    return EngineOptions(
+        kernel=KernelOptions(
+            engine_id=-1 if config.engine_id is None else config.engine_id,
+            output_limit=config.output_limit,
+            value_limit=config.value_limit,
+            exec_lines=config.exec_lines,
+            exec_files=config.exec_files,
+            properties=config.properties,
+        ),
+        queue_calls=config.queue_limit,
+        queue_bytes=config.queue_bytes,
+        value_limit=config.value_limit,
+        store_limit=config.store_limit,
+    )

@@ -1,0 +1,166 @@
+"""Options of the engine host, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from enginery import _logs
+from enginery._encoded import Codec, Encoded
+from enginery._engine import DEFAULT_VALUE_LIMIT
+from enginery._state_dir import VARIABLE, StateDirectory
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+DEFAULT_OUTPUT_LIMIT = 64 << 20
+DEFAULT_QUEUE_LIMIT = 10_000
+DEFAULT_QUEUE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostConfig:
+    """How an engine host runs. Sizes in bytes."""
+
+    connection_file: Path
+    n: int = 1
+    engine_id: int | None = None
+    properties: Mapping[str, Encoded] = field(default_factory=dict)
+    exec_lines: tuple[str, ...] = ()
+    exec_files: tuple[Path, ...] = ()
+    output_limit: int = DEFAULT_OUTPUT_LIMIT
+    value_limit: int = DEFAULT_VALUE_LIMIT
+    store_limit: int | None = None
+    queue_limit: int = DEFAULT_QUEUE_LIMIT
+    queue_bytes: int = DEFAULT_QUEUE_BYTES
+    direct: bool = True
+    bind: str = "127.0.0.1"
+    advertise: str | None = None
+    port: int = 0
+    log_level: str = "info"
+    log_file: Path | None = None
+    life_line: bool = False
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    made = argparse.ArgumentParser(
+        prog="enginery engine",
+        description="Serve Python engines. They register with a controller, and wait for one that is not there yet.",
+    )
+    made.add_argument(
+        "-n", "--engines", dest="n", type=_positive, default=1, help="number of engines (default: 1)"
+    )
+    where = made.add_argument_group("which controller")
+    where.add_argument("--connection-file", type=Path, help="engine.json of the controller; may appear later")
+    where.add_argument(
+        "--state-dir",
+        type=Path,
+        help=f"state directory that holds engine.json (default: ${VARIABLE}, else per user)",
+    )
+    where.add_argument("--engine-id", type=_natural, help="id to ask for, if it is free; with one engine only")
+    start = made.add_argument_group("what engines start with")
+    start.add_argument(
+        "--property",
+        dest="properties",
+        metavar="KEY=VALUE",
+        type=_property,
+        action="append",
+        default=[],
+        help="a property of every engine; VALUE is JSON, or else text. May be repeated",
+    )
+    start.add_argument(
+        "--exec-line", dest="exec_lines", action="append", default=[], metavar="CODE", help="run CODE first"
+    )
+    start.add_argument(
+        "--exec-file",
+        dest="exec_files",
+        type=_file,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="run FILE first, after all --exec-line",
+    )
+    limits = made.add_argument_group("limits of each engine, in bytes unless said")
+    for name, default, text in (
+        ("output-limit", DEFAULT_OUTPUT_LIMIT, "output kept of each stream of one call"),
+        ("value-limit", DEFAULT_VALUE_LIMIT, "largest value that may be uploaded or returned"),
+        ("queue-limit", DEFAULT_QUEUE_LIMIT, "calls that may wait"),
+        ("queue-bytes", DEFAULT_QUEUE_BYTES, "bytes of calls that may wait"),
+    ):
+        limits.add_argument(f"--{name}", type=_positive, default=default, help=f"{text} (default: {default:,})")
+    limits.add_argument(
+        "--store-limit",
+        type=_positive,
+        help="all uploaded and returned values together (default: twice --value-limit)",
+    )
+    port = made.add_argument_group(
+        "the host's own port, for direct calls; TLS and the client's token as everywhere"
+    )
+    port.add_argument("--bind", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
+    port.add_argument("--port", type=_natural, default=0, help="port to listen at (default: any free one)")
+    port.add_argument(
+        "--advertise", help="host name or address that clients should use (default: that of --bind)"
+    )
+    port.add_argument("--no-direct", dest="direct", action="store_false", help="open no port")
+    logs = made.add_argument_group("logs")
+    logs.add_argument("--log-level", choices=_logs.LEVELS, default="info", help="(default: info)")
+    logs.add_argument("--log-file", type=Path, help="also log to this file")
+    logs.add_argument("--life-line", action="store_true", help="stop when standard input ends")
+    return made
+
+
+def parse(arguments: Sequence[str] | None = None) -> HostConfig:
+    """Return what the command line says; SystemExit with a message if it is wrong."""
+    made = parser()
+    options = vars(made.parse_args(arguments))
+    state_dir = options.pop("state_dir")
+    if options["connection_file"] is None:
+        options["connection_file"] = StateDirectory(state_dir).engine_file
+    elif state_dir is not None:
+        made.error("--connection-file and --state-dir say the same: give one of them")
+    if options["engine_id"] is not None and options["n"] != 1:
+        made.error("--engine-id is for one engine, not several")
+    options["properties"] = dict(options["properties"])
+    options["exec_lines"] = tuple(options["exec_lines"])
+    options["exec_files"] = tuple(options["exec_files"])
+    return HostConfig(**options)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def _property(text: str) -> tuple[str, Encoded]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    try:
+        plain = json.loads(value, parse_constant=_no_constant)
+    except ValueError:
+        plain = value
+    return key, Encoded(Codec.JSON, (json.dumps(plain).encode(),))
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+def _file(text: str) -> Path:
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text}")
+    return path.resolve()

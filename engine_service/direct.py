@@ -1,0 +1,139 @@
+"""The host's own port: EngineService for its engines, for clients that can reach the host directly.
+
+The port is reserved at once, so that hellos can name it, and serves nothing before the controller has signed its
+certificate and said by which digest clients are known.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+
+from engine_service.servicer import engine_handlers
+from enginery._certificates import make_request
+from enginery._channel import SERVER_OPTIONS
+from enginery._methods import ENGINE_SERVICE
+from enginery._serving import (
+    CLIENT,
+    Authorizer,
+    Guard,
+    add_introspection,
+    check_insecure,
+    server_credentials,
+    service_roles,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engine_service.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+_GRACE = 1.0
+
+
+class DirectPort:
+    """The port, first reserved, then open."""
+
+    def __init__(
+        self, engines: Sequence[Engine], *, bind: str = "127.0.0.1", advertise: str | None = None, port: int = 0
+    ) -> None:
+        """Reserve a port of the address `bind`; clients are told `advertise`, by default the same address.
+
+        OSError if the port cannot be had.
+        """
+        self._engines = engines
+        self._bind = bind
+        self._advertise = advertise or bind
+        self._key, request = make_request()
+        self.certificate_request = request.decode()
+        self._reserved: socket.socket | None = _reserve(bind, port)
+        self.port: int = self._reserved.getsockname()[1]
+        self._server: grpc.aio.Server | None = None
+        self._known: tuple[str, bytes] | None = None
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where clients can reach it, `host:port`."""
+        return [_join(self._advertise, self.port)]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it serves."""
+        return self._server is not None
+
+    async def open(self, cluster_id: str, certificate: str, client_token_digest: bytes) -> None:
+        """Serve clients that have the token of this digest; without a certificate in plaintext, on loopback.
+
+        Called again with the same cluster and digest it does nothing; with others it serves those alone.
+        """
+        if self._known == (cluster_id, client_token_digest):
+            return
+        if self._server is not None:
+            await self._server.stop(_GRACE)
+            self._server = None
+        guard = Guard(
+            Authorizer({CLIENT: client_token_digest}),
+            service_roles(ENGINE_SERVICE, CLIENT),
+            process="engine host",
+        )
+        # The reserved socket lets go only when the server has the port.
+        options = [option for option in SERVER_OPTIONS if option[0] != "grpc.so_reuseport"]
+        server = grpc.aio.server(interceptors=(guard,), options=[*options, ("grpc.so_reuseport", 1)])
+        server.add_generic_rpc_handlers((engine_handlers(self._engines),))
+        await add_introspection(server, [ENGINE_SERVICE.full_name])
+        address = _join(self._bind, self.port)
+        try:
+            if certificate:
+                server.add_secure_port(address, server_credentials(self._key, certificate.encode()))
+            else:
+                check_insecure(self._bind)
+                server.add_insecure_port(address)
+            await server.start()
+        except Exception:
+            # Clients go through the controller then; the engines are none the worse.
+            logger.exception("the host's own port %s does not open", address)
+            await server.stop(None)
+            return
+        self._server = server
+        self._known = (cluster_id, client_token_digest)
+        self._let_go()
+        logger.info("direct calls at %s", ", ".join(self.addresses))
+
+    async def close(self) -> None:
+        """Stop serving."""
+        self._let_go()
+        if self._server is not None:
+            await self._server.stop(_GRACE)
+            self._server = None
+
+    def _let_go(self) -> None:
+        if self._reserved is not None:
+            self._reserved.close()
+            self._reserved = None
+
+
+def _reserve(bind: str, port: int) -> socket.socket:
+    """Return a socket that holds a port without listening, so that nothing answers there yet."""
+    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+    reserved = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if port:  # held by another host? With SO_REUSEPORT the two would share it
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((bind, port))
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind((bind, port))
+    except OSError:
+        reserved.close()
+        raise
+    return reserved
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"

@@ -1,0 +1,346 @@
+"""The host's link to its controller: opens the registration stream, again and again, and runs what comes down.
+
+One stream carries all engines of the host. Decisions about one engine's registration are `session`'s, the bytes
+are `stream`'s; here the two meet the engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import random
+import socket
+import uuid
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from engine_service.session import SayGoodbye, SayHello, Session, State, Stop, TakeId
+from engine_service.stream import RegistrationStream
+from engine_service.transfers import Transfers
+from enginery import _status, _values
+from enginery._channel import open_channel
+from enginery._engine import DEFAULT_INLINE_LIMIT, MAX_INLINE_LIMIT, CallContext
+from enginery._reasons import DeliveryError
+from enginery.errors import ConnectionFileError
+from enginery.v1 import engine_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from engine_service.direct import DirectPort
+    from engine_service.engine import Engine
+    from engine_service.session import Action
+    from enginery._connection_file import ConnectionInfo
+    from enginery.v1 import frame_pb2
+
+    ReadConnection = Callable[[], ConnectionInfo]
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT = 5.0
+"""Seconds between heartbeats."""
+WELCOME_PATIENCE = 30.0
+"""Seconds in which the controller must answer the hellos of a stream."""
+FAREWELL_PATIENCE = 2.0
+"""Seconds for the last messages when all engines have left."""
+_FIRST_DELAY, _DELAY_FACTOR, _MAX_DELAY = 0.1, 1.5, 5.0
+_PROPERTIES_LIMIT = 1 << 20
+_OPERATION_BYTES = 16
+
+
+@dataclass(slots=True, eq=False)
+class _Member:
+    """One engine and its registration, with what the controller was last told of it."""
+
+    engine: Engine
+    session: Session
+    told_incarnation: str = ""
+    told_properties: object = None
+
+
+class Link:
+    """Keeps the engines of one host registered. `run` ends when all of them have left."""
+
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        read_connection: ReadConnection,
+        *,
+        direct: DirectPort | None = None,
+        host_id: str | None = None,
+        heartbeat: float = HEARTBEAT,
+        first_delay: float = _FIRST_DELAY,
+    ) -> None:
+        """Serve `engines`, which must be started. `read_connection` is called before each attempt to connect.
+
+        `direct` is the host's own port, opened once the controller has signed for it. Times in seconds.
+        """
+        self._members = {engine.slot: _Member(engine, Session(_wanted(engine))) for engine in engines}
+        self._by_id: dict[int, Engine] = {}
+        self._read_connection = read_connection
+        self._direct = direct
+        self._host_id = host_id or str(uuid.uuid4())
+        self._heartbeat = heartbeat
+        self._first_delay = first_delay
+        self._sequence = 0
+        self._stream: RegistrationStream | None = None
+        self._transfers: Transfers | None = None
+        self._welcomes = 0
+        self._opening: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()  # an engine has left
+        for engine in engines:
+            engine.listener = self
+
+    @property
+    def registered(self) -> list[int]:
+        """Ids of the engines that are registered now."""
+        return sorted(self._by_id)
+
+    def _present(self) -> list[_Member]:
+        return [member for member in self._members.values() if member.session.state is not State.GONE]
+
+    # ---- connecting
+
+    async def run(self) -> None:
+        """Connect, serve, and connect again, until no engine is left."""
+        delay = self._first_delay
+        complaint = ""
+        while self._present():
+            welcomes = self._welcomes
+            try:
+                info = await asyncio.to_thread(self._read_connection)
+            except ConnectionFileError as error:
+                text = str(error)
+            else:
+                text = f"controller {info.address}: {(await self._connect(info)).text}"
+            if self._welcomes > welcomes:
+                delay, complaint = self._first_delay, ""
+            if not self._present():
+                return
+            if text != complaint:  # once is enough while nothing changes
+                logger.warning("not connected, trying again: %s", text)
+                complaint = text
+            await self._pause(delay * random.uniform(0.8, 1.2))  # noqa: S311 - spreads reconnects, no secret
+            delay = min(delay * _DELAY_FACTOR, _MAX_DELAY)
+
+    async def _pause(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while self._present() and (left := deadline - loop.time()) > 0:
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), left)
+            except TimeoutError:
+                return
+
+    async def _connect(self, info: ConnectionInfo) -> DeliveryError:
+        """Serve one stream to its end, and return why it ended."""
+        channel = open_channel(info)
+        stream = self._stream = RegistrationStream(channel, info.metadata, self._receive)
+        self._transfers = Transfers(info, self._by_id)
+        timers = _Timers(self, stream, self._heartbeat)
+        try:
+            for member in self._present():
+                self._act(member, member.session.opened())
+            return await stream.run()
+        finally:
+            timers.cancel()
+            self._stream = None
+            self._by_id.clear()
+            for member in self._present():
+                member.session.closed()
+            await self._transfers.close()
+            self._transfers = None
+            if self._opening is not None:
+                await self._opening
+                self._opening = None
+            await channel.close()
+
+    def beat(self) -> None:
+        """Send a heartbeat, and ask again for engines that were refused for now."""
+        if self._stream is None:
+            return
+        for member in self._present():
+            self._act(member, member.session.opened())
+        self._sequence += 1
+        beat = self._stream.next_message.heartbeat
+        beat.sequence = self._sequence
+        beat.engines.extend(engine.status() for engine in self._by_id.values())
+
+    def check_welcome(self) -> None:
+        """Give up a stream on which no engine was answered in time."""
+        if self._stream is not None and any(member.session.state is State.ASKING for member in self._present()):
+            logger.error("the controller did not answer within %.0f s", WELCOME_PATIENCE)
+            self._stream.cancel()
+
+    # ---- what comes down
+
+    def _receive(self, message: engine_pb2.ControllerMessage) -> None:
+        for welcome in message.welcomes:
+            member = self._member(welcome.slot)
+            lease = welcome.lease.ToTimedelta().total_seconds()
+            self._act(member, member.session.welcomed(welcome.engine_id, welcome.epoch, lease))
+            self._open_direct(welcome)
+        for refusal in message.refusals:
+            member = self._member(refusal.slot)
+            self._act(member, member.session.refused(_status.from_bytes(refusal.error)))
+        if message.calls:
+            self._dispatch(message.calls)
+        for offer in message.transfers:
+            assert self._transfers is not None
+            self._transfers.start(offer)
+        for dismissal in message.dismissals:
+            if dismissal.engine_id in self._by_id:
+                self._by_id[dismissal.engine_id].stop(dismissal.reason)
+
+    def _member(self, slot: int) -> _Member:
+        if slot not in self._members:
+            raise DeliveryError(
+                "PROTOCOL_ERROR", cause=f"the controller answered slot {slot}, which is not here"
+            )
+        return self._members[slot]
+
+    def _dispatch(self, calls: Iterable[frame_pb2.Call]) -> None:
+        stream = self._stream
+        assert stream is not None
+        for call in calls:
+            done = functools.partial(stream.reply, call.call_id)
+            engine = self._by_id.get(call.engine_id)
+            if engine is None:
+                ids = ", ".join(map(str, self.registered))
+                done(DeliveryError("INVALID_ENGINE_ID", engine_id=call.engine_id, engine_ids=ids))
+                continue
+            operation_id = call.operation_id
+            if len(operation_id) != _OPERATION_BYTES:
+                done(DeliveryError("BAD_REQUEST", field="operation_id", cause="it has 16 bytes"))
+                continue
+            keep_queue, inline_limit = False, DEFAULT_INLINE_LIMIT
+            if call.HasField("options"):
+                keep_queue = call.options.keep_queue
+                inline_limit = min(call.options.inline_limit or DEFAULT_INLINE_LIMIT, MAX_INLINE_LIMIT)
+            context = CallContext(operation_id, call.session_id, keep_queue, inline_limit)
+            engine.submit(call.method, call.request, context, done)
+
+    def _open_direct(self, welcome: engine_pb2.Welcome) -> None:
+        if self._direct is not None and welcome.client_token_digest and self._opening is None:
+            opening = self._direct.open(welcome.cluster_id, welcome.certificate, welcome.client_token_digest)
+            self._opening = asyncio.create_task(opening, name="opening of the host's own port")
+
+    # ---- what goes up
+
+    def _act(self, member: _Member, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case SayHello():
+                    self._say_hello(member, action)
+                case TakeId(engine_id):
+                    self._take_id(member, engine_id)
+                case Stop(reason):
+                    member.engine.stop(reason)
+                case SayGoodbye(engine_id):
+                    if self._stream is not None:
+                        self._stream.next_message.goodbyes.add(
+                            engine_id=engine_id, reason=member.engine.stop_reason
+                        )
+
+    def _say_hello(self, member: _Member, hello: SayHello) -> None:
+        engine, kernel = member.engine, member.engine.kernel
+        assert self._stream is not None
+        message = self._stream.next_message.hellos.add(
+            slot=engine.slot,
+            host_id=self._host_id,
+            incarnation=kernel.incarnation,
+            engine_id=hello.engine_id,
+            epoch=hello.epoch,
+            pid=kernel.pid,
+            hostname=socket.gethostname(),
+            python_version=kernel.python_version,
+            enginery_version=version("enginery"),
+        )
+        for key, value in engine.properties.items():
+            message.properties[key].CopyFrom(_values.to_value(value))
+        if self._direct is not None:
+            message.certificate_request = self._direct.certificate_request
+            message.direct_addresses.extend(self._direct.addresses)
+        member.told_incarnation = kernel.incarnation
+        member.told_properties = engine.properties
+
+    def _take_id(self, member: _Member, engine_id: int) -> None:
+        engine = member.engine
+        self._welcomes += 1
+        engine.set_id(engine_id, registered=True)
+        self._by_id[engine_id] = engine
+        logger.info("engine %d is registered: kernel pid %d", engine_id, engine.kernel.pid)
+        # What changed between hello and welcome had no id to be told under.
+        if member.told_incarnation != engine.kernel.incarnation:
+            self.kernel_changed(engine, engine.last_failure)
+        if member.told_properties is not engine.properties:
+            self.properties_changed(engine)
+
+    def properties_changed(self, engine: Engine) -> None:
+        """Tell the controller; the message that carries this goes out before, or with, any later reply."""
+        stream = self._stream_of(engine)
+        if stream is None:
+            return
+        message = engine_pb2.PropertiesChanged(engine_id=engine.engine_id)
+        for key, value in engine.properties.items():
+            message.properties[key].CopyFrom(_values.to_value(value))
+        if message.ByteSize() > _PROPERTIES_LIMIT:
+            logger.error("engine %d: properties over 1 MiB are not shown to the controller", engine.engine_id)
+            return
+        # The last state is all that counts, and it keeps one message below its limit.
+        changed = stream.next_message.properties_changed
+        kept = [other for other in changed if other.engine_id != engine.engine_id]
+        del changed[:]
+        changed.extend([*kept, message])
+
+    def kernel_changed(self, engine: Engine, reason: str) -> None:
+        """Tell the controller that an engine has a new kernel."""
+        stream = self._stream_of(engine)
+        if stream is not None:
+            stream.next_message.kernels_changed.add(
+                engine_id=engine.engine_id,
+                incarnation=engine.kernel.incarnation,
+                pid=engine.kernel.pid,
+                reason=reason,
+            )
+            self.properties_changed(engine)
+
+    def engine_stopped(self, engine: Engine, reason: str) -> None:
+        """Say goodbye for an engine that has stopped; the link ends with the last."""
+        logger.info("engine %d has stopped: %s", engine.engine_id, reason)
+        member = self._members[engine.slot]
+        self._by_id.pop(engine.engine_id, None)
+        self._act(member, member.session.left())
+        self._changed.set()
+        if not self._present() and self._stream is not None:
+            self._stream.finish()
+            asyncio.get_running_loop().call_later(FAREWELL_PATIENCE, self._stream.cancel)
+
+    def _stream_of(self, engine: Engine) -> RegistrationStream | None:
+        return self._stream if engine.engine_id in self._by_id else None
+
+
+class _Timers:
+    """Heartbeats and the wait for a welcome, without a task."""
+
+    def __init__(self, link: Link, stream: RegistrationStream, heartbeat: float) -> None:
+        self._link = link
+        self._heartbeat = heartbeat
+        self._loop = asyncio.get_running_loop()
+        self._beat = self._loop.call_later(heartbeat, self._on_beat)
+        self._welcome = self._loop.call_later(WELCOME_PATIENCE, link.check_welcome)
+
+    def _on_beat(self) -> None:
+        self._beat = self._loop.call_later(self._heartbeat, self._on_beat)
+        self._link.beat()
+
+    def cancel(self) -> None:
+        self._beat.cancel()
+        self._welcome.cancel()
+
+
+def _wanted(engine: Engine) -> int | None:
+    return engine.engine_id if engine.engine_id >= 0 else None

@@ -1,0 +1,131 @@
+"""Transfers: streaming calls that the controller relays, each on a Transfer stream that the host opens.
+
+They have a channel, and so a connection, of their own: calls never wait behind bulk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import grpc.aio
+from google.rpc import status_pb2
+
+from enginery import _status
+from enginery._channel import open_channel
+from enginery._reasons import DeliveryError
+from enginery.v1 import engine_pb2, frame_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from engine_service.engine import Engine
+    from enginery._connection_file import ConnectionInfo
+
+    Call = grpc.aio.StreamStreamCall[engine_pb2.TransferRequest, engine_pb2.TransferResponse]
+
+logger = logging.getLogger(__name__)
+
+METHOD = "/enginery.v1.ControllerService/Transfer"
+MAX_RUNNING = 32
+MAX_OFFERS = 1_000
+"""Transfers that run, and that wait to run, at a time."""
+
+
+class Transfers:
+    """The transfers of one registration stream."""
+
+    def __init__(self, info: ConnectionInfo, engines: Mapping[int, Engine]) -> None:
+        """Relay to `engines`, by id; nothing is connected before the first offer."""
+        self._info = info
+        self._engines = engines
+        self._channel: grpc.aio.Channel | None = None
+        self._slots = asyncio.Semaphore(MAX_RUNNING)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, offer: engine_pb2.TransferOffer) -> None:
+        """Take up an offer, unless there are too many: it then expires at the controller."""
+        if len(self._tasks) >= MAX_OFFERS:
+            logger.warning("engine %d: over %d transfers wait; one is dropped", offer.engine_id, MAX_OFFERS)
+            return
+        task = asyncio.create_task(self._run(offer), name=f"transfer for engine {offer.engine_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """End all transfers."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        if self._channel is not None:
+            await self._channel.close()
+
+    async def _run(self, offer: engine_pb2.TransferOffer) -> None:
+        async with self._slots:
+            if self._channel is None:
+                self._channel = open_channel(self._info)
+            open_stream = self._channel.stream_stream(
+                METHOD,
+                request_serializer=engine_pb2.TransferRequest.SerializeToString,
+                response_deserializer=engine_pb2.TransferResponse.FromString,
+            )
+            call: Call = open_stream(metadata=self._info.metadata)
+            try:
+                accept = engine_pb2.TransferAccept(transfer_id=offer.transfer_id)
+                await call.write(engine_pb2.TransferRequest(accept=accept))
+                status = await self._serve(offer, call)
+                await call.write(engine_pb2.TransferRequest(status=status.SerializeToString()))
+                await call.done_writing()
+                while isinstance(await call.read(), engine_pb2.TransferResponse):
+                    pass  # what the caller sent after it was refused
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+                logger.debug("a transfer for engine %d ended early: %s", offer.engine_id, error)
+            finally:
+                call.cancel()
+
+    async def _serve(self, offer: engine_pb2.TransferOffer, call: Call) -> status_pb2.Status:
+        """Run the streaming call and return the status that the caller is to see."""
+        try:
+            engine = self._engines.get(offer.engine_id)
+            if engine is None:
+                ids = ", ".join(map(str, sorted(self._engines)))
+                raise DeliveryError("INVALID_ENGINE_ID", engine_id=offer.engine_id, engine_ids=ids)
+            requests = _requests(call)
+            if offer.method == frame_pb2.METHOD_UPLOAD:
+                response = await engine.upload(requests)
+                await call.write(engine_pb2.TransferRequest(message=response))
+            elif offer.method == frame_pb2.METHOD_DOWNLOAD:
+                await _download(engine, requests, call)
+            else:
+                raise DeliveryError("UNKNOWN_METHOD", method=f"{offer.method} in a transfer")
+        except DeliveryError as error:
+            return _status.to_proto(error)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            raise  # the stream itself is over
+        except Exception as error:
+            logger.exception("defect in a transfer for engine %d", offer.engine_id)
+            cause = f"{type(error).__name__}: {error}"
+            return _status.to_proto(DeliveryError("INTERNAL", cause=cause, process="engine host"))
+        return status_pb2.Status()  # code 0 is OK
+
+
+async def _requests(call: Call) -> AsyncIterator[bytes]:
+    while True:
+        message = await call.read()
+        if not isinstance(message, engine_pb2.TransferResponse) or message.end:
+            return
+        yield message.message
+
+
+async def _download(engine: Engine, requests: AsyncIterator[bytes], call: Call) -> None:
+    request = await anext(requests, None)
+    if request is None:
+        raise DeliveryError("PROTOCOL_ERROR", cause="a download has one request")
+    responses = engine.download(request)
+    try:
+        async for message in responses:
+            await call.write(engine_pb2.TransferRequest(message=message))
+    finally:
+        await responses.aclose()
