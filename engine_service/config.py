@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         prog="enginery engine",
-        description="Serve Python engines. They register with a controller, and wait for one that is not there yet.",
+        description="Serve Python engines. They register with a controller, or wait until there is one.",
     )
     made.add_argument(
         "-n", "--engines", dest="n", type=_positive, default=1, help="number of engines (default: 1)"

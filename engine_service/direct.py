@@ -1,7 +1,7 @@
 """The host's own port: EngineService for its engines, for clients that can reach the host directly.
 
-The port is reserved at once, so that hellos can name it, and serves nothing before the controller has signed its
-certificate and said by which digest clients are known.
+The port is reserved at once, so that hellos can name it, and serves nothing before the controller has signed
+its certificate and said by which digest clients are known.
 """
 
 from __future__ import annotations

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from enginery import _ids
 from enginery._engine import CallReply
 from enginery._reasons import DeliveryError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 Answer = CallReply | DeliveryError
-if TYPE_CHECKING:
-    Done = Callable[[Answer], None]
+Done = Callable[[Answer], None]
 
 
 @dataclass(slots=True, eq=False)

@@ -7,8 +7,8 @@
     AWAY           ASKING    -            -                  -                 AWAY                  GONE
     GONE           GONE      GONE         GONE               GONE              GONE                  GONE
 
-An engine that had been welcomed before is AWAY, not OFFLINE, when a stream closes: its next hello is a return, with
-the id and the epoch of its registration. What is not in the table is a defect of the controller.
+An engine that had been welcomed before is AWAY, not OFFLINE, when a stream closes: its next hello is a return,
+with the id and the epoch of its registration. What is not in the table is a defect of the controller.
 """
 
 from __future__ import annotations

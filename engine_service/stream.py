@@ -1,7 +1,7 @@
 """One registration stream: a reader, a writer, and between them nothing that waits for a timer.
 
-What piles up while a message is being written goes out together in the next one. A stream is used once; the link
-opens another after it.
+What piles up while a message is being written goes out together in the next one. A stream is used once; the
+link opens another after it.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 
-from engine_service.recent import Answer
 from enginery import _status
 from enginery._engine import CallReply
 from enginery._reasons import DeliveryError
@@ -23,6 +22,8 @@ from enginery.v1 import engine_pb2, frame_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from engine_service.recent import Answer
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class RegistrationStream:
             request_serializer=engine_pb2.EngineMessage.SerializeToString,
             response_deserializer=engine_pb2.ControllerMessage.FromString,
         )
-        self._call: grpc.aio.StreamStreamCall[engine_pb2.EngineMessage, engine_pb2.ControllerMessage]
+        self._call: grpc.aio.StreamStreamCall[Any, engine_pb2.ControllerMessage]
         self._call = open_stream(metadata=metadata)
         self._receive = receive
         self._next = engine_pb2.EngineMessage()  # all but replies

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 from google.rpc import status_pb2
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from engine_service.engine import Engine
     from enginery._connection_file import ConnectionInfo
 
-    Call = grpc.aio.StreamStreamCall[engine_pb2.TransferRequest, engine_pb2.TransferResponse]
+    Call = grpc.aio.StreamStreamCall[Any, engine_pb2.TransferResponse]
 
 logger = logging.getLogger(__name__)
 
