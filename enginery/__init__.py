@@ -1,0 +1,117 @@
+"""Enginery: live Python engines behind a gRPC contract.
+
+    with enginery.Cluster(n=4) as cluster:
+        engines = cluster.client[:]
+        engines.push({"a": 20})
+        print(engines.apply(lambda b: a + b, 22))
+
+`connect()` finds a running cluster, `Cluster` starts one. Names are imported on first use, so that `import
+enginery` costs nothing in a process that needs only a part of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from enginery._current import CurrentEngine, get_engine
+    from enginery.client import Client, connect
+    from enginery.cluster import Cluster
+    from enginery.engines import EngineInfo
+    from enginery.errors import (
+        CompositeError,
+        ControllerLost,
+        ControllerNotRunning,
+        EngineLost,
+        EngineryError,
+        InvalidEngineID,
+        KernelDied,
+        NoEnginesRegistered,
+        QueueCleared,
+        RemoteError,
+        SerializationError,
+        UnpickleableException,
+    )
+    from enginery.operation import Group, Operation
+    from enginery.result import Display, ExecuteResult, QueuedCall, QueueStatus
+    from enginery.serialized import Serialized, serialize
+    from enginery.view import EngineView
+    from enginery.views import EnginesView
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CurrentEngine": "_current",
+    "get_engine": "_current",
+    "Client": "client",
+    "connect": "client",
+    "Cluster": "cluster",
+    "EngineInfo": "engines",
+    "CompositeError": "errors",
+    "ControllerLost": "errors",
+    "ControllerNotRunning": "errors",
+    "EngineLost": "errors",
+    "EngineryError": "errors",
+    "InvalidEngineID": "errors",
+    "KernelDied": "errors",
+    "NoEnginesRegistered": "errors",
+    "QueueCleared": "errors",
+    "RemoteError": "errors",
+    "SerializationError": "errors",
+    "UnpickleableException": "errors",
+    "Group": "operation",
+    "Operation": "operation",
+    "Display": "result",
+    "ExecuteResult": "result",
+    "QueueStatus": "result",
+    "QueuedCall": "result",
+    "Serialized": "serialized",
+    "serialize": "serialized",
+    "EngineView": "view",
+    "EnginesView": "views",
+}
+
+__all__ = [
+    "Client",
+    "Cluster",
+    "CompositeError",
+    "ControllerLost",
+    "ControllerNotRunning",
+    "CurrentEngine",
+    "Display",
+    "EngineInfo",
+    "EngineLost",
+    "EngineView",
+    "EngineryError",
+    "EnginesView",
+    "ExecuteResult",
+    "Group",
+    "InvalidEngineID",
+    "KernelDied",
+    "NoEnginesRegistered",
+    "Operation",
+    "QueueCleared",
+    "QueueStatus",
+    "QueuedCall",
+    "RemoteError",
+    "SerializationError",
+    "Serialized",
+    "UnpickleableException",
+    "connect",
+    "get_engine",
+    "serialize",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

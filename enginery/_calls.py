@@ -1,0 +1,439 @@
+"""The methods of an engine as requests: arguments to bytes, and answers to values.
+
+Both kinds of view use these, so a method is written once. Everything that can be refused without an engine is
+refused here, at the caller, before anything is sent; a value is encoded once for any number of engines.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from enginery import _codec, _ids, _values, result
+from enginery._encoded import Codec, Encoded
+from enginery._methods import METHODS
+from enginery._reasons import DeliveryError, public
+from enginery.errors import InvalidProperty, SerializationError
+from enginery.serialized import ACCEPT, Serialized, serialize
+from enginery.v1 import engine_pb2, error_pb2, value_pb2
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from enginery._decode import Errors
+
+T = TypeVar("T")
+
+UPLOAD_ABOVE = 64 << 10
+"""Bytes above which a value goes by Upload, apart from the calls."""
+REQUEST_LIMIT = 4 << 20
+"""Largest request in bytes; what rides in it is small, unless someone sends 4 MiB of source."""
+
+_PICKLE = value_pb2.CODEC_PICKLE
+
+
+Uploads = tuple[tuple[value_pb2.Blob, Encoded], ...]
+"""Values of one request that are uploaded to each engine first, with the blobs as which they go."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """What came back for one call: the parsed message, and the blobs that it named, downloaded."""
+
+    engine_id: int
+    outcome: int
+    message: Any
+    blobs: dict[str, Encoded]
+    fetch: Callable[[value_pb2.Blob], Encoded]
+    """Downloads a blob of this engine that was not downloaded yet; waits."""
+    errors: Errors
+
+    def remote_error(self) -> error_pb2.RemoteError:
+        """Return what user code raised."""
+        message = self.message.result if isinstance(self.message, engine_pb2.ExecuteResponse) else self.message
+        return cast("error_pb2.RemoteError", message.error)
+
+    def value(self, value: value_pb2.Value) -> Encoded:
+        """Return the bytes of a value, downloaded or in the message."""
+        if value.WhichOneof("kind") == "blob":
+            return self.blobs[value.blob.blob_id]
+        return _values.from_value(value)
+
+    def namespace(self) -> Encoded:
+        """Return the dictionary of a Pull."""
+        if self.message.WhichOneof("namespace") == "blob":
+            return self.blobs[self.message.blob.blob_id]
+        return _values.from_pickle(self.message.pickled)
+
+    def displays(self) -> list[result.Display]:
+        """Return what an Apply displayed."""
+        return [result.display(display, self.blobs) for display in getattr(self.message, "displays", ())]
+
+    def forget_value(self) -> None:
+        """Let go of the value's bytes once they are decoded."""
+        if isinstance(self.message, engine_pb2.ApplyResponse):
+            self.blobs.pop(self.message.value.blob.blob_id, None)
+            self.message.ClearField("value")  # what else it holds, output and displays, stays
+        else:
+            self.message = None
+            self.blobs = {}
+
+
+@dataclass(slots=True)
+class Request(Generic[T]):
+    """One call, ready for any number of engines."""
+
+    method: int
+    payload: bytes
+    """The serialized request."""
+    response: type[Message]
+    decode: Callable[[Answer], T]
+    """Turns a successful answer into a value, on the thread that asks for it."""
+    uploads: Uploads = ()
+    success_reasons: frozenset[str] = frozenset()
+    """Reasons of failed delivery that count as success, with `fallback` as the value."""
+    fallback: T | None = None
+
+    def own_uploads(self) -> None:
+        """Copy what is to be uploaded, so that the caller may change it before it was sent."""
+        self.uploads = tuple((blob, _owned(encoded)) for blob, encoded in self.uploads)
+
+
+def _owned(encoded: Encoded) -> Encoded:
+    return Encoded(
+        encoded.codec,
+        tuple(part if isinstance(part, bytes) else bytes(part) for part in encoded.parts),
+        python_version=encoded.python_version,
+        dtype=encoded.dtype,
+        shape=encoded.shape,
+        fortran_order=encoded.fortran_order,
+    )
+
+
+@dataclass(slots=True)
+class _Collector:
+    """Collects the values of one request that are too large to ride in it."""
+
+    blobs: list[tuple[value_pb2.Blob, Encoded]] = field(default_factory=list)
+    room: int = 1 << 20
+    """Bytes that may still ride in the request."""
+
+    def take(self, encoded: Encoded) -> value_pb2.Blob | None:
+        """Return the blob as which `encoded` goes, None if it rides in the request."""
+        if encoded.size <= min(UPLOAD_ABOVE, self.room):
+            self.room -= encoded.size
+            return None
+        blob = _values.describe(secrets.token_hex(16), encoded)
+        self.blobs.append((blob, encoded))
+        return blob
+
+    def value(self, encoded: Encoded) -> value_pb2.Value:
+        """Return the message for one value."""
+        blob = self.take(encoded)
+        return _values.to_value(encoded) if blob is None else value_pb2.Value(blob=blob)
+
+
+def _request(
+    name: str,
+    message: Message,
+    decode: Callable[[Answer], T],
+    uploads: _Collector | None = None,
+) -> Request[T]:
+    payload = message.SerializeToString()
+    if len(payload) > REQUEST_LIMIT:
+        raise public(
+            DeliveryError(
+                "VALUE_TOO_LARGE",
+                size=len(payload),
+                limit=REQUEST_LIMIT,
+                option="the size of a message: push what is large, or pass it as an argument",
+            )
+        )
+    response: type[Message] = getattr(engine_pb2, f"{name}Response")
+    return Request(METHODS[name], payload, response, decode, tuple(uploads.blobs) if uploads else ())
+
+
+def _nothing(_: Answer) -> None:
+    return None
+
+
+# ---- code
+
+
+def execute(code: str) -> Request[result.ExecuteResult]:
+    """Run source."""
+    if not isinstance(code, str):
+        raise TypeError(f"code is text, not {type(code).__name__}")
+    try:
+        message = engine_pb2.ExecuteRequest(code=code, accept=[_PICKLE])
+    except UnicodeEncodeError as error:
+        raise ValueError(f"code is not valid Unicode: {error}") from None
+    return _request("Execute", message, lambda answer: _execute_result(answer, answer.message.result))
+
+
+def _execute_result(answer: Answer, message: engine_pb2.ExecuteResult) -> result.ExecuteResult:
+    displays = [result.display(display, answer.blobs) for display in message.displays]
+    return result.ExecuteResult(message, displays, answer.fetch, answer.errors)
+
+
+def apply(
+    function: Callable[..., T] | str, args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> Request[T]:
+    """Call a function."""
+    uploads = _Collector()
+    message = engine_pb2.ApplyRequest(accept=[_PICKLE])
+    if isinstance(function, str):
+        message.function_name = function
+    elif callable(function):
+        message.pickled_function.CopyFrom(_values.to_pickle(_codec.encode_function(function)))
+    else:
+        raise TypeError(f"apply calls a function or the name of one, not {type(function).__name__}")
+    if args or kwargs:
+        arguments = _codec.encode((args, dict(kwargs)), (Codec.PICKLE,))
+        if blob := uploads.take(arguments):
+            message.blob_arguments.CopyFrom(blob)
+        else:
+            message.pickled_arguments.CopyFrom(_values.to_pickle(arguments))
+    return _request("Apply", message, _apply_value, uploads)
+
+
+def _apply_value(answer: Answer) -> Any:
+    return _codec.decode(answer.value(answer.message.value))
+
+
+def get_result(number: int | None) -> Request[result.ExecuteResult]:
+    """Return the record of a command."""
+    if type(number) not in (int, type(None)):  # a bool is no number
+        raise TypeError(f"a command's number is an int, not {type(number).__name__}")
+    if number is not None and not 0 <= number < 1 << 64:
+        raise IndexError(f"no command {number}: numbers count up from 1")
+    message = engine_pb2.GetResultRequest(number=number)
+    return _request("GetResult", message, lambda answer: _execute_result(answer, answer.message.result))
+
+
+# ---- namespace
+
+
+def push(namespace: Mapping[str, object]) -> Request[None]:
+    """Put a dictionary into the namespace."""
+    encoded = _codec.encode(_checked(namespace), (Codec.PICKLE,))
+    uploads = _Collector()
+    blob = uploads.take(encoded)
+    message = (
+        engine_pb2.PushRequest(pickled=_values.to_pickle(encoded))
+        if blob is None
+        else engine_pb2.PushRequest(blob=blob)
+    )
+    return _request("Push", message, _nothing, uploads)
+
+
+def push_function(namespace: Mapping[str, Callable[..., object]]) -> Request[None]:
+    """Put functions into the namespace."""
+    encoded = _codec.encode_functions(_checked(namespace))
+    uploads = _Collector()
+    blob = uploads.take(encoded)
+    message = (
+        engine_pb2.PushFunctionRequest(pickled=_values.to_pickle(encoded))
+        if blob is None
+        else engine_pb2.PushFunctionRequest(blob=blob)
+    )
+    return _request("PushFunction", message, _nothing, uploads)
+
+
+def push_serialized(namespace: Mapping[str, object]) -> Request[None]:
+    """Put values into the namespace that each have their own form."""
+    uploads = _Collector()
+    values = {key: uploads.value(serialize(value).encoded) for key, value in _checked(namespace).items()}
+    return _request("PushSerialized", engine_pb2.PushSerializedRequest(values=values), _nothing, uploads)
+
+
+def pull(keys: str | Sequence[str]) -> Request[Any]:
+    """Return objects by name."""
+    names = _names(keys)
+    message = engine_pb2.PullRequest(keys=names, accept=[_PICKLE])
+    return _request("Pull", message, lambda answer: _pick(_codec.decode(answer.namespace()), keys, names))
+
+
+def pull_function(keys: str | Sequence[str]) -> Request[Any]:
+    """Return functions by name."""
+    names = _names(keys)
+
+    def decode(answer: Answer) -> object:
+        import __main__
+
+        return _pick(_codec.decode_functions(answer.namespace(), vars(__main__)), keys, names)
+
+    return _request("PullFunction", engine_pb2.PullFunctionRequest(keys=names), decode)
+
+
+def pull_serialized(keys: str | Sequence[str]) -> Request[Any]:
+    """Return values by name, still encoded."""
+    names = _names(keys)
+
+    def decode(answer: Answer) -> object:
+        values = answer.message.values
+        return _pick({name: Serialized(answer.value(values[name])) for name in names}, keys, names)
+
+    accept = [value_pb2.Codec.ValueType(int(codec)) for codec in ACCEPT]
+    return _request("PullSerialized", engine_pb2.PullSerializedRequest(keys=names, accept=accept), decode)
+
+
+def keys() -> Request[list[str]]:
+    """Return the names that users put into the namespace."""
+    return _request("Keys", engine_pb2.KeysRequest(), lambda answer: list(answer.message.keys))
+
+
+def reset() -> Request[None]:
+    """Empty the engine."""
+    return _request("Reset", engine_pb2.ResetRequest(), _nothing)
+
+
+def kill() -> Request[None]:
+    """Stop the engine; losing it on the way is success."""
+    request = _request("Kill", engine_pb2.KillRequest(), _nothing)
+    request.success_reasons = frozenset({"ENGINE_STOPPED", "ENGINE_LOST", "KERNEL_DIED", "CONTROLLER_LOST"})
+    return request
+
+
+def _checked(namespace: Mapping[str, T]) -> dict[str, T]:
+    if not isinstance(namespace, Mapping):
+        raise TypeError(f"a namespace is a dictionary, not {type(namespace).__name__}")
+    checked = dict(namespace)
+    for key in checked:
+        if not isinstance(key, str):
+            raise TypeError(f"names are text, not {type(key).__name__}: {key!r}")
+    return checked
+
+
+def _names(keys: str | Iterable[str]) -> list[str]:
+    if isinstance(keys, str):
+        return [keys]
+    if not isinstance(keys, Sequence) or isinstance(keys, bytes):
+        raise TypeError(f"keys are a name or a sequence of names, not {type(keys).__name__}")
+    for key in keys:
+        if not isinstance(key, str):
+            raise TypeError(f"a key is text, not {type(key).__name__}: {key!r}")
+    return list(keys)
+
+
+def _pick(namespace: object, keys: str | Sequence[str], names: list[str]) -> Any:
+    if not isinstance(namespace, Mapping) or not all(name in namespace for name in names):
+        raise SerializationError("the engine's answer does not hold what was asked for")
+    return namespace[keys] if isinstance(keys, str) else [namespace[name] for name in names]
+
+
+# ---- properties
+
+
+def set_properties(properties: Mapping[str, object]) -> Request[None]:
+    """Update the properties."""
+    uploads = _Collector()
+    values = {key: uploads.value(_property(key, value)) for key, value in _checked(properties).items()}
+    return _request("SetProperties", engine_pb2.SetPropertiesRequest(properties=values), _nothing, uploads)
+
+
+def _property(key: str, value: object) -> Encoded:
+    try:
+        return _codec.encode(value, (Codec.JSON, Codec.PICKLE))
+    except SerializationError as error:
+        raise InvalidProperty(f"property {key!r}: {error}") from error
+
+
+def get_properties(keys: str | Sequence[str] | None) -> Request[dict[str, Any]]:
+    """Return properties."""
+    names = None if keys is None else _names(keys)
+
+    def decode(answer: Answer) -> dict[str, Any]:
+        properties = answer.message.properties
+        wanted = sorted(properties) if names is None else names  # no keys means all to the engine
+        return {key: _codec.decode(answer.value(properties[key])) for key in wanted}
+
+    return _request("GetProperties", engine_pb2.GetPropertiesRequest(keys=names or []), decode)
+
+
+def has_properties(keys: str | Sequence[str]) -> Request[list[bool]]:
+    """Say for each key whether there is such a property."""
+    message = engine_pb2.HasPropertiesRequest(keys=_names(keys))
+    return _request("HasProperties", message, lambda answer: list(answer.message.present))
+
+
+def del_properties(keys: str | Sequence[str]) -> Request[None]:
+    """Remove properties."""
+    return _request("DelProperties", engine_pb2.DelPropertiesRequest(keys=_names(keys)), _nothing)
+
+
+def clear_properties() -> Request[None]:
+    """Remove all properties."""
+    return _request("ClearProperties", engine_pb2.ClearPropertiesRequest(), _nothing)
+
+
+# ---- control
+
+
+def interrupt(operation_id: str | None) -> Request[str | None]:
+    """Interrupt what runs."""
+    if operation_id is not None:
+        _ids.parse(operation_id)
+    message = engine_pb2.InterruptRequest(operation_id=operation_id or "")
+    return _request("Interrupt", message, lambda answer: answer.message.operation_id or None)
+
+
+def queue_status() -> Request[result.QueueStatus]:
+    """Say what the engine is doing."""
+    return _request(
+        "QueueStatus",
+        engine_pb2.QueueStatusRequest(),
+        lambda answer: result.queue_status(answer.engine_id, answer.message),
+    )
+
+
+def clear_queue() -> Request[int]:
+    """Fail what waits."""
+    return _request(
+        "ClearQueue", engine_pb2.ClearQueueRequest(), lambda answer: int(answer.message.cleared_count)
+    )
+
+
+# ---- what an answer leaves to be downloaded
+
+EAGER = {
+    METHODS["Apply"],
+    METHODS["Execute"],
+    METHODS["GetResult"],
+    METHODS["Pull"],
+    METHODS["PullFunction"],
+    METHODS["PullSerialized"],
+}
+
+
+def blobs_of(method: int, message: Any) -> list[tuple[value_pb2.Blob, bool]]:
+    """Return the blobs to download before a call counts as answered, each with whether it is indispensable.
+
+    The value and the output of an Execute are not among them: they wait until someone asks.
+    """
+    if method not in EAGER:
+        return []
+    found: list[tuple[value_pb2.Blob, bool]] = []
+    if method in (METHODS["Pull"], METHODS["PullFunction"]):
+        if message.WhichOneof("namespace") == "blob":
+            found.append((message.blob, True))
+    elif method == METHODS["PullSerialized"]:
+        found += [(value.blob, True) for value in message.values.values() if value.WhichOneof("kind") == "blob"]
+    elif method == METHODS["Apply"]:
+        if message.value.WhichOneof("kind") == "blob":
+            found.append((message.value.blob, True))
+        found += _display_blobs(message.displays)
+    else:
+        found += _display_blobs(message.result.displays)
+    return found
+
+
+def _display_blobs(displays: Iterable[value_pb2.Display]) -> list[tuple[value_pb2.Blob, bool]]:
+    return [
+        (form.blob, False)
+        for display in displays
+        for form in display.data
+        if form.WhichOneof("content") == "blob"
+    ]

@@ -1,0 +1,81 @@
+"""Large values: to an engine's host by Upload, from it by Download, in chunks with checksums."""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING
+
+from enginery import _values
+from enginery._methods import ENGINE_ID_KEY
+from enginery._reasons import DeliveryError
+from enginery.v1 import engine_pb2, engine_pb2_grpc, value_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import grpc.aio
+
+    from enginery._encoded import Encoded
+
+CHUNK = 512 << 10
+"""Bytes in one message: larger ones are slower, and hold up what shares the connection."""
+_SLOWEST = 1 << 20  # bytes a second: a transfer below that is given up
+_PATIENCE = 60.0  # seconds on top
+
+
+class Transfers:
+    """Moves values over a channel of their own."""
+
+    def __init__(self, channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ...]) -> None:
+        """Use `channel`; `metadata` goes with every call."""
+        self._stub = engine_pb2_grpc.EngineServiceStub(channel)
+        self._metadata = metadata
+
+    def _to(self, engine_id: int) -> tuple[tuple[str, str], ...]:
+        return (*self._metadata, (ENGINE_ID_KEY, str(engine_id)))
+
+    async def upload(self, engine_id: int, blob: value_pb2.Blob, encoded: Encoded) -> None:
+        """Send the bytes of `encoded` as `blob`."""
+        messages = _upload_messages(blob, encoded)
+        await self._stub.Upload(messages, metadata=self._to(engine_id), timeout=_deadline(blob.size))
+
+    async def download(self, engine_id: int, blob: value_pb2.Blob, *, release: bool) -> Encoded:
+        """Return the value of `blob`; `release` lets the engine's host forget it."""
+        _values.check_blob(blob)
+        data = bytearray(blob.size)
+        request = engine_pb2.DownloadRequest(blob_id=blob.blob_id, release=release)
+        call = self._stub.Download(request, metadata=self._to(engine_id), timeout=_deadline(blob.size))
+        position = 0
+        async for response in call:
+            if response.WhichOneof("kind") == "chunk":
+                position = _place(response.chunk, data, position, blob)
+        if position != blob.size:
+            raise DeliveryError("BAD_VALUE", field="blob", cause=f"{position} of {blob.size} bytes came")
+        return _values.assemble(blob, data)
+
+
+def _deadline(size: int) -> float:
+    return _PATIENCE + size / _SLOWEST
+
+
+async def _upload_messages(blob: value_pb2.Blob, encoded: Encoded) -> AsyncIterator[engine_pb2.UploadRequest]:
+    yield engine_pb2.UploadRequest(blob=blob)
+    offset = 0
+    for part in encoded.parts:
+        view = memoryview(part).cast("B")
+        for start in range(0, view.nbytes, CHUNK):
+            data = bytes(view[start : start + CHUNK])
+            chunk = value_pb2.Chunk(offset=offset, crc32=zlib.crc32(data), data=data)
+            yield engine_pb2.UploadRequest(chunk=chunk)
+            offset += len(data)
+
+
+def _place(chunk: value_pb2.Chunk, data: bytearray, position: int, blob: value_pb2.Blob) -> int:
+    piece = chunk.data
+    if chunk.offset != position or position + len(piece) > len(data):
+        cause = f"a chunk at {chunk.offset} came where {position} was next"
+        raise DeliveryError("BAD_VALUE", field=f"blob {blob.blob_id}", cause=cause)
+    if chunk.HasField("crc32") and zlib.crc32(piece) != chunk.crc32:
+        raise DeliveryError("CHECKSUM_MISMATCH", offset=position, blob_id=blob.blob_id)
+    data[position : position + len(piece)] = piece
+    return position + len(piece)

@@ -1,0 +1,279 @@
+"""The client: a connection to one controller, and views of its engines."""
+
+from __future__ import annotations
+
+import operator
+import time
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex, TypeVar, overload
+
+from enginery import _calls, _connection_file, _find
+from enginery._diagnose import diagnose
+from enginery._link import Link
+from enginery.errors import (
+    ConnectError,
+    ControllerLost,
+    EngineryError,
+    InvalidEngineID,
+    NoEnginesRegistered,
+)
+from enginery.operation import gather
+from enginery.view import EngineView
+from enginery.views import EnginesView
+
+if TYPE_CHECKING:
+    import os
+    from types import TracebackType
+
+    from enginery._decode import Errors
+    from enginery.engines import EngineInfo
+    from enginery.operation import Operation
+
+T = TypeVar("T")
+
+_STOPPING = 10.0  # seconds for a killed engine to be unregistered
+
+
+def connect(
+    connection_file: str | os.PathLike[str] | None = None, *, timeout: float = 10.0, errors: Errors = "raise"
+) -> Client:
+    """Return a client of a running controller.
+
+    `connection_file` is its `client.json`, or the state directory that holds one; it is waited for. Without it
+    the cluster is the one of `ENGINERY_STATE_DIR`, or the only one of this user that runs here.
+
+    `timeout` in seconds bounds the wait for a connection, now and whenever it has to be opened again.
+    `errors="raise"` raises what user code raised on an engine as its original type, from a RemoteError with the
+    remote traceback; `errors="wrap"` raises RemoteError and never unpickles an exception.
+
+    Raises ConnectError, as ControllerNotRunning, SeveralClusters, ConnectionFileError, CertificateError or
+    AuthenticationError, each saying what to do; FileTimeoutError if a named file does not appear.
+    """
+    if errors not in ("raise", "wrap"):
+        raise ValueError(f'errors is "raise" or "wrap", not {errors!r}')
+    started = time.monotonic()
+    path = _find.find(connection_file, timeout)
+    info = _connection_file.read(path, "client")
+    link = Link(lambda: _connection_file.read(path, "client"), timeout)
+    try:
+        link.run(link.start(), max(0.1, timeout - (time.monotonic() - started)) + 1.0)
+    except (EngineryError, TimeoutError) as error:
+        if isinstance(error, ConnectError) and not isinstance(error, ControllerLost):
+            raise
+        raise diagnose(info) from error
+    return Client(link, errors)
+
+
+class Client:
+    """A connection to one controller.
+
+    Indexing gives views of engines: `client[0]` one engine, whose answers are single values; `client[:]` and
+    `client[[0, 2]]` several that are fixed now, whose answers are lists; `client["all"]` whichever there are at
+    the time of each call. It may be used from several threads, and while an asyncio loop runs. It reconnects by
+    itself.
+    """
+
+    def __init__(self, link: Link, errors: Errors) -> None:
+        """Made by `connect`, or by `Cluster`."""
+        self._link = link
+        self.errors: Errors = errors
+        # A client that is dropped ends its connection; the end of the process is the loop thread's affair.
+        self._finalizer = weakref.finalize(self, _abandon, link)
+        self._finalizer.atexit = False
+
+    # ---- engines
+
+    @property
+    def ids(self) -> list[int]:
+        """Ids of the registered engines, rising; those whose connection is lost for now included."""
+        return self._link.roster.ids
+
+    @property
+    def engines(self) -> list[EngineInfo]:
+        """What is known of each registered engine, by rising id."""
+        return self._link.roster.engines
+
+    def __len__(self) -> int:
+        """Return how many engines are registered."""
+        return len(self.ids)
+
+    def __bool__(self) -> bool:
+        """Return True: a client is something even while there are no engines."""
+        return True
+
+    def wait_for_engines(self, n: int = 1, timeout: float = 60.0) -> list[int]:
+        """Wait until at least `n` engines are registered and return their ids.
+
+        TimeoutError after `timeout` seconds. It blocks; in a coroutine use `asyncio.to_thread`.
+        """
+        self._check_open()
+        roster = self._link.roster
+        if not roster.wait(lambda: len(roster.ids) >= n or self._link.closed, timeout):
+            raise TimeoutError(
+                f"{len(roster.ids)} of {n} engines are registered after {timeout:g} s: {roster.ids}"
+            )
+        self._check_open()
+        return roster.ids
+
+    @overload
+    def __getitem__(self, key: SupportsIndex) -> EngineView: ...
+    @overload
+    def __getitem__(self, key: slice | Sequence[int] | Literal["all"]) -> EnginesView: ...
+    def __getitem__(
+        self, key: SupportsIndex | slice | Sequence[int] | Literal["all"]
+    ) -> EngineView | EnginesView:
+        """Return a view: of one engine for an id, else of several.
+
+        A slice counts positions in `ids`, a sequence names ids, "all" follows the engines. InvalidEngineID if
+        there is no such engine now; NoEnginesRegistered if there is none at all.
+        """
+        ids = self.ids
+        if isinstance(key, str):
+            if key != "all":
+                raise TypeError(f'engines are named by id, slice, list of ids or "all", not {key!r}')
+            return EnginesView(self, None, self.errors)
+        if isinstance(key, slice):
+            return EnginesView(
+                self, self._known(ids[key], ids, f"[{_slice_text(key)}] of them selects none"), self.errors
+            )
+        if isinstance(key, Sequence):
+            wanted = [_engine_id(item) for item in key]
+            if len(set(wanted)) != len(wanted):
+                raise ValueError(f"an engine is named twice: {wanted}")
+            return EnginesView(self, self._known(wanted, ids, "the list names none"), self.errors)
+        engine_id = _engine_id(key)
+        self._known([engine_id], ids, "")
+        return EngineView(self, engine_id, self.errors)
+
+    def _known(self, wanted: list[int], ids: list[int], empty: str) -> list[int]:
+        self._check_open()
+        if not ids:
+            raise NoEnginesRegistered("no engine is registered: start one with `enginery engine`")
+        there = f"there are: {', '.join(map(str, ids))}"
+        for engine_id in wanted:
+            if engine_id not in ids:
+                raise InvalidEngineID(f"no engine {engine_id}; {there}", engine_id=engine_id)
+        if not wanted:
+            raise InvalidEngineID(f"no engine: {there}; {empty}")
+        return wanted
+
+    # ---- calls, for views
+
+    def start(
+        self, request: _calls.Request[T], engine_ids: Sequence[int], errors: Errors
+    ) -> list[Operation[T]]:
+        """Send a call to each engine at once. For views."""
+        return self._link.submit(request, engine_ids, errors)
+
+    def kernels(self, engine_ids: list[int]) -> dict[int, str]:
+        """Return the incarnation of each of the engines that is there. For views."""
+        return self._link.roster.incarnations(engine_ids)
+
+    def wait_until_gone(self, kernels: dict[int, str]) -> None:
+        """Wait until none of these incarnations is registered; TimeoutError after 10 s. For views."""
+        roster = self._link.roster
+        ids = list(kernels)
+
+        def gone() -> bool:
+            now = roster.incarnations(ids)
+            return not self._link.connected or all(now.get(i) != kernels[i] for i in ids)
+
+        if not roster.wait(gone, _STOPPING):
+            raise TimeoutError(
+                f"engines {ids} were told to stop and are still registered after {_STOPPING:g} s"
+            )
+
+    # ---- the cluster
+
+    @property
+    def cluster_id(self) -> str:
+        """The cluster, a UUID."""
+        return self._link.cluster_id
+
+    def kill(self, *, controller: bool = False) -> None:
+        """Stop every engine and, with `controller`, the controller as well, which closes this client."""
+        if controller:
+            self.shutdown()
+            return
+        kernels = self.kernels(self.ids)
+        gather(self.start(_calls.kill(), list(kernels), self.errors))
+        self.wait_until_gone(kernels)
+
+    def shutdown(self, *, keep_engines: bool = False) -> None:
+        """Stop the engines and the controller, and close this client; `keep_engines` stops the controller
+        alone."""
+        self._check_open()
+        self._link.run(self._link.shutdown(keep_engines=keep_engines))
+        self.close()
+
+    def statistics(self) -> dict[str, Any]:
+        """Return counters of this client: calls, messages, replies, what is on its way, reconnects."""
+        session = self._link.session
+        return {
+            "calls": session.counters.calls,
+            "messages": session.counters.messages,
+            "replies": session.counters.replies,
+            "not_delivered": session.counters.failures,
+            "unsent": session.unsent_count,
+            "waiting": session.waiting_count,
+            "reconnects": self._link.reconnects,
+            "connected": self._link.connected,
+            "engines": len(self.ids),
+        }
+
+    # ---- the end
+
+    @property
+    def closed(self) -> bool:
+        """Whether the client was closed."""
+        return self._link.closed
+
+    def close(self) -> None:
+        """Send what was submitted, then end the connection. The engines go on, and so does what runs on them.
+
+        Calls that wait end with ControllerLost. The second time does nothing.
+        """
+        if self._finalizer.detach() is not None:
+            self._link.run(self._link.close())
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ControllerLost("this client was closed")
+
+    def __enter__(self) -> Self:
+        """Return the client itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the client."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """Show the controller's address, and how many engines there are."""
+        info = self._link.info
+        address = info.address if info is not None else "nowhere"
+        if self.closed:
+            state = "closed"
+        elif not self._link.connected:
+            state = "reconnecting"
+        else:
+            state = f"{len(self)} engine{'' if len(self) == 1 else 's'}"
+        return f"<Client {address}, {state}>"
+
+
+def _abandon(link: Link) -> None:
+    link.abandon()
+
+
+def _engine_id(key: object) -> int:
+    if isinstance(key, bool) or not hasattr(key, "__index__"):
+        raise TypeError(f"an engine's id is an int, not {type(key).__name__}")
+    return operator.index(key)
+
+
+def _slice_text(key: slice) -> str:
+    parts = [key.start, key.stop] if key.step is None else [key.start, key.stop, key.step]
+    return ":".join("" if part is None else str(part) for part in parts)

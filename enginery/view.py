@@ -1,0 +1,318 @@
+"""A view of one engine: its methods, each answer a single value."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+from enginery import _calls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from enginery._decode import Errors
+    from enginery.client import Client
+    from enginery.operation import Operation
+    from enginery.result import ExecuteResult, QueueStatus
+    from enginery.serialized import Serialized
+
+T = TypeVar("T")
+
+
+class EngineView:
+    """One engine: `client[0]`.
+
+    Calls wait for their answer; with `block=False` they return an Operation at once. Calls on one engine run
+    one at a time in the order in which they were made. One that fails clears what this client had queued behind
+    it, which then fails with QueueCleared. If the connection breaks while a call waits it is ControllerLost; if
+    the engine is gone, InvalidEngineID or EngineLost; if its process died, KernelDied.
+    """
+
+    def __init__(self, client: Client, engine_id: int, errors: Errors) -> None:
+        """Made by indexing a client. `errors` is as for `connect` and may be set later."""
+        self._client = client
+        self._engine_id = engine_id
+        self.errors: Errors = errors
+
+    @property
+    def client(self) -> Client:
+        """The client that made this view."""
+        return self._client
+
+    @property
+    def engine_id(self) -> int:
+        """The engine's id."""
+        return self._engine_id
+
+    @property
+    def id(self) -> int:
+        """The same as `engine_id`."""
+        return self._engine_id
+
+    @property
+    def targets(self) -> list[int]:
+        """The engine's id in a list, as other views have it."""
+        return [self._engine_id]
+
+    @overload
+    def execute(self, code: str, *, block: Literal[True] = True) -> ExecuteResult: ...
+    @overload
+    def execute(self, code: str, *, block: Literal[False]) -> Operation[ExecuteResult]: ...
+    def execute(self, code: str, *, block: bool = True) -> ExecuteResult | Operation[ExecuteResult]:
+        """Run source in the namespace: any statements, top-level `await` included.
+
+        A statement that raises ends the block; what it raised is raised here. Output and the last expression's
+        value are in the result.
+        """
+        return self._do(_calls.execute(code), block)
+
+    @overload
+    def apply(
+        self, function: Callable[..., T], /, *args: Any, block: Literal[True] = True, **kwargs: Any
+    ) -> T: ...
+    @overload
+    def apply(
+        self, function: Callable[..., T], /, *args: Any, block: Literal[False], **kwargs: Any
+    ) -> Operation[T]: ...
+    @overload
+    def apply(self, function: str, /, *args: Any, block: Literal[True] = True, **kwargs: Any) -> Any: ...
+    @overload
+    def apply(self, function: str, /, *args: Any, block: Literal[False], **kwargs: Any) -> Operation[Any]: ...
+    def apply(self, function: Callable[..., T] | str, /, *args: Any, block: bool = True, **kwargs: Any) -> Any:
+        """Call a function with arguments and return its value; a text names a callable of the engine.
+
+        A function of the caller's `__main__` has the engine's namespace as its globals. What it raises is
+        raised here. SerializationError, before anything is sent, if the function or an argument cannot be
+        pickled.
+        """
+        return self._do(_calls.apply(function, args, kwargs), block)
+
+    @overload
+    def push(self, namespace: Mapping[str, object], *, block: Literal[True] = True) -> None: ...
+    @overload
+    def push(self, namespace: Mapping[str, object], *, block: Literal[False]) -> Operation[None]: ...
+    def push(self, namespace: Mapping[str, object], *, block: bool = True) -> Operation[None] | None:
+        """Put a dictionary into the namespace: all of it or, if any part fails, nothing.
+
+        SerializationError, before anything is sent, if a value cannot be pickled.
+        """
+        return self._do(_calls.push(namespace), block)
+
+    @overload
+    def pull(self, keys: str, *, block: Literal[True] = True) -> Any: ...
+    @overload
+    def pull(self, keys: str, *, block: Literal[False]) -> Operation[Any]: ...
+    @overload
+    def pull(self, keys: Sequence[str], *, block: Literal[True] = True) -> list[Any]: ...
+    @overload
+    def pull(self, keys: Sequence[str], *, block: Literal[False]) -> Operation[list[Any]]: ...
+    def pull(self, keys: str | Sequence[str], *, block: bool = True) -> Any:
+        """Return an object by name; for a sequence of names, a list in their order.
+
+        NameError if any name is missing, TypeError if `keys` is neither.
+        """
+        return self._do(_calls.pull(keys), block)
+
+    @overload
+    def push_function(
+        self, namespace: Mapping[str, Callable[..., object]], *, block: Literal[True] = True
+    ) -> None: ...
+    @overload
+    def push_function(
+        self, namespace: Mapping[str, Callable[..., object]], *, block: Literal[False]
+    ) -> Operation[None]: ...
+    def push_function(
+        self, namespace: Mapping[str, Callable[..., object]], *, block: bool = True
+    ) -> Operation[None] | None:
+        """Put functions into the namespace, with the engine's namespace as their globals.
+
+        TypeError if one is no function.
+        """
+        return self._do(_calls.push_function(namespace), block)
+
+    @overload
+    def pull_function(self, keys: str, *, block: Literal[True] = True) -> Callable[..., Any]: ...  # type: ignore[overload-overlap]  # a str goes first
+    @overload
+    def pull_function(self, keys: str, *, block: Literal[False]) -> Operation[Callable[..., Any]]: ...  # type: ignore[overload-overlap]  # a str goes first
+    @overload
+    def pull_function(
+        self, keys: Sequence[str], *, block: Literal[True] = True
+    ) -> list[Callable[..., Any]]: ...
+    @overload
+    def pull_function(
+        self, keys: Sequence[str], *, block: Literal[False]
+    ) -> Operation[list[Callable[..., Any]]]: ...
+    def pull_function(self, keys: str | Sequence[str], *, block: bool = True) -> Any:
+        """Return functions by name, as `pull`; what they captured comes along, other globals are `__main__`'s.
+
+        NameError if a name is missing, TypeError if one is no function.
+        """
+        return self._do(_calls.pull_function(keys), block)
+
+    @overload
+    def push_serialized(self, namespace: Mapping[str, object], *, block: Literal[True] = True) -> None: ...
+    @overload
+    def push_serialized(self, namespace: Mapping[str, object], *, block: Literal[False]) -> Operation[None]: ...
+    def push_serialized(self, namespace: Mapping[str, object], *, block: bool = True) -> Operation[None] | None:
+        """Put values into the namespace that each travel in their own form: Serialized ones as they are, arrays
+        as raw buffers, anything else as `serialize` has it.
+        """
+        return self._do(_calls.push_serialized(namespace), block)
+
+    @overload
+    def pull_serialized(self, keys: str, *, block: Literal[True] = True) -> Serialized: ...  # type: ignore[overload-overlap]  # a str goes first
+    @overload
+    def pull_serialized(self, keys: str, *, block: Literal[False]) -> Operation[Serialized]: ...  # type: ignore[overload-overlap]  # a str goes first
+    @overload
+    def pull_serialized(self, keys: Sequence[str], *, block: Literal[True] = True) -> list[Serialized]: ...
+    @overload
+    def pull_serialized(self, keys: Sequence[str], *, block: Literal[False]) -> Operation[list[Serialized]]: ...
+    def pull_serialized(self, keys: str | Sequence[str], *, block: bool = True) -> Any:
+        """Return values by name as Serialized, which nothing has decoded; otherwise as `pull`."""
+        return self._do(_calls.pull_serialized(keys), block)
+
+    @overload
+    def get_result(self, number: int | None = None, *, block: Literal[True] = True) -> ExecuteResult: ...
+    @overload
+    def get_result(self, number: int | None = None, *, block: Literal[False]) -> Operation[ExecuteResult]: ...
+    def get_result(
+        self, number: int | None = None, *, block: bool = True
+    ) -> ExecuteResult | Operation[ExecuteResult]:
+        """Return the record of command `number`, by default the latest; failed ones hold their `error`.
+
+        IndexError if there is none, or if it was released to make room. Answers while others run.
+        """
+        return self._do(_calls.get_result(number), block)
+
+    @overload
+    def keys(self, *, block: Literal[True] = True) -> list[str]: ...
+    @overload
+    def keys(self, *, block: Literal[False]) -> Operation[list[str]]: ...
+    def keys(self, *, block: bool = True) -> list[str] | Operation[list[str]]:
+        """Return the names that users put into the namespace, and `id` and `mpi`, sorted."""
+        return self._do(_calls.keys(), block)
+
+    @overload
+    def reset(self, *, block: Literal[True] = True) -> None: ...
+    @overload
+    def reset(self, *, block: Literal[False]) -> Operation[None]: ...
+    def reset(self, *, block: bool = True) -> Operation[None] | None:
+        """Clear queue, namespace, history and properties, and number commands from 1 again. Modules stay
+        loaded."""
+        return self._do(_calls.reset(), block)
+
+    @overload
+    def kill(self, *, block: Literal[True] = True) -> None: ...
+    @overload
+    def kill(self, *, block: Literal[False]) -> Operation[None]: ...
+    def kill(self, *, block: bool = True) -> Operation[None] | None:
+        """Clear the queue and stop the engine for good. Losing it on the way is success.
+
+        With `block` this returns when it is no longer among the client's `ids`.
+        """
+        return self._kill(block)
+
+    @overload
+    def set_properties(self, properties: Mapping[str, object], *, block: Literal[True] = True) -> None: ...
+    @overload
+    def set_properties(self, properties: Mapping[str, object], *, block: Literal[False]) -> Operation[None]: ...
+    def set_properties(self, properties: Mapping[str, object], *, block: bool = True) -> Operation[None] | None:
+        """Update the engine's properties. Values are copied; InvalidProperty if one cannot be pickled."""
+        return self._do(_calls.set_properties(properties), block)
+
+    @overload
+    def get_properties(
+        self, keys: str | Sequence[str] | None = None, *, block: Literal[True] = True
+    ) -> dict[str, Any]: ...
+    @overload
+    def get_properties(
+        self, keys: str | Sequence[str] | None = None, *, block: Literal[False]
+    ) -> Operation[dict[str, Any]]: ...
+    def get_properties(
+        self, keys: str | Sequence[str] | None = None, *, block: bool = True
+    ) -> dict[str, Any] | Operation[dict[str, Any]]:
+        """Return properties by key, by default all; they are copies. KeyError if a key is missing. Answers
+        while others run.
+        """
+        return self._do(_calls.get_properties(keys), block)
+
+    @overload
+    def has_properties(self, keys: str | Sequence[str], *, block: Literal[True] = True) -> list[bool]: ...
+    @overload
+    def has_properties(self, keys: str | Sequence[str], *, block: Literal[False]) -> Operation[list[bool]]: ...
+    def has_properties(
+        self, keys: str | Sequence[str], *, block: bool = True
+    ) -> list[bool] | Operation[list[bool]]:
+        """Return for each key whether there is such a property. Answers while others run."""
+        return self._do(_calls.has_properties(keys), block)
+
+    @overload
+    def del_properties(self, keys: str | Sequence[str], *, block: Literal[True] = True) -> None: ...
+    @overload
+    def del_properties(self, keys: str | Sequence[str], *, block: Literal[False]) -> Operation[None]: ...
+    def del_properties(self, keys: str | Sequence[str], *, block: bool = True) -> Operation[None] | None:
+        """Remove properties: all of them or, if a key is missing (KeyError), none."""
+        return self._do(_calls.del_properties(keys), block)
+
+    @overload
+    def clear_properties(self, *, block: Literal[True] = True) -> None: ...
+    @overload
+    def clear_properties(self, *, block: Literal[False]) -> Operation[None]: ...
+    def clear_properties(self, *, block: bool = True) -> Operation[None] | None:
+        """Remove all properties."""
+        return self._do(_calls.clear_properties(), block)
+
+    @overload
+    def interrupt(self, operation_id: str | None = None, *, block: Literal[True] = True) -> str | None: ...
+    @overload
+    def interrupt(self, operation_id: str | None = None, *, block: Literal[False]) -> Operation[str | None]: ...
+    def interrupt(
+        self, operation_id: str | None = None, *, block: bool = True
+    ) -> str | Operation[str | None] | None:
+        """Raise KeyboardInterrupt in what runs, or only in `operation_id`; return the operation, None if none
+        was hit.
+
+        It does not wait for the operation to end.
+        """
+        return self._do(_calls.interrupt(operation_id), block)
+
+    @overload
+    def queue_status(self, *, block: Literal[True] = True) -> QueueStatus: ...
+    @overload
+    def queue_status(self, *, block: Literal[False]) -> Operation[QueueStatus]: ...
+    def queue_status(self, *, block: bool = True) -> QueueStatus | Operation[QueueStatus]:
+        """Return what runs (`pending`) and what waits (`queue`). Answers while others run."""
+        return self._do(_calls.queue_status(), block)
+
+    @overload
+    def clear_queue(self, *, block: Literal[True] = True) -> int: ...
+    @overload
+    def clear_queue(self, *, block: Literal[False]) -> Operation[int]: ...
+    def clear_queue(self, *, block: bool = True) -> int | Operation[int]:
+        """Fail every waiting operation with QueueCleared and return how many; the running one goes on."""
+        return self._do(_calls.clear_queue(), block)
+
+    def __getitem__(self, key: str) -> Any:
+        """Pull one name."""
+        return self.pull(key)
+
+    def __setitem__(self, key: str, value: object) -> None:
+        """Push one name."""
+        self.push({key: value})
+
+    def __repr__(self) -> str:
+        """Show the engine and whether it is there."""
+        gone = "" if self._engine_id in self._client.ids else " (gone)"
+        return f"<EngineView {self._engine_id}{gone} of {self._client!r}>"
+
+    def _do(self, request: _calls.Request[T], block: bool) -> T | Operation[T]:
+        operation = self._client.start(request, [self._engine_id], self.errors)[0]
+        return operation.result() if block else operation
+
+    def _kill(self, block: bool) -> Operation[None] | None:
+        kernels = self._client.kernels([self._engine_id])
+        operation = self._client.start(_calls.kill(), [self._engine_id], self.errors)[0]
+        if not block:
+            return operation
+        operation.result()
+        self._client.wait_until_gone(kernels)
+        return None

@@ -1,0 +1,304 @@
+"""A view of several engines: the same methods, each answer a list in target order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+from enginery import _calls
+from enginery.errors import NoEnginesRegistered
+from enginery.operation import Group, gather
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from enginery._decode import Errors
+    from enginery.client import Client
+    from enginery.result import ExecuteResult, QueueStatus
+    from enginery.serialized import Serialized
+
+T = TypeVar("T")
+
+
+class EnginesView:
+    """Several engines: `client[:]`, `client[[0, 2]]`, or all there are at the time of each call:
+    `client["all"]`.
+
+    Calls go out to all engines at once, and an argument is pickled once. Calls wait for every answer; with
+    `block=False` they return a Group at once. If any engine fails this is one CompositeError, which lists each
+    failure with its engine and method. Otherwise as EngineView.
+    """
+
+    def __init__(self, client: Client, targets: Sequence[int] | None, errors: Errors) -> None:
+        """Made by indexing a client; None follows the engines. `errors` is as for `connect` and may be set
+        later."""
+        self._client = client
+        self._targets = None if targets is None else list(targets)
+        self.errors: Errors = errors
+
+    @property
+    def client(self) -> Client:
+        """The client that made this view."""
+        return self._client
+
+    @property
+    def targets(self) -> list[int]:
+        """Ids of the engines, in the order of answers."""
+        return self._client.ids if self._targets is None else list(self._targets)
+
+    @overload
+    def execute(self, code: str, *, block: Literal[True] = True) -> list[ExecuteResult]: ...
+    @overload
+    def execute(self, code: str, *, block: Literal[False]) -> Group[ExecuteResult]: ...
+    def execute(self, code: str, *, block: bool = True) -> list[ExecuteResult] | Group[ExecuteResult]:
+        """See `EngineView.execute`; the answers are in target order."""
+        return self._do(_calls.execute(code), block)
+
+    @overload
+    def apply(
+        self, function: Callable[..., T], /, *args: Any, block: Literal[True] = True, **kwargs: Any
+    ) -> list[T]: ...
+    @overload
+    def apply(
+        self, function: Callable[..., T], /, *args: Any, block: Literal[False], **kwargs: Any
+    ) -> Group[T]: ...
+    @overload
+    def apply(self, function: str, /, *args: Any, block: Literal[True] = True, **kwargs: Any) -> list[Any]: ...
+    @overload
+    def apply(self, function: str, /, *args: Any, block: Literal[False], **kwargs: Any) -> Group[Any]: ...
+    def apply(self, function: Callable[..., T] | str, /, *args: Any, block: bool = True, **kwargs: Any) -> Any:
+        """Call a function with the same arguments on every engine; see `EngineView.apply`."""
+        return self._do(_calls.apply(function, args, kwargs), block)
+
+    @overload
+    def push(self, namespace: Mapping[str, object], *, block: Literal[True] = True) -> list[None]: ...
+    @overload
+    def push(self, namespace: Mapping[str, object], *, block: Literal[False]) -> Group[None]: ...
+    def push(self, namespace: Mapping[str, object], *, block: bool = True) -> list[None] | Group[None]:
+        """See `EngineView.push`; the answers are in target order."""
+        return self._do(_calls.push(namespace), block)
+
+    @overload
+    def pull(self, keys: str, *, block: Literal[True] = True) -> list[Any]: ...
+    @overload
+    def pull(self, keys: str, *, block: Literal[False]) -> Group[Any]: ...
+    @overload
+    def pull(self, keys: Sequence[str], *, block: Literal[True] = True) -> list[list[Any]]: ...
+    @overload
+    def pull(self, keys: Sequence[str], *, block: Literal[False]) -> Group[list[Any]]: ...
+    def pull(self, keys: str | Sequence[str], *, block: bool = True) -> Any:
+        """Return from every engine what `EngineView.pull` returns."""
+        return self._do(_calls.pull(keys), block)
+
+    @overload
+    def push_function(
+        self, namespace: Mapping[str, Callable[..., object]], *, block: Literal[True] = True
+    ) -> list[None]: ...
+    @overload
+    def push_function(
+        self, namespace: Mapping[str, Callable[..., object]], *, block: Literal[False]
+    ) -> Group[None]: ...
+    def push_function(
+        self, namespace: Mapping[str, Callable[..., object]], *, block: bool = True
+    ) -> list[None] | Group[None]:
+        """See `EngineView.push_function`; the answers are in target order."""
+        return self._do(_calls.push_function(namespace), block)
+
+    @overload
+    def pull_function(self, keys: str, *, block: Literal[True] = True) -> list[Callable[..., Any]]: ...  # type: ignore[overload-overlap]  # a str goes first
+    @overload
+    def pull_function(self, keys: str, *, block: Literal[False]) -> Group[Callable[..., Any]]: ...  # type: ignore[overload-overlap]  # a str goes first
+    @overload
+    def pull_function(
+        self, keys: Sequence[str], *, block: Literal[True] = True
+    ) -> list[list[Callable[..., Any]]]: ...
+    @overload
+    def pull_function(
+        self, keys: Sequence[str], *, block: Literal[False]
+    ) -> Group[list[Callable[..., Any]]]: ...
+    def pull_function(self, keys: str | Sequence[str], *, block: bool = True) -> Any:
+        """Return from every engine what `EngineView.pull_function` returns."""
+        return self._do(_calls.pull_function(keys), block)
+
+    @overload
+    def push_serialized(
+        self, namespace: Mapping[str, object], *, block: Literal[True] = True
+    ) -> list[None]: ...
+    @overload
+    def push_serialized(self, namespace: Mapping[str, object], *, block: Literal[False]) -> Group[None]: ...
+    def push_serialized(
+        self, namespace: Mapping[str, object], *, block: bool = True
+    ) -> list[None] | Group[None]:
+        """See `EngineView.push_serialized`; the answers are in target order."""
+        return self._do(_calls.push_serialized(namespace), block)
+
+    @overload
+    def pull_serialized(self, keys: str, *, block: Literal[True] = True) -> list[Serialized]: ...  # type: ignore[overload-overlap]  # a str goes first
+    @overload
+    def pull_serialized(self, keys: str, *, block: Literal[False]) -> Group[Serialized]: ...  # type: ignore[overload-overlap]  # a str goes first
+    @overload
+    def pull_serialized(
+        self, keys: Sequence[str], *, block: Literal[True] = True
+    ) -> list[list[Serialized]]: ...
+    @overload
+    def pull_serialized(self, keys: Sequence[str], *, block: Literal[False]) -> Group[list[Serialized]]: ...
+    def pull_serialized(self, keys: str | Sequence[str], *, block: bool = True) -> Any:
+        """Return from every engine what `EngineView.pull_serialized` returns."""
+        return self._do(_calls.pull_serialized(keys), block)
+
+    @overload
+    def get_result(self, number: int | None = None, *, block: Literal[True] = True) -> list[ExecuteResult]: ...
+    @overload
+    def get_result(self, number: int | None = None, *, block: Literal[False]) -> Group[ExecuteResult]: ...
+    def get_result(
+        self, number: int | None = None, *, block: bool = True
+    ) -> list[ExecuteResult] | Group[ExecuteResult]:
+        """See `EngineView.get_result`; the answers are in target order."""
+        return self._do(_calls.get_result(number), block)
+
+    @overload
+    def keys(self, *, block: Literal[True] = True) -> list[list[str]]: ...
+    @overload
+    def keys(self, *, block: Literal[False]) -> Group[list[str]]: ...
+    def keys(self, *, block: bool = True) -> list[list[str]] | Group[list[str]]:
+        """See `EngineView.keys`; the answers are in target order."""
+        return self._do(_calls.keys(), block)
+
+    @overload
+    def reset(self, *, block: Literal[True] = True) -> list[None]: ...
+    @overload
+    def reset(self, *, block: Literal[False]) -> Group[None]: ...
+    def reset(self, *, block: bool = True) -> list[None] | Group[None]:
+        """See `EngineView.reset`; the answers are in target order."""
+        return self._do(_calls.reset(), block)
+
+    @overload
+    def kill(self, *, block: Literal[True] = True) -> None: ...
+    @overload
+    def kill(self, *, block: Literal[False]) -> Group[None]: ...
+    def kill(self, *, block: bool = True) -> Group[None] | None:
+        """Clear the queues and stop the engines for good. Losing them on the way is success.
+
+        With `block` this returns when they are no longer among the client's `ids`.
+        """
+        return self._kill(block)
+
+    @overload
+    def set_properties(
+        self, properties: Mapping[str, object], *, block: Literal[True] = True
+    ) -> list[None]: ...
+    @overload
+    def set_properties(self, properties: Mapping[str, object], *, block: Literal[False]) -> Group[None]: ...
+    def set_properties(
+        self, properties: Mapping[str, object], *, block: bool = True
+    ) -> list[None] | Group[None]:
+        """See `EngineView.set_properties`; the answers are in target order."""
+        return self._do(_calls.set_properties(properties), block)
+
+    @overload
+    def get_properties(
+        self, keys: str | Sequence[str] | None = None, *, block: Literal[True] = True
+    ) -> list[dict[str, Any]]: ...
+    @overload
+    def get_properties(
+        self, keys: str | Sequence[str] | None = None, *, block: Literal[False]
+    ) -> Group[dict[str, Any]]: ...
+    def get_properties(
+        self, keys: str | Sequence[str] | None = None, *, block: bool = True
+    ) -> list[dict[str, Any]] | Group[dict[str, Any]]:
+        """See `EngineView.get_properties`; the answers are in target order."""
+        return self._do(_calls.get_properties(keys), block)
+
+    @overload
+    def has_properties(self, keys: str | Sequence[str], *, block: Literal[True] = True) -> list[list[bool]]: ...
+    @overload
+    def has_properties(self, keys: str | Sequence[str], *, block: Literal[False]) -> Group[list[bool]]: ...
+    def has_properties(
+        self, keys: str | Sequence[str], *, block: bool = True
+    ) -> list[list[bool]] | Group[list[bool]]:
+        """See `EngineView.has_properties`; the answers are in target order."""
+        return self._do(_calls.has_properties(keys), block)
+
+    @overload
+    def del_properties(self, keys: str | Sequence[str], *, block: Literal[True] = True) -> list[None]: ...
+    @overload
+    def del_properties(self, keys: str | Sequence[str], *, block: Literal[False]) -> Group[None]: ...
+    def del_properties(self, keys: str | Sequence[str], *, block: bool = True) -> list[None] | Group[None]:
+        """See `EngineView.del_properties`; the answers are in target order."""
+        return self._do(_calls.del_properties(keys), block)
+
+    @overload
+    def clear_properties(self, *, block: Literal[True] = True) -> list[None]: ...
+    @overload
+    def clear_properties(self, *, block: Literal[False]) -> Group[None]: ...
+    def clear_properties(self, *, block: bool = True) -> list[None] | Group[None]:
+        """See `EngineView.clear_properties`; the answers are in target order."""
+        return self._do(_calls.clear_properties(), block)
+
+    @overload
+    def interrupt(
+        self, operation_id: str | None = None, *, block: Literal[True] = True
+    ) -> list[str | None]: ...
+    @overload
+    def interrupt(self, operation_id: str | None = None, *, block: Literal[False]) -> Group[str | None]: ...
+    def interrupt(
+        self, operation_id: str | None = None, *, block: bool = True
+    ) -> list[str | None] | Group[str | None]:
+        """See `EngineView.interrupt`; the answers are in target order."""
+        return self._do(_calls.interrupt(operation_id), block)
+
+    @overload
+    def queue_status(self, *, block: Literal[True] = True) -> list[QueueStatus]: ...
+    @overload
+    def queue_status(self, *, block: Literal[False]) -> Group[QueueStatus]: ...
+    def queue_status(self, *, block: bool = True) -> list[QueueStatus] | Group[QueueStatus]:
+        """See `EngineView.queue_status`; the answers are in target order."""
+        return self._do(_calls.queue_status(), block)
+
+    @overload
+    def clear_queue(self, *, block: Literal[True] = True) -> list[int]: ...
+    @overload
+    def clear_queue(self, *, block: Literal[False]) -> Group[int]: ...
+    def clear_queue(self, *, block: bool = True) -> list[int] | Group[int]:
+        """See `EngineView.clear_queue`; the answers are in target order."""
+        return self._do(_calls.clear_queue(), block)
+
+    def __getitem__(self, key: str) -> list[Any]:
+        """Pull one name from every engine."""
+        return self.pull(key)
+
+    def __setitem__(self, key: str, value: object) -> None:
+        """Push one name to every engine."""
+        self.push({key: value})
+
+    def __len__(self) -> int:
+        """Return how many engines there are in it."""
+        return len(self.targets)
+
+    def __bool__(self) -> bool:
+        """Return True: a view is something even while it has no engines."""
+        return True
+
+    def __repr__(self) -> str:
+        """Show the engines."""
+        follows = "all: " if self._targets is None else ""
+        return f"<EnginesView {follows}{self.targets} of {self._client!r}>"
+
+    def _some(self) -> list[int]:
+        targets = self.targets
+        if not targets:
+            raise NoEnginesRegistered("no engine is registered: start one with `enginery engine`")
+        return targets
+
+    def _do(self, request: _calls.Request[T], block: bool) -> list[T] | Group[T]:
+        operations = self._client.start(request, self._some(), self.errors)
+        return gather(operations) if block else Group(operations)
+
+    def _kill(self, block: bool) -> Group[None] | None:
+        targets = self._some()
+        kernels = self._client.kernels(targets)
+        operations = self._client.start(_calls.kill(), targets, self.errors)
+        if not block:
+            return Group(operations)
+        gather(operations)
+        self._client.wait_until_gone(kernels)
+        return None

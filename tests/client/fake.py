@@ -1,0 +1,457 @@
+"""A controller with engines that need no kernel: it serves the client's side of the contract, in this process.
+
+Its engines hold a plain dictionary and run code in the server's thread. What a test wants to see go wrong it sets on
+the controller: frozen engines, refused uploads, lost connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import io
+import threading
+import traceback
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import cloudpickle
+import grpc
+import grpc.aio
+
+from enginery import _codec, _connection_file, _ids, _methods, _status, _values
+from enginery._channel import SERVER_OPTIONS
+from enginery._encoded import Codec, Encoded
+from enginery._reasons import DeliveryError
+from enginery.v1 import cluster_pb2, cluster_pb2_grpc, engine_pb2, engine_pb2_grpc, error_pb2, frame_pb2, value_pb2
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+T = TypeVar("T")
+
+INLINE = 1 << 20
+
+
+class FakeEngine:
+    """One engine: a dictionary in which code runs, and what it was asked."""
+
+    def __init__(self, engine_id: int) -> None:
+        self.engine_id = engine_id
+        self.incarnation = _ids.new_incarnation()
+        self.namespace: dict[str, Any] = {"id": engine_id}
+        self.properties: dict[str, value_pb2.Value] = {}
+        self.blobs: dict[str, tuple[value_pb2.Blob, bytes]] = {}
+        self.records: list[engine_pb2.ExecuteResult] = []
+        self.asked: list[str] = []
+        self.released: list[str] = []
+
+    def info(self) -> cluster_pb2.Engine:
+        return cluster_pb2.Engine(
+            engine_id=self.engine_id,
+            incarnation=self.incarnation,
+            state=cluster_pb2.ENGINE_STATE_READY,
+            hostname="here",
+            ip="127.0.0.1",
+            port=1,
+            pid=42,
+            python_version="3.11.7",
+            properties=self.properties,
+        )
+
+    # ---- calls
+
+    def call(self, name: str, request: Any, operation_id: bytes) -> tuple[int, bytes]:
+        """Answer a call as an engine's host does: outcome and serialized response."""
+        self.asked.append(name)
+        response = getattr(engine_pb2, f"{name}Response")()
+        handler: Callable[[Any, Any], None] = getattr(self, f"_{name.lower()}")
+        if "operation_id" in response.DESCRIPTOR.fields_by_name:
+            response.operation_id = _ids.show(operation_id)
+        try:
+            handler(request, response)
+        except DeliveryError:
+            raise
+        except BaseException as error:
+            response.error.CopyFrom(remote_error(error, self.engine_id, name.lower(), operation_id))
+            return frame_pb2.OUTCOME_USER_ERROR, response.SerializeToString()
+        failed = name == "Execute" and response.result.HasField("error")
+        return frame_pb2.OUTCOME_USER_ERROR if failed else frame_pb2.OUTCOME_OK, response.SerializeToString()
+
+    def _execute(self, request: Any, response: Any) -> None:
+        result = response.result
+        result.engine_id = self.engine_id
+        result.number = len(self.records) + 1
+        result.input.raw = result.input.translated = request.code
+        result.duration.FromMilliseconds(1500)
+        result.start_time.FromSeconds(1_700_000_000)
+        output = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(output):
+                try:
+                    value = eval(request.code, self.namespace)
+                except SyntaxError:
+                    value = None
+                    exec(request.code, self.namespace)
+        except BaseException as error:
+            result.error.CopyFrom(remote_error(error, self.engine_id, "execute", b"\1" * 16))
+            value = None
+        text = output.getvalue()
+        result.stdout = text if len(text) <= INLINE else f"{text[:100]}...{text[-100:]}"
+        if len(text) > INLINE:
+            result.stdout_blob.CopyFrom(self.store(Encoded(Codec.TEXT, (text.encode(),))))
+        if value is not None:
+            result.text = result.pretty = repr(value)
+            try:
+                result.value.CopyFrom(self.value(_codec.encode(value, (Codec.PICKLE,))))
+            except Exception as error:
+                result.value_error = str(error)
+        self.records.append(result)
+
+    def _apply(self, request: Any, response: Any) -> None:
+        if request.WhichOneof("function") == "function_name":
+            function = self.namespace.get(request.function_name) or eval(request.function_name)
+        else:
+            function = _codec.decode(_values.from_pickle(request.pickled_function))
+        args, kwargs = (), {}
+        match request.WhichOneof("arguments"):
+            case "pickled_arguments":
+                args, kwargs = _codec.decode(_values.from_pickle(request.pickled_arguments))  # type: ignore[misc]
+            case "blob_arguments":
+                args, kwargs = _codec.decode(self.taken(request.blob_arguments))  # type: ignore[misc]
+        response.stdout = "applied\n"
+        response.value.CopyFrom(self.value(_codec.encode(function(*args, **kwargs), (Codec.PICKLE,))))  # type: ignore[operator]
+
+    def _push(self, request: Any, _: Any) -> None:
+        pickled = request.WhichOneof("namespace") == "pickled"
+        encoded = _values.from_pickle(request.pickled) if pickled else self.taken(request.blob)
+        self.namespace.update(_codec.decode(encoded))  # type: ignore[call-overload]
+
+    _pushfunction = _push
+
+    def _pull(self, request: Any, response: Any) -> None:
+        found = {}
+        for key in request.keys:
+            if key not in self.namespace:
+                raise NameError(f"name {key!r} is not defined")
+            found[key] = self.namespace[key]
+        encoded = _codec.encode(found, (Codec.PICKLE,))
+        if encoded.size > INLINE:
+            response.blob.CopyFrom(self.store(encoded))
+        else:
+            response.pickled.CopyFrom(_values.to_pickle(encoded))
+
+    def _pullfunction(self, request: Any, response: Any) -> None:
+        encoded = _codec.encode_functions({key: self.namespace[key] for key in request.keys})
+        response.pickled.CopyFrom(_values.to_pickle(encoded))
+
+    def _pushserialized(self, request: Any, _: Any) -> None:
+        for key, value in request.values.items():
+            blob = value.WhichOneof("kind") == "blob"
+            self.namespace[key] = _codec.decode(self.taken(value.blob) if blob else _values.from_value(value))
+
+    def _pullserialized(self, request: Any, response: Any) -> None:
+        for key in request.keys:
+            codecs = [Codec(number) for number in request.accept]
+            response.values[key].CopyFrom(self.value(_codec.encode(self.namespace[key], codecs)))
+
+    def _getresult(self, request: Any, response: Any) -> None:
+        number = request.number if request.HasField("number") else len(self.records)
+        if not 1 <= number <= len(self.records):
+            raise IndexError(f"no command {number}")
+        response.result.CopyFrom(self.records[number - 1])
+
+    def _keys(self, _: Any, response: Any) -> None:
+        response.keys.extend(sorted(key for key in self.namespace if not key.startswith("_")))
+
+    def _reset(self, _: Any, __: Any) -> None:
+        self.namespace = {"id": self.engine_id}
+
+    def _kill(self, _: Any, __: Any) -> None:
+        raise DeliveryError("ENGINE_STOPPED", engine_id=self.engine_id, cause="killed")
+
+    def _setproperties(self, request: Any, _: Any) -> None:
+        self.properties.update(request.properties)
+
+    def _getproperties(self, request: Any, response: Any) -> None:
+        for key in request.keys or self.properties:
+            if key not in self.properties:
+                raise KeyError(key)
+            response.properties[key].CopyFrom(self.properties[key])
+
+    def _hasproperties(self, request: Any, response: Any) -> None:
+        response.present.extend(key in self.properties for key in request.keys)
+
+    def _delproperties(self, request: Any, _: Any) -> None:
+        for key in request.keys:
+            del self.properties[key]
+
+    def _clearproperties(self, _: Any, __: Any) -> None:
+        self.properties.clear()
+
+    def _interrupt(self, request: Any, response: Any) -> None:
+        response.operation_id = request.operation_id
+
+    def _queuestatus(self, _: Any, response: Any) -> None:
+        response.pending.method = "execute"
+        response.pending.progress_fraction = 0.5
+        response.queue.add(method="push", arguments="a")
+
+    def _clearqueue(self, _: Any, response: Any) -> None:
+        response.cleared_count = 3
+
+    # ---- values
+
+    def value(self, encoded: Encoded) -> value_pb2.Value:
+        """Return a value as a reply carries it."""
+        return value_pb2.Value(blob=self.store(encoded)) if encoded.size > INLINE else _values.to_value(encoded)
+
+    def store(self, encoded: Encoded) -> value_pb2.Blob:
+        """Keep a value for download."""
+        blob = _values.describe(f"blob-{len(self.blobs)}", encoded)
+        self.blobs[blob.blob_id] = (blob, b"".join(encoded.parts))
+        return blob
+
+    def taken(self, blob: value_pb2.Blob) -> Encoded:
+        """Take an uploaded value."""
+        return _values.assemble(blob, self.blobs.pop(blob.blob_id)[1])
+
+
+def remote_error(error: BaseException, engine_id: int, method: str, operation_id: bytes) -> error_pb2.RemoteError:
+    """Return what a kernel says of an exception."""
+    try:
+        message = str(error)
+    except Exception as bad:
+        message = f"<str() raised {type(bad).__name__}>"
+    raised = error_pb2.RaisedError(
+        module=type(error).__module__,
+        type_name=type(error).__qualname__,
+        hierarchy=[f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__[:-1]],
+        message=message,
+        representation=message,
+        notes=getattr(error, "__notes__", []),
+    )
+    remote = error_pb2.RemoteError(
+        errors=[raised],
+        traceback="".join(traceback.format_tb(error.__traceback__)) + f"{raised.type_name}: {message}\n",
+        engine_id=engine_id,
+        method=method,
+        operation_id=_ids.show(operation_id),
+        category=error_pb2.ERROR_CATEGORY_USER,
+    )
+    with contextlib.suppress(Exception):
+        pickled = cloudpickle.dumps(error, protocol=5)
+        cloudpickle.loads(pickled)
+        remote.pickled.CopyFrom(value_pb2.Pickle(python_version="3.11.7", data=pickled))
+    return remote
+
+
+class FakeController(cluster_pb2_grpc.ClusterServiceServicer, engine_pb2_grpc.EngineServiceServicer):
+    """Serves clients. Its public methods may be called from the test's thread."""
+
+    def __init__(self, path: Path, engines: int = 2) -> None:
+        self.path = path
+        self.engines = {engine_id: FakeEngine(engine_id) for engine_id in range(engines)}
+        self.frozen: set[int] = set()
+        self.held: list[tuple[frame_pb2.Call, asyncio.Queue[frame_pb2.Reply]]] = []
+        self.messages: list[int] = []
+        self.sessions: list[bytes] = []
+        self.shut_down = threading.Event()
+        self.upload_failure: DeliveryError | None = None
+        self.upload_gate: asyncio.Event | None = None
+        self.damage = False
+        self.cluster_id = "11111111-2222-4333-8444-555555555555"
+        self.loop = asyncio.new_event_loop()
+        self._watchers: list[asyncio.Queue[cluster_pb2.WatchEnginesResponse]] = []
+        self._server: grpc.aio.Server | None = None
+        self._port = 0
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+        self.start()
+
+    # ---- the test's thread
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
+
+    def start(self) -> None:
+        """Listen, on the same port as before, and write the connection file."""
+        self.run(self._start())
+        info = _connection_file.ConnectionInfo(
+            role="client",
+            cluster_id=self.cluster_id,
+            address=f"127.0.0.1:{self._port}",
+            server_name="",
+            ca_pem="",
+            token="secret",
+            insecure=True,
+        )
+        _connection_file.write(self.path, info)
+
+    def stop(self) -> None:
+        """Break every connection and listen no more."""
+        self.run(self._stop())
+
+    def close(self) -> None:
+        self.stop()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(10)
+        self.loop.close()
+
+    def add(self, engine_id: int) -> None:
+        """Register one more engine."""
+        self.run(self._add(engine_id))
+
+    def lose(self, engine_id: int) -> None:
+        """Unregister an engine."""
+        self.run(self._remove(engine_id))
+
+    def thaw(self) -> None:
+        """Answer what frozen engines were asked."""
+        self.run(self._thaw())
+
+    # ---- the server's thread
+
+    async def _start(self) -> None:
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        cluster_pb2_grpc.add_ClusterServiceServicer_to_server(self, self._server)
+        engine_pb2_grpc.add_EngineServiceServicer_to_server(self, self._server)
+        self._port = self._server.add_insecure_port(f"127.0.0.1:{self._port}")
+        await self._server.start()
+
+    async def _stop(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop(None)
+
+    async def _add(self, engine_id: int) -> None:
+        self.engines[engine_id] = FakeEngine(engine_id)
+        self._tell(cluster_pb2.ENGINE_EVENT_KIND_REGISTERED, self.engines[engine_id])
+
+    async def _remove(self, engine_id: int) -> None:
+        self._tell(cluster_pb2.ENGINE_EVENT_KIND_GONE, self.engines.pop(engine_id))
+
+    def _tell(self, kind: cluster_pb2.EngineEventKind.ValueType, engine: FakeEngine) -> None:
+        event = cluster_pb2.EngineEvent(kind=kind, engine=engine.info())
+        for watcher in self._watchers:
+            watcher.put_nowait(cluster_pb2.WatchEnginesResponse(events=[event]))
+
+    async def _thaw(self) -> None:
+        self.frozen.clear()
+        held, self.held = self.held, []
+        for call, replies in held:
+            replies.put_nowait(self._answer(call))
+
+    async def WatchEngines(  # noqa: N802
+        self, request: cluster_pb2.WatchEnginesRequest, context: Any
+    ) -> AsyncIterator[cluster_pb2.WatchEnginesResponse]:
+        queue: asyncio.Queue[cluster_pb2.WatchEnginesResponse] = asyncio.Queue()
+        self._watchers.append(queue)
+        kind = cluster_pb2.ENGINE_EVENT_KIND_REGISTERED
+        events = [cluster_pb2.EngineEvent(kind=kind, engine=engine.info()) for engine in self.engines.values()]
+        yield cluster_pb2.WatchEnginesResponse(events=events, snapshot=True)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._watchers.remove(queue)
+
+    async def Session(  # noqa: N802
+        self, requests: AsyncIterator[cluster_pb2.SessionRequest], context: Any
+    ) -> AsyncIterator[cluster_pb2.SessionResponse]:
+        first = await anext(aiter(requests))
+        self.sessions.append(first.hello.session_id)
+        yield cluster_pb2.SessionResponse(
+            welcome=cluster_pb2.SessionWelcome(cluster_id=self.cluster_id, controller_epoch=1)
+        )
+        replies: asyncio.Queue[frame_pb2.Reply] = asyncio.Queue()
+        reader = asyncio.create_task(self._read(requests, replies))
+        try:
+            while True:
+                batch = [await replies.get()]
+                while not replies.empty():
+                    batch.append(replies.get_nowait())
+                yield cluster_pb2.SessionResponse(replies=batch)
+        finally:
+            reader.cancel()
+
+    async def _read(self, requests: Any, replies: asyncio.Queue[frame_pb2.Reply]) -> None:
+        async for message in requests:
+            self.messages.append(len(message.calls))
+            for call in message.calls:
+                if call.engine_id in self.frozen:
+                    self.held.append((call, replies))
+                else:
+                    replies.put_nowait(self._answer(call))
+
+    def _answer(self, call: frame_pb2.Call) -> frame_pb2.Reply:
+        name = _methods.NAMES[call.method]
+        try:
+            engine = self.engines.get(call.engine_id)
+            if engine is None:
+                ids = ", ".join(map(str, self.engines))
+                raise DeliveryError("INVALID_ENGINE_ID", engine_id=call.engine_id, engine_ids=ids)
+            request = getattr(engine_pb2, f"{name}Request").FromString(call.request)
+            operation_id = _ids.operation_id(self.sessions[-1], call.call_id)
+            outcome, response = engine.call(name, request, operation_id)
+        except DeliveryError as error:
+            if name == "Kill":
+                self._tell(cluster_pb2.ENGINE_EVENT_KIND_GONE, self.engines.pop(call.engine_id))
+            return frame_pb2.Reply(
+                call_id=call.call_id, outcome=frame_pb2.OUTCOME_NOT_DELIVERED, error=_status.to_bytes(error)
+            )
+        return frame_pb2.Reply(
+            call_id=call.call_id, outcome=frame_pb2.Outcome.ValueType(outcome), response=response
+        )
+
+    async def Shutdown(self, request: Any, context: Any) -> cluster_pb2.ShutdownResponse:  # noqa: N802
+        self.shut_down.set()
+        asyncio.get_running_loop().call_later(0.05, lambda: setattr(self, "_bye", asyncio.create_task(self._stop())))
+        return cluster_pb2.ShutdownResponse()
+
+    def _engine(self, context: Any) -> FakeEngine:
+        metadata = dict(context.invocation_metadata())
+        assert metadata["authorization"] == "Bearer secret"
+        return self.engines[int(metadata[_methods.ENGINE_ID_KEY])]
+
+    async def Upload(self, requests: Any, context: Any) -> engine_pb2.UploadResponse:  # noqa: N802
+        engine = self._engine(context)
+        if self.upload_gate is not None:
+            await self.upload_gate.wait()
+        if self.upload_failure is not None:
+            code, text = _status.grpc_code(self.upload_failure), self.upload_failure.text
+            await context.abort(code, text, _status.trailers(self.upload_failure))
+        blob, data = value_pb2.Blob(), bytearray()
+        async for request in requests:
+            if request.HasField("blob"):
+                blob = request.blob
+            else:
+                assert request.chunk.offset == len(data)
+                assert 0 < len(request.chunk.data) <= 1 << 20
+                data += request.chunk.data
+        assert len(data) == blob.size
+        engine.blobs[blob.blob_id] = (blob, bytes(data))
+        return engine_pb2.UploadResponse(blob=blob)
+
+    async def Download(  # noqa: N802
+        self, request: engine_pb2.DownloadRequest, context: Any
+    ) -> AsyncIterator[engine_pb2.DownloadResponse]:
+        engine = self._engine(context)
+        if request.blob_id not in engine.blobs:
+            error = DeliveryError("BLOB_NOT_FOUND", blob_id=request.blob_id, engine_id=engine.engine_id)
+            await context.abort(_status.grpc_code(error), error.text, _status.trailers(error))
+        blob, data = engine.blobs[request.blob_id]
+        yield engine_pb2.DownloadResponse(blob=blob)
+        for offset in range(0, len(data), 1 << 19):
+            chunk = value_pb2.Chunk(offset=offset, data=data[offset : offset + (1 << 19)])
+            if self.damage:
+                chunk.crc32 = 1
+            yield engine_pb2.DownloadResponse(chunk=chunk)
+        if request.release:
+            engine.released.append(request.blob_id)
+            del engine.blobs[request.blob_id]
+
+
+def info_of(controller: FakeController) -> _connection_file.ConnectionInfo:
+    """Return what the controller's connection file says."""
+    return dataclasses.replace(_connection_file.read(controller.path, "client"))
