@@ -18,11 +18,11 @@ CASES = [
     ("enginery.errors", {"grpc", "google.protobuf", "pickle", "enginery._reasons"} | PICKLERS),
     ("enginery._codec", WIRE | FRONT_ENDS | {"numpy"}),
     ("engine_service.kernel_wire", WIRE | PICKLERS | FRONT_ENDS),
-    ("engine_service.kernel.__main__", WIRE | FRONT_ENDS | {"numpy"}),
+    ("engine_service.kernel.service", WIRE | FRONT_ENDS | {"numpy"}),
     ("controller_service.app", PICKLERS | FRONT_ENDS | {"numpy", "engine_service"}),
     (
         "engine_service.app",
-        PICKLERS | FRONT_ENDS | {"numpy", "controller_service", "engine_service.kernel.__main__"},
+        PICKLERS | FRONT_ENDS | {"numpy", "controller_service", "engine_service.kernel.service"},
     ),
 ]
 
