@@ -172,7 +172,10 @@ class Session:
         self._fail(entry.operation, error)
         for behind in list(lane)[1:]:
             cause = f"the {PYTHON_NAMES[entry.request.method]} before it could not be sent ({error.text})"
-            self._fail(behind.operation, DeliveryError("QUEUE_CLEARED", cause=cause))
+            self._fail(
+                behind.operation,
+                DeliveryError("QUEUE_CLEARED", engine_id=entry.operation.engine_id, cause=cause),
+            )
 
     def take(self) -> bytes | None:
         """Return the next message to send, None if there is none. Its calls wait for their replies from now
