@@ -82,12 +82,17 @@ class EventKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class EngineEvent:
-    """One change of one engine. For GONE, `cause` is the delivery error of the calls that waited for it."""
+    """One change of one engine.
+
+    For GONE, `cause` is what the calls that waited for it fail with; `fenced` says that another engine has its
+    id now, so that it is to be told to stop.
+    """
 
     kind: EventKind
     engine: Registration
     reason: str = ""
     cause: DeliveryError | None = None
+    fenced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,5 +102,3 @@ class Admission:
     engine: Registration
     superseded: int | None = None
     """An older stream of the same host, which is to be ended."""
-    fenced: Registration | None = None
-    """A holder of the same id with a lower epoch, which is to be told to stop."""

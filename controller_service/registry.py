@@ -125,6 +125,10 @@ class Registry:
         """Return the engines that are connected by `stream`."""
         return list(self._streams[stream].engines.values()) if stream in self._streams else []
 
+    def connected(self) -> Iterator[Registration]:
+        """Iterate over the engines that are not away."""
+        return (engine for engine in self._engines.values() if engine.state is not State.AWAY)
+
     def statistics(self) -> Statistics:
         """Return counts."""
         states = [engine.state for engine in self._engines.values()]
@@ -151,7 +155,7 @@ class Registry:
         if known is not None:
             self._come_back(known, hello, stream, now)
             return Admission(known, superseded)
-        fenced = self._settle_claim(hello)
+        self._settle_claim(hello)
         engine_id = self._choose_id(hello)
         engine = Registration(
             engine_id=engine_id,
@@ -171,7 +175,7 @@ class Registry:
         self._incarnations[engine.incarnation] = engine
         self._ever += 1
         self.observers.tell(EngineEvent(EventKind.REGISTERED, engine))
-        return Admission(engine, superseded, fenced)
+        return Admission(engine, superseded)
 
     def stream_ended(self, stream: int, *, now: float) -> None:
         """Make the engines of `stream` away; their leases begin. One that brought no engine is ignored."""
@@ -230,18 +234,9 @@ class Registry:
         if engine is None:
             logger.warning("engine %d cannot be unregistered: there is none of that id", engine_id)
             return
-        self._advance(engine, _Input.LEFT)
-        del self._engines[engine_id]
-        if engine.stream in self._streams:
-            self._streams[engine.stream].engines.pop(engine_id, None)
-        del self._slots[engine.host_id, engine.slot]
-        del self._incarnations[engine.incarnation]
-        if self.save_ids:
-            self._retired.add(engine_id)
-        else:
-            self._lowest = min(self._lowest, engine_id)
-        cause = error or DeliveryError("ENGINE_LOST", engine_id=engine_id, cause="it was unregistered")
-        self.observers.tell(EngineEvent(EventKind.GONE, engine, cause.metadata.get("cause", cause.text), cause))
+        self._remove(
+            engine, error or DeliveryError("ENGINE_LOST", engine_id=engine_id, cause="it was unregistered")
+        )
 
     def tick(self, now: float) -> None:
         """End leases that have run out, and note who has been silent for too long."""
@@ -260,6 +255,21 @@ class Registry:
         self.observers.once_registered(self.__len__, n, callback)
 
     # How it is done
+
+    def _remove(self, engine: Registration, cause: DeliveryError, *, fenced: bool = False) -> None:
+        self._advance(engine, _Input.LEFT)
+        engine_id = engine.engine_id
+        del self._engines[engine_id]
+        if engine.stream in self._streams:
+            self._streams[engine.stream].engines.pop(engine_id, None)
+        del self._slots[engine.host_id, engine.slot]
+        del self._incarnations[engine.incarnation]
+        if self.save_ids:
+            self._retired.add(engine_id)
+        else:
+            self._lowest = min(self._lowest, engine_id)
+        reason = cause.metadata.get("cause", cause.text)
+        self.observers.tell(EngineEvent(EventKind.GONE, engine, reason, cause, fenced))
 
     def _advance(self, engine: Registration, what: _Input) -> None:
         after = _TRANSITIONS.get((engine.state, what))
@@ -332,18 +342,15 @@ class Registry:
         self._incarnations[incarnation] = engine
         self.observers.tell(EngineEvent(EventKind.KERNEL_CHANGED, engine, reason))
 
-    def _settle_claim(self, hello: HelloReceived) -> Registration | None:
+    def _settle_claim(self, hello: HelloReceived) -> None:
         """Decide between a returning engine and the holder of its id: the higher epoch wins."""
-        if hello.epoch is None or hello.engine_id is None:
-            return None
-        holder = self._engines.get(hello.engine_id)
-        if holder is None:
-            return None
+        holder = None if hello.epoch is None else self._engines.get(hello.engine_id or 0)
+        if hello.epoch is None or holder is None:
+            return
         if hello.epoch <= holder.epoch:
             raise DeliveryError("FENCED", engine_id=holder.engine_id, epoch=holder.epoch)
         cause = "an engine with a higher epoch took its id"
-        self.unregister(holder.engine_id, DeliveryError("ENGINE_LOST", engine_id=holder.engine_id, cause=cause))
-        return holder
+        self._remove(holder, DeliveryError("ENGINE_LOST", engine_id=holder.engine_id, cause=cause), fenced=True)
 
     def _choose_id(self, hello: HelloReceived) -> int:
         wanted = hello.engine_id

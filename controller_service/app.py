@@ -1,0 +1,349 @@
+"""The controller put together: what is built, started and stopped, in which order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+
+from controller_service.cluster_endpoint import Cluster, ClusterEndpoint
+from controller_service.config import Config
+from controller_service.engine_endpoint import ClusterFacts, EngineEndpoint
+from controller_service.engine_router import EngineRouter
+from controller_service.events import EngineEvent, EventKind
+from controller_service.registry import Registry
+from controller_service.session_endpoint import SessionEndpoint
+from controller_service.streams import OpenStreams
+from controller_service.switchboard import Switchboard
+from controller_service.transfers import Transfers
+from enginery import _connection_file
+from enginery._certificates import Authority, controller_name, host_name
+from enginery._channel import SERVER_OPTIONS
+from enginery._connection_file import ConnectionInfo
+from enginery._methods import ENGINE_SERVICE
+from enginery._reasons import DeliveryError
+from enginery._serving import (
+    CLIENT,
+    ENGINE,
+    INSECURE_NOTICE,
+    Authorizer,
+    Guard,
+    add_introspection,
+    check_insecure,
+    server_credentials,
+    service_roles,
+    token_digest,
+)
+from enginery._state_dir import ClusterIdentity, StateDirectory
+from enginery.errors import EngineryError, StateDirectoryInUse
+from enginery.v1 import cluster_pb2, engine_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from google.protobuf.descriptor import ServiceDescriptor
+
+logger = logging.getLogger(__name__)
+
+CLUSTER_SERVICE: ServiceDescriptor = cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"]
+CONTROLLER_SERVICE: ServiceDescriptor = engine_pb2.DESCRIPTOR.services_by_name["ControllerService"]
+_LEAVING = 8.0  # seconds that dismissed engines get to say goodbye
+_LAST_WORDS = 0.5  # seconds that open calls get to see how they end
+_WILDCARDS = frozenset({"0.0.0.0", "::", "[::]"})  # noqa: S104 - recognised, not bound
+
+
+class Controller:
+    """One controller. `start` once, then `stop`; a Shutdown call stops it too."""
+
+    def __init__(self, config: Config | None = None) -> None:
+        """Take the options; touches nothing yet."""
+        self.config = config or Config()
+        self.state = StateDirectory(self.config.state_dir)
+        self.registry = Registry(lease=self.config.lease, save_ids=self.config.save_ids)
+        self.address = ""
+        """`host:port` as others should use it, once started."""
+        self.port = 0
+        """The port that it listens on, once started."""
+        self._switchboard: Switchboard | None = None
+        self._server: grpc.aio.Server | None = None
+        self._streams = OpenStreams()
+        self._transfers = Transfers(self.config.value_limit)
+        self._stopping: asyncio.Task[None] | None = None
+        self._stopped = asyncio.Event()
+        self.registry.observers.subscribe(_log)
+
+    def __repr__(self) -> str:
+        """Show the address and the engines."""
+        return f"Controller({self.address or 'not started'}, engines={self.registry.ids()})"
+
+    async def start(self) -> None:
+        """Lock the state directory, listen, and write the connection files.
+
+        Raises StateDirectoryInUse if another controller has the directory or another program the port, and
+        EngineryError if an option cannot be followed.
+        """
+        if self.config.insecure:
+            check_insecure(self.config.bind)
+            logger.warning(INSECURE_NOTICE)
+        self.state.prepare()
+        self.state.lock()
+        try:
+            await self._serve()
+        except BaseException:
+            await self._close()
+            raise
+
+    async def stop(self) -> None:
+        """End every stream with a reason, stop listening and give the state directory back. Engines stay."""
+        self._begin_stop(dismiss=False)
+        await self.wait_stopped()
+
+    async def wait_stopped(self) -> None:
+        """Wait until the controller has stopped, whoever asked for it."""
+        await self._stopped.wait()
+        if self._stopping is not None:
+            await self._stopping  # raises what went wrong
+
+    def request_shutdown(self, keep_engines: bool) -> None:
+        """Begin to stop, with all engines unless `keep_engines`."""
+        logger.info("shutdown requested, engines %s", "stay" if keep_engines else "stop too")
+        self._begin_stop(dismiss=not keep_engines)
+
+    # How it is done
+
+    async def _serve(self) -> None:
+        config, state = self.config, self.state
+        identity = state.load_identity()
+        epoch = state.next_epoch()
+        authority = None if config.insecure else await asyncio.to_thread(Authority.load_or_create, state.path)
+        self._switchboard = Switchboard(
+            self.registry, controller_epoch=epoch, waiting_limit=config.waiting_limit
+        )
+        self._server = grpc.aio.server(interceptors=(_guard(identity),), options=SERVER_OPTIONS)
+        self._server.add_generic_rpc_handlers(self._handlers(identity, epoch, authority))
+        services = [ENGINE_SERVICE, CLUSTER_SERVICE, CONTROLLER_SERVICE]
+        await add_introspection(self._server, [service.full_name for service in services])
+        self.port = self._listen(self._server, identity, authority)
+        self.address = self._advertised()
+        socket_path = state.client_socket
+        if socket_path is None:
+            logger.warning(state.socket_warning())
+        else:
+            socket_path.unlink(missing_ok=True)  # of a controller that died; the lock is ours
+            self._server.add_insecure_port(f"unix:{socket_path}")
+        await self._server.start()
+        self._switchboard.start()
+        state.remember_port(self.port)
+        self._write_files(identity, authority)
+        logger.info("controller of cluster %s listens on %s", identity.cluster_id, self.address)
+
+    def _handlers(
+        self, identity: ClusterIdentity, epoch: int, authority: Authority | None
+    ) -> tuple[grpc.GenericRpcHandler, ...]:
+        assert self._switchboard is not None
+        switchboard, streams = self._switchboard, self._streams
+        cluster_id = identity.cluster_id
+
+        def sign(request: bytes, names: Collection[str]) -> bytes:
+            assert authority is not None
+            return authority.sign_request(request, host_name(cluster_id), *names)
+
+        facts = ClusterFacts(
+            cluster_id, epoch, token_digest(identity.client_token), None if authority is None else sign
+        )
+        engines = EngineEndpoint(switchboard, facts, streams)
+        sessions = SessionEndpoint(switchboard, streams, cluster_id=cluster_id, controller_epoch=epoch)
+        cluster = ClusterEndpoint(
+            self.registry,
+            Cluster(cluster_id, epoch, self.config.value_limit),
+            streams,
+            self.request_shutdown,
+        )
+        raw_stream = grpc.stream_stream_rpc_method_handler
+        return (
+            EngineRouter(switchboard, self._transfers).handlers(),
+            grpc.method_handlers_generic_handler(
+                CONTROLLER_SERVICE.full_name,
+                {
+                    "RegisterEngine": raw_stream(engines.register_engine),
+                    "Transfer": raw_stream(self._transfers.accept),
+                },
+            ),
+            grpc.method_handlers_generic_handler(
+                CLUSTER_SERVICE.full_name,
+                {
+                    "ListEngines": grpc.unary_unary_rpc_method_handler(
+                        cluster.list_engines,
+                        request_deserializer=cluster_pb2.ListEnginesRequest.FromString,
+                        response_serializer=cluster_pb2.ListEnginesResponse.SerializeToString,
+                    ),
+                    "WatchEngines": grpc.unary_stream_rpc_method_handler(
+                        cluster.watch_engines,
+                        request_deserializer=cluster_pb2.WatchEnginesRequest.FromString,
+                    ),
+                    "GetClusterInfo": grpc.unary_unary_rpc_method_handler(
+                        cluster.get_cluster_info,
+                        request_deserializer=cluster_pb2.GetClusterInfoRequest.FromString,
+                        response_serializer=cluster_pb2.GetClusterInfoResponse.SerializeToString,
+                    ),
+                    "Shutdown": grpc.unary_unary_rpc_method_handler(
+                        cluster.shutdown,
+                        request_deserializer=cluster_pb2.ShutdownRequest.FromString,
+                        response_serializer=cluster_pb2.ShutdownResponse.SerializeToString,
+                    ),
+                    "Session": raw_stream(sessions.session),
+                },
+            ),
+        )
+
+    def _listen(self, server: grpc.aio.Server, identity: ClusterIdentity, authority: Authority | None) -> int:
+        """Return the port that is bound: the one asked for, else the last one if it is free, else any."""
+        bind = self.config.bind
+        credentials = None
+        if authority is not None:
+            host, _, _ = self.config.advertise.rpartition(":")
+            names = {bind, host or self.config.advertise, socket.gethostname()} - {"", *_WILDCARDS}
+            credentials = server_credentials(
+                *authority.issue_server(controller_name(identity.cluster_id), *sorted(names))
+            )
+        wanted = identity.port if self.config.port is None else self.config.port
+        problem = _probe(bind, wanted)
+        if problem is not None and self.config.port is None and problem.errno == errno.EADDRINUSE:
+            logger.warning("port %d, the last one, is taken by another program: any other will do", wanted)
+            wanted, problem = 0, _probe(bind, 0)
+        if problem is not None:
+            raise _bind_error(bind, wanted, problem)
+        name = f"{_bracketed(bind)}:{wanted}"
+        try:
+            if credentials is None:
+                return server.add_insecure_port(name)
+            return server.add_secure_port(name, credentials)
+        except RuntimeError as error:
+            raise StateDirectoryInUse(f"cannot listen on {name}: {error}") from error
+
+    def _advertised(self) -> str:
+        host, port = self.config.advertise, self.port
+        if host and ":" in host and not host.endswith("]") and host.count(":") == 1:
+            return host
+        if not host:
+            host = socket.gethostname() if self.config.bind in _WILDCARDS else self.config.bind
+        return f"{_bracketed(host)}:{port}"
+
+    def _write_files(self, identity: ClusterIdentity, authority: Authority | None) -> None:
+        """Write the connection files, which is how others know that the controller is ready."""
+        for role, token, path, socket_path in (
+            ("engine", identity.engine_token, self.state.engine_file, None),
+            ("client", identity.client_token, self.state.client_file, self.state.client_socket),
+        ):
+            info = ConnectionInfo(
+                role=role,  # type: ignore[arg-type]  # one of the two
+                cluster_id=identity.cluster_id,
+                address=self.address,
+                server_name=controller_name(identity.cluster_id),
+                ca_pem="" if authority is None else authority.ca_pem,
+                token=token,
+                insecure=authority is None,
+                socket_path=socket_path,
+                pid=os.getpid(),
+                created=time.time(),
+            )
+            _connection_file.write(path, info)
+
+    def _begin_stop(self, *, dismiss: bool) -> None:
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(dismiss=dismiss))
+
+    async def _stop(self, *, dismiss: bool) -> None:
+        try:
+            if dismiss:
+                await self._dismiss()
+            await self._close()
+        finally:
+            self._stopped.set()
+
+    async def _dismiss(self) -> None:
+        """Ask all engines to stop, and wait until they have gone."""
+        assert self._switchboard is not None
+        empty = asyncio.Event()
+
+        def observe(_event: EngineEvent) -> None:
+            if not any(True for _ in self.registry.connected()):
+                empty.set()
+
+        self.registry.observers.subscribe(observe)
+        self._switchboard.dismiss_all("the cluster is shut down")
+        if any(True for _ in self.registry.connected()):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(empty.wait(), _LEAVING)
+        self.registry.observers.remove(observe)
+
+    async def _close(self) -> None:
+        error = DeliveryError("SHUTTING_DOWN", process="controller")
+        if self._switchboard is not None:
+            self._switchboard.close(error)
+        self._streams.end_all(error)
+        if self._server is not None:
+            await self._server.stop(_LAST_WORDS)
+        await self._transfers.close()
+        if self._switchboard is not None:
+            await self._switchboard.stop()
+        if self.state.client_socket is not None:
+            self.state.client_socket.unlink(missing_ok=True)
+        self.state.unlock()
+        if self.config.temporary:
+            self.state.remove()
+
+
+def _guard(identity: ClusterIdentity) -> Guard:
+    digests = {CLIENT: token_digest(identity.client_token), ENGINE: token_digest(identity.engine_token)}
+    roles = {
+        **service_roles(ENGINE_SERVICE, CLIENT),
+        **service_roles(CLUSTER_SERVICE, CLIENT),
+        **service_roles(CONTROLLER_SERVICE, ENGINE),
+    }
+    return Guard(Authorizer(digests, socket_role=CLIENT), roles, process="controller")
+
+
+def _log(event: EngineEvent) -> None:
+    engine, facts = event.engine, event.engine.facts
+    if event.kind is EventKind.PROPERTIES_CHANGED:
+        return
+    what = event.kind.name.lower().replace("_", " ")
+    where = f"ip {facts.ip}, port {facts.port}, pid {facts.pid}"
+    reason = f": {event.reason}" if event.reason else ""
+    logger.info("engine %d: %s (%s)%s", engine.engine_id, what, where, reason)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def _probe(bind: str, port: int) -> OSError | None:
+    """Return why `bind` and `port` cannot be listened on, None if they can; gRPC itself would not say."""
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            bind.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+            probe.listen(1)
+    except OSError as error:
+        return error
+    return None
+
+
+def _bind_error(bind: str, port: int, problem: OSError) -> EngineryError:
+    if problem.errno == errno.EADDRINUSE:
+        return StateDirectoryInUse(
+            f"port {port} of {bind} is taken, perhaps by another controller: use another --port, or 0 for any"
+        )
+    return EngineryError(f"cannot listen on {_bracketed(bind)}:{port}: {problem.strerror or problem}")

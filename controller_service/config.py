@@ -1,0 +1,133 @@
+"""Options of the controller."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from controller_service.reference import DEFAULT_WAITING_LIMIT
+from enginery._engine import DEFAULT_VALUE_LIMIT
+from enginery._logs import LEVELS
+
+DEFAULT_LEASE = 60.0
+_HIGHEST_PORT = 65_535
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What a controller can be told. Sizes in bytes, times in seconds."""
+
+    state_dir: Path | None = None
+    """Where connection files, CA, tokens and port are kept; None means the user's default."""
+    port: int | None = None
+    """Port to listen on, 0 for any; None means the last one of this state directory, else any."""
+    bind: str = "127.0.0.1"
+    advertise: str = ""
+    """Host, or `host:port`, that others should use; empty means the bound one."""
+    insecure: bool = False
+    lease: float = DEFAULT_LEASE
+    save_ids: bool = False
+    value_limit: int = DEFAULT_VALUE_LIMIT
+    waiting_limit: int = DEFAULT_WAITING_LIMIT
+    temporary: bool = False
+    """Remove the state directory at the end."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of `python -m controller_service` and `enginery controller`."""
+    options = argparse.ArgumentParser(
+        prog="enginery controller",
+        description="Run a controller: it knows the engines, and passes the calls of clients on to them.",
+    )
+    options.add_argument(
+        "--state-dir",
+        type=Path,
+        metavar="DIR",
+        help="where connection files, CA, tokens and port are kept and found again "
+        "(default: $ENGINERY_STATE_DIR, else a directory of this user)",
+    )
+    options.add_argument(
+        "--port",
+        type=_port,
+        help="port to listen on, 0 for any free one (default: the last one of the state directory)",
+    )
+    options.add_argument(
+        "--bind", default="127.0.0.1", metavar="HOST", help="address to listen on (default: %(default)s)"
+    )
+    options.add_argument(
+        "--advertise",
+        default="",
+        metavar="HOST[:PORT]",
+        help="address that engines and clients should use, if it differs from the bound one",
+    )
+    options.add_argument(
+        "--insecure", action="store_true", help="no TLS; for loopback only (tokens are still required)"
+    )
+    options.add_argument(
+        "--lease",
+        type=_seconds,
+        default=DEFAULT_LEASE,
+        metavar="SECONDS",
+        help="how long an engine stays registered without a connection; inf for ever (default: %(default)s)",
+    )
+    options.add_argument(
+        "--save-ids", action="store_true", help="never give the id of an engine that left to another"
+    )
+    options.add_argument(
+        "--value-limit",
+        type=_size,
+        default=DEFAULT_VALUE_LIMIT,
+        metavar="BYTES",
+        help="largest value that is passed on (default: %(default)s)",
+    )
+    options.add_argument(
+        "--waiting-limit",
+        type=_size,
+        default=DEFAULT_WAITING_LIMIT,
+        metavar="BYTES",
+        help="calls that may wait for replies of one engine, in bytes (default: %(default)s)",
+    )
+    options.add_argument("--log-level", choices=LEVELS, default="info", help="(default: %(default)s)")
+    options.add_argument("--log-file", type=Path, metavar="FILE", help="(default: one in DIR/logs)")
+    options.add_argument("--life-line", action="store_true", help="stop when standard input ends")
+    options.add_argument("--temporary", action="store_true", help="remove the state directory at the end")
+    return options
+
+
+def from_arguments(arguments: argparse.Namespace) -> Config:
+    """Return the options that `parser()` read."""
+    return Config(
+        state_dir=arguments.state_dir,
+        port=arguments.port,
+        bind=arguments.bind,
+        advertise=arguments.advertise,
+        insecure=arguments.insecure,
+        lease=arguments.lease,
+        save_ids=arguments.save_ids,
+        value_limit=arguments.value_limit,
+        waiting_limit=arguments.waiting_limit,
+        temporary=arguments.temporary,
+    )
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= _HIGHEST_PORT:
+        raise argparse.ArgumentTypeError(f"{port} is not a port (0 to {_HIGHEST_PORT})")
+    return port
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if math.isnan(seconds) or seconds <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+    return seconds
+
+
+def _size(text: str) -> int:
+    size = int(text)
+    if size <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of bytes")
+    return size

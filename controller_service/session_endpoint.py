@@ -1,0 +1,128 @@
+"""ClusterService.Session: many calls of one client on one stream."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from controller_service import frames
+from controller_service.reference import undelivered
+from controller_service.stream import Stream
+from enginery import _ids
+from enginery._reasons import DeliveryError
+from enginery.v1 import cluster_pb2
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+    from controller_service.streams import OpenStreams
+    from controller_service.switchboard import Switchboard
+    from enginery.v1 import frame_pb2
+
+logger = logging.getLogger(__name__)
+
+MAX_UNREAD = 64 << 20
+"""Bytes of replies that a client may leave unread."""
+_SESSION_BYTES = 8
+_OPERATION_BYTES = 16
+
+
+class SessionEndpoint:
+    """Serves Session. One object for all streams."""
+
+    def __init__(
+        self,
+        switchboard: Switchboard,
+        streams: OpenStreams,
+        *,
+        cluster_id: str,
+        controller_epoch: int,
+        max_unread: int = MAX_UNREAD,
+    ) -> None:
+        """Call the engines of `switchboard`."""
+        self._switchboard = switchboard
+        self._streams = streams
+        self._max_unread = max_unread
+        self._welcome = cluster_pb2.SessionResponse(
+            welcome=cluster_pb2.SessionWelcome(cluster_id=cluster_id, controller_epoch=controller_epoch)
+        ).SerializeToString()
+
+    async def session(self, _requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        """Serve one stream until its client ends it; one that only sends no more gets its replies first."""
+        settled = asyncio.Event()
+        stream = Stream(context, limit=self._max_unread, on_over=settled.set)
+        session = _Session(self._switchboard, stream, settled, self._welcome)
+        async with self._streams.opened(stream):
+            await stream.read_all(session.receive)
+            await session.settle()
+
+
+class _Session:
+    """One client: takes its messages, and the replies to its calls."""
+
+    def __init__(
+        self, switchboard: Switchboard, stream: Stream, settled: asyncio.Event, welcome: bytes
+    ) -> None:
+        self._switchboard = switchboard
+        self._stream = stream
+        self._settled = settled  # nothing is waited for, or can be delivered any more
+        self._welcome = welcome
+        self._session_id = b""
+        self._waiting = 0
+
+    async def settle(self) -> None:
+        """Wait for the replies to come."""
+        if self._waiting:
+            self._settled.clear()
+            if not self._stream.is_over:
+                await self._settled.wait()
+
+    def receive(self, data: bytes) -> None:
+        """Handle one serialized SessionRequest."""
+        try:
+            message = cluster_pb2.SessionRequest.FromString(data)
+        except Exception as error:  # protobuf's DecodeError differs in class between its implementations
+            raise DeliveryError("MALFORMED_MESSAGE", message="enginery.v1.SessionRequest") from error
+        if message.HasField("hello"):
+            self._open(message.hello)
+        elif not self._session_id:
+            raise DeliveryError("PROTOCOL_ERROR", cause="the first message must hold a hello")
+        for call in message.calls:
+            self._submit(call)
+
+    def _open(self, hello: cluster_pb2.SessionHello) -> None:
+        if self._session_id:
+            raise DeliveryError("PROTOCOL_ERROR", cause="a second hello on one session")
+        if len(hello.session_id) != _SESSION_BYTES:
+            cause = f"a session_id is {_SESSION_BYTES} bytes, not {len(hello.session_id)}"
+            raise DeliveryError("PROTOCOL_ERROR", cause=cause)
+        self._session_id = hello.session_id
+        logger.debug("session %s opens (%s)", hello.session_id.hex(), hello.client_version)
+        self._stream.send(self._welcome)
+
+    def _submit(self, call: frame_pb2.Call) -> None:
+        self._waiting += 1
+        try:
+            engine = self._switchboard.engine(call.engine_id)
+            self._complete(call)
+        except DeliveryError as error:
+            self.deliver(undelivered(call.call_id, error))
+            return
+        engine.submit(call, self)
+
+    def _complete(self, call: frame_pb2.Call) -> None:
+        """Fill in what a client may leave out."""
+        call.session_id = self._session_id
+        if not call.operation_id:
+            call.operation_id = _ids.operation_id(self._session_id, call.call_id)
+        elif len(call.operation_id) != _OPERATION_BYTES:
+            cause = f"it is {_OPERATION_BYTES} bytes, not {len(call.operation_id)}"
+            raise DeliveryError("BAD_REQUEST", field="operation_id", cause=cause)
+
+    def deliver(self, reply: frame_pb2.Reply) -> None:
+        """Send a reply to the client, if it is still there."""
+        self._waiting -= 1
+        self._stream.send(frames.embed(frames.REPLY, reply.SerializeToString()))
+        if not self._waiting:
+            self._settled.set()
