@@ -49,8 +49,12 @@ class LaunchOptions:
     lease: float | None = None
     save_ids: bool = False
     value_limit: int | None = None
+    waiting_limit: int | None = None
     output_limit: int | None = None
     queue_limit: int | None = None
+    queue_bytes: int | None = None
+    store_limit: int | None = None
+    direct: bool = True
     properties: Mapping[str, object] = field(default_factory=dict)
     exec_lines: Sequence[str] = ()
     exec_files: Sequence[Path | str] = ()
@@ -66,15 +70,22 @@ class LaunchOptions:
             lease=self.lease,
             save_ids=self.save_ids,
             value_limit=self.value_limit,
+            waiting_limit=self.waiting_limit,
             log_level=self.log_level,
         )
 
     def host_arguments(self) -> list[str]:
         """Return these options as the engine host takes them."""
         arguments = _arguments(
-            n=self.n, value_limit=self.value_limit, output_limit=self.output_limit, queue_limit=self.queue_limit
+            n=self.n,
+            value_limit=self.value_limit,
+            output_limit=self.output_limit,
+            queue_limit=self.queue_limit,
+            queue_bytes=self.queue_bytes,
+            store_limit=self.store_limit,
+            no_direct=not self.direct,
+            log_level=self.log_level,
         )
-        arguments += _arguments(log_level=self.log_level)
         arguments += [f"--property={key}={json.dumps(value)}" for key, value in self.properties.items()]
         arguments += [f"--exec-line={line}" for line in self.exec_lines]
         arguments += [f"--exec-file={os.fspath(file)}" for file in self.exec_files]

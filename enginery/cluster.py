@@ -29,9 +29,10 @@ class Cluster:
 
     n: engines to start; by default one per CPU.
     state_dir: where files are kept, and stay; by default a temporary directory that goes at the end.
-    port, bind, advertise, insecure, lease (seconds), save_ids: see `enginery controller --help`.
-    properties, exec_lines, exec_files, output_limit, queue_limit: see `enginery engine --help`. Property values
-        must fit JSON; others are set later by `set_properties`.
+    port, bind, advertise, insecure, lease (seconds), save_ids, waiting_limit: see `enginery controller --help`.
+    properties, exec_lines, exec_files, output_limit, queue_limit, queue_bytes, store_limit, direct (False: no
+        port for direct calls): see `enginery engine --help`. Property values must fit JSON; `set_properties`
+        sets others later.
     value_limit (bytes), log_level: for both.
     timeout: seconds in which all engines must be registered.
     """
@@ -48,8 +49,12 @@ class Cluster:
         lease: float | None = None,
         save_ids: bool = False,
         value_limit: int | None = None,
+        waiting_limit: int | None = None,
         output_limit: int | None = None,
         queue_limit: int | None = None,
+        queue_bytes: int | None = None,
+        store_limit: int | None = None,
+        direct: bool = True,
         properties: Mapping[str, object] | None = None,
         exec_lines: Sequence[str] = (),
         exec_files: Sequence[Path | str] = (),
@@ -69,8 +74,12 @@ class Cluster:
             lease=lease,
             save_ids=save_ids,
             value_limit=value_limit,
+            waiting_limit=waiting_limit,
             output_limit=output_limit,
             queue_limit=queue_limit,
+            queue_bytes=queue_bytes,
+            store_limit=store_limit,
+            direct=direct,
             properties=dict(properties or {}),
             exec_lines=tuple(exec_lines),
             exec_files=tuple(exec_files),

@@ -53,6 +53,17 @@ ExecFile = Annotated[
 OutputLimit = Annotated[
     int | None, _option("Output kept per call and stream, bytes.", panel=_E, default="64 MiB", min=0)
 ]
+QueueBytes = Annotated[
+    int | None, _option("Bytes of calls that may wait on an engine.", panel=_E, default="256 MiB", min=1)
+]
+StoreLimit = Annotated[
+    int | None,
+    _option("All large values held for an engine, bytes.", panel=_E, default="twice --value-limit", min=1),
+]
+WaitingLimit = Annotated[
+    int | None, _option("Bytes of calls that wait for an engine's replies.", panel=_C, default="256 MiB", min=1)
+]
+Direct = Annotated[bool, _option("Whether hosts open a port of their own.", "--direct/--no-direct", panel=_E)]
 QueueLimit = Annotated[
     int | None, _option("Calls that may wait on an engine.", panel=_E, default="10000", min=1)
 ]
@@ -77,7 +88,11 @@ def options(
     exec_file: list[Path] | None,
     output_limit: int | None,
     queue_limit: int | None,
+    queue_bytes: int | None,
+    store_limit: int | None,
+    direct: bool,
     value_limit: int | None,
+    waiting_limit: int | None,
     log_level: str | None,
 ) -> LaunchOptions:
     """Return the options of a cluster from those of the command line."""
@@ -92,6 +107,10 @@ def options(
         value_limit=value_limit,
         output_limit=output_limit,
         queue_limit=queue_limit,
+        queue_bytes=queue_bytes,
+        store_limit=store_limit,
+        direct=direct,
+        waiting_limit=waiting_limit,
         properties=dict(_property(text) for text in properties or ()),
         exec_lines=exec_line or (),
         exec_files=[file.absolute() for file in exec_file or ()],

@@ -51,7 +51,11 @@ def run(
     exec_file: launching.ExecFile = None,
     output_limit: launching.OutputLimit = None,
     queue_limit: launching.QueueLimit = None,
+    queue_bytes: launching.QueueBytes = None,
+    store_limit: launching.StoreLimit = None,
+    direct: launching.Direct = True,
     value_limit: launching.ValueLimit = None,
+    waiting_limit: launching.WaitingLimit = None,
     log_level: launching.LogLevel = None,
     timeout: launching.Timeout = 30.0,
 ) -> None:
@@ -62,7 +66,8 @@ def run(
     settings = launching.options(
         n, port=port, bind=bind, advertise=advertise, insecure=insecure, lease=lease, save_ids=save_ids,
         properties=properties, exec_line=exec_line, exec_file=exec_file, output_limit=output_limit,
-        queue_limit=queue_limit, value_limit=value_limit, log_level=log_level,
+        queue_limit=queue_limit, queue_bytes=queue_bytes, store_limit=store_limit, direct=direct,
+        value_limit=value_limit, waiting_limit=waiting_limit, log_level=log_level,
     )  # fmt: skip
     launched = Launched(temporary_state(), settings, attached=True, temporary=True)
     try:

@@ -31,7 +31,11 @@ def up(
     exec_file: launching.ExecFile = None,
     output_limit: launching.OutputLimit = None,
     queue_limit: launching.QueueLimit = None,
+    queue_bytes: launching.QueueBytes = None,
+    store_limit: launching.StoreLimit = None,
+    direct: launching.Direct = True,
     value_limit: launching.ValueLimit = None,
+    waiting_limit: launching.WaitingLimit = None,
     log_level: launching.LogLevel = None,
     timeout: launching.Timeout = 30.0,
 ) -> None:
@@ -40,7 +44,8 @@ def up(
     settings = launching.options(
         n, port=port, bind=bind, advertise=advertise, insecure=insecure, lease=lease, save_ids=save_ids,
         properties=properties, exec_line=exec_line, exec_file=exec_file, output_limit=output_limit,
-        queue_limit=queue_limit, value_limit=value_limit, log_level=log_level,
+        queue_limit=queue_limit, queue_bytes=queue_bytes, store_limit=store_limit, direct=direct,
+        value_limit=value_limit, waiting_limit=waiting_limit, log_level=log_level,
     )  # fmt: skip
     state = StateDirectory(state_dir)
     launched = Launched(state, settings, attached=False, temporary=False)
