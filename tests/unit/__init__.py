@@ -1,0 +1,1 @@
+"""Machines and translations without I/O."""

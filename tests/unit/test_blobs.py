@@ -1,0 +1,142 @@
+"""Blobs: uploads that fit together, results that make room, and files that are given back."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine_service.blobs import TIME_TO_LIVE, BlobStore, load, read_chunks, save
+from enginery._encoded import Codec, Encoded, Stored
+from enginery._reasons import DeliveryError
+from enginery.v1 import value_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FDS = Path("/proc/self/fd")
+
+
+@pytest.fixture
+def store() -> Iterator[BlobStore]:
+    """A small store; every file that it opened is closed at the end."""
+    before = len(list(FDS.iterdir())) if FDS.exists() else 0
+    made = BlobStore(value_limit=100, store_limit=150)
+    yield made
+    made.close()
+    if FDS.exists():
+        assert len(list(FDS.iterdir())) == before
+
+
+def blob(blob_id: str = "a", size: int = 6, **fields: object) -> value_pb2.Blob:
+    parts = fields.pop("part_sizes", [size])
+    return value_pb2.Blob(blob_id=blob_id, codec=1, size=size, part_sizes=parts, **fields)  # type: ignore[arg-type]
+
+
+def upload(store: BlobStore, description: value_pb2.Blob, *chunks: value_pb2.Chunk, now: float = 0.0) -> None:
+    incoming = store.start_upload(description, now)
+    try:
+        for chunk in chunks:
+            incoming.write(chunk)
+        incoming.finish(now)
+    finally:
+        incoming.abort(now)
+
+
+def chunk(data: bytes, offset: int = 0) -> value_pb2.Chunk:
+    return value_pb2.Chunk(offset=offset, crc32=zlib.crc32(data), data=data)
+
+
+def test_an_upload_is_consumed_once(store: BlobStore) -> None:
+    """The bytes of all chunks come back, in their parts, to the first who takes them."""
+    upload(store, blob(part_sizes=[2, 4]), chunk(b"abc"), chunk(b"def", 3))
+    taken = store.take("a", 0.0)
+    assert load(taken).parts == (b"ab", b"cdef")
+    taken.close()
+    with pytest.raises(DeliveryError) as caught:
+        store.take("a", 0.0)
+    assert caught.value.reason == "BLOB_NOT_FOUND"
+    assert store.size == 0
+
+
+@pytest.mark.parametrize(
+    ("chunks", "reason"),
+    [
+        ([chunk(b"abc")], "BAD_REQUEST"),
+        ([chunk(b"abc", 3)], "BAD_REQUEST"),
+        ([chunk(b"abcdefg")], "BAD_REQUEST"),
+        ([value_pb2.Chunk()], "BAD_REQUEST"),
+        ([value_pb2.Chunk(data=b"abcdef", crc32=1)], "CHECKSUM_MISMATCH"),
+        ([chunk(bytes((1 << 20) + 1))], "BAD_REQUEST"),
+    ],
+    ids=["short", "gap", "long", "empty", "damaged", "large chunk"],
+)
+def test_a_broken_upload_leaves_nothing(store: BlobStore, chunks: list[value_pb2.Chunk], reason: str) -> None:
+    """Short, gapped, long, empty or damaged: refused by name, and its room is free again."""
+    with pytest.raises(DeliveryError) as caught:
+        upload(store, blob(), *chunks)
+    assert caught.value.reason == reason
+    assert (store.size, len(store)) == (0, 0)
+    upload(store, blob(), chunk(b"abcdef"))
+
+
+def test_uploads_over_a_limit_are_refused_before_a_byte_is_sent(store: BlobStore) -> None:
+    """One value, or all together, over their limit: VALUE_TOO_LARGE, naming limit and option."""
+    with pytest.raises(DeliveryError, match=r"100 bytes, set by --value-limit"):
+        store.start_upload(blob(size=101), 0.0)
+    first = store.start_upload(blob(size=100), 0.0)
+    with pytest.raises(DeliveryError, match="--store-limit"):
+        store.start_upload(blob("b", size=51), 0.0)
+    with pytest.raises(DeliveryError) as caught:
+        store.start_upload(blob(size=1), 0.0)
+    assert caught.value.reason == "BLOB_EXISTS"
+    first.abort(0.0)
+    store.start_upload(blob("b", size=51), 0.0).abort(0.0)
+
+
+def result(size: int) -> Stored:
+    return save(Encoded(Codec.TEXT, (bytes(size),)))
+
+
+def test_results_make_room_by_dropping_older_results(store: BlobStore) -> None:
+    """The oldest results go; uploads stay."""
+    upload(store, blob("up"), chunk(b"abcdef"))
+    store.add(result(70), 0.0, "one")
+    store.add(result(70), 1.0, "two")
+    store.add(result(70), 2.0, "three")
+    for blob_id, there in (("up", True), ("one", False), ("two", True), ("three", True)):
+        if there:
+            os.close(store.open(blob_id, 2.0)[1])
+        else:
+            with pytest.raises(DeliveryError):
+                store.open(blob_id, 2.0)
+
+
+def test_unused_blobs_expire_and_used_ones_stay(store: BlobStore) -> None:
+    """Ten minutes without use; reading is use."""
+    store.add(result(1), 0.0, "read")
+    store.add(result(1), 0.0, "forgotten")
+    os.close(store.open("read", TIME_TO_LIVE - 1)[1])
+    store.expire(TIME_TO_LIVE + 1)
+    assert len(store) == 1
+    os.close(store.open("read", TIME_TO_LIVE + 1)[1])
+
+
+def test_a_file_shorter_than_it_says_is_an_error() -> None:
+    """A kernel may cut the file that it handed over."""
+    stored = save(Encoded(Codec.TEXT, (b"abc",)))
+    os.ftruncate(stored.fd, 1)
+    with pytest.raises(DeliveryError, match="shorter"):
+        load(stored)
+    stored.close()
+
+
+def test_chunks_cover_the_rest() -> None:
+    """From any offset, without gaps, at most 1 MiB each."""
+    mib = 1 << 20
+    assert list(read_chunks(2 * mib + 1, 0)) == [(0, mib), (mib, mib), (2 * mib, 1)]
+    assert list(read_chunks(10, 4)) == [(4, 6)]
+    assert list(read_chunks(10, 10)) == []

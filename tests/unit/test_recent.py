@@ -1,0 +1,70 @@
+"""Recent operations: none runs twice."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine_service.recent import Answer, RecentOperations
+from enginery._engine import CallReply
+from enginery._reasons import DeliveryError
+
+A, B, C = (bytes(15) + bytes([number]) for number in range(3))
+
+
+def test_a_repeated_call_awaits_the_first_and_then_gets_its_answer_again() -> None:
+    """Whoever asks under the same id gets the one answer, before and after it is there."""
+    recent = RecentOperations()
+    first: list[Answer] = []
+    second: list[Answer] = []
+    third: list[Answer] = []
+    assert not recent.join(A, 3, b"request", first.append)
+    assert recent.join(A, 3, b"request", second.append)
+    answer = CallReply(1, b"response")
+    recent.answer(A, answer)
+    assert recent.join(A, 3, b"request", third.append)
+    assert first == second == third == [answer]
+
+
+def test_another_request_under_the_same_id_is_refused() -> None:
+    """An id names one call."""
+    recent = RecentOperations()
+    recent.join(A, 3, b"request", print)
+    for method, request in ((4, b"request"), (3, b"other")):
+        with pytest.raises(DeliveryError) as caught:
+            recent.join(A, method, request, print)
+        assert caught.value.reason == "BAD_REQUEST"
+
+
+def test_a_released_answer_is_an_error_not_a_second_run() -> None:
+    """Bytes are bounded: the oldest answers go first, and their operations are remembered."""
+    recent = RecentOperations(max_bytes=10)
+    for operation in (A, B):
+        recent.join(operation, 3, b"", lambda answer: None)
+        recent.answer(operation, CallReply(1, bytes(8)))
+    with pytest.raises(DeliveryError) as caught:
+        recent.join(A, 3, b"", print)
+    assert caught.value.reason == "OPERATION_RELEASED"
+    assert recent.join(B, 3, b"", lambda answer: None)
+
+
+def test_the_table_is_bounded_but_keeps_what_runs() -> None:
+    """The oldest answered operations are forgotten; one that runs never is."""
+    recent = RecentOperations(max_count=1)
+    running: list[Answer] = []
+    recent.join(A, 3, b"", running.append)
+    for operation in (B, C):
+        recent.join(operation, 3, b"", lambda answer: None)
+        recent.answer(operation, DeliveryError("SHUTTING_DOWN", process="host"))
+    assert recent.join(A, 3, b"", running.append)
+    assert recent.join(C, 3, b"", lambda answer: None)
+    assert not recent.join(B, 3, b"", lambda answer: None)
+    recent.answer(A, CallReply(1, b""))
+    assert len(running) == 2
+
+
+def test_a_refused_call_may_be_made_again() -> None:
+    """An operation that never was queued is forgotten."""
+    recent = RecentOperations()
+    recent.join(A, 3, b"", print)
+    recent.forget(A)
+    assert not recent.join(A, 4, b"", print)
