@@ -59,9 +59,7 @@ async def test_a_number_is_taken_by_failures_too(engine: EngineUnderTest) -> Non
     failed = await engine.execute("1/0")
     third = await engine.execute("3")
     assert [first.number, failed.number, third.number] == [1, 2, 3]
-    record = (
-        await engine.call(engine_pb2.GetResultRequest(number=2), engine_pb2.GetResultResponse)
-    ).result
+    record = (await engine.call(engine_pb2.GetResultRequest(number=2), engine_pb2.GetResultResponse)).result
     assert record.error.errors[0].type_name == "ZeroDivisionError"
     assert record.input.raw == "1/0"
 

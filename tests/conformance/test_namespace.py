@@ -107,9 +107,7 @@ async def test_pull_function(engine: EngineUnderTest) -> None:
     functions = decode(value_pb2.Value(pickle=response.pickled))
     assert isinstance(functions, dict)
     assert (functions["double"](4), functions["triple"](4)) == (8, 12)
-    refused = await engine.call(
-        engine_pb2.PullFunctionRequest(keys=["other"]), engine_pb2.PullFunctionResponse
-    )
+    refused = await engine.call(engine_pb2.PullFunctionRequest(keys=["other"]), engine_pb2.PullFunctionResponse)
     assert refused.error.errors[0].type_name == "TypeError"
 
 
@@ -219,9 +217,7 @@ async def test_apply_names_the_type_that_has_no_accepted_form(engine: EngineUnde
 async def test_properties(engine: EngineUnderTest) -> None:
     """Set, get, has, del and clear; missing keys are KeyError; all or nothing."""
     values = {"gpu": encode(True, Codec.JSON), "name": encode("a", Codec.JSON), "set": encode({1, 2})}
-    await engine.call(
-        engine_pb2.SetPropertiesRequest(properties=values), engine_pb2.SetPropertiesResponse
-    )
+    await engine.call(engine_pb2.SetPropertiesRequest(properties=values), engine_pb2.SetPropertiesResponse)
     everything = await engine.call(engine_pb2.GetPropertiesRequest(), engine_pb2.GetPropertiesResponse)
     assert {key: decode(value) for key, value in everything.properties.items()} == {
         "gpu": True,

@@ -142,7 +142,9 @@ async def test_a_dead_kernel_names_its_end_and_the_engine_is_back(
 
 async def test_a_forked_child_never_answers_for_its_parent(engine: EngineUnderTest) -> None:
     """A child that falls out of user code ends; the parent's answer is the only one."""
-    result = await engine.execute("import os\npid = os.fork()\n'child' if pid == 0 else os.waitpid(pid, 0)[0] == pid")
+    result = await engine.execute(
+        "import os\npid = os.fork()\n'child' if pid == 0 else os.waitpid(pid, 0)[0] == pid"
+    )
     assert result.text == "True"
     assert await engine.evaluate("2") == 2
 
