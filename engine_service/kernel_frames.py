@@ -1,14 +1,15 @@
 """How messages lie on the socket between host and kernel. No asyncio, gRPC, protobuf or pickle.
 
 A frame is a fixed header, the lengths of its raw parts, a JSON part that says what they mean, and the parts. File
-descriptors come along by SCM_RIGHTS. Whatever does not fit the bounds raises `WireError` before it takes memory.
+descriptors come by SCM_RIGHTS. What does not fit the bounds raises `WireError` before it takes memory. Uses `_socket`,
+since `socket` takes a tenth of a kernel's start.
 """
 
 from __future__ import annotations
 
+import _socket
 import json
 import os
-import socket
 import struct
 from array import array
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ MAX_PARTS_SIZE = 64 << 20
 _MAGIC = 0x474E4531
 _HEADER = struct.Struct("<IIII")  # magic, length of the JSON part, number of parts, number of descriptors
 _READ_SIZE = 64 << 10
-_ANCILLARY = socket.CMSG_SPACE(MAX_FDS * struct.calcsize("i"))
+_ANCILLARY = _socket.CMSG_SPACE(MAX_FDS * struct.calcsize("i"))
 
 
 class WireError(Exception):
@@ -77,17 +78,17 @@ class FrameReader:
         self._data = bytearray()
         self._fds: list[int] = []
 
-    def receive(self, sock: socket.socket) -> bool:
+    def receive(self, sock: _socket.socket) -> bool:
         """Take in what one read gives; False at the end of the stream. Raises as `recvmsg` does, and WireError."""
         data, ancillary, flags, _ = sock.recvmsg(_READ_SIZE, _ANCILLARY)
         for level, kind, content in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
                 fds = array("i")
                 fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
                 for fd in fds:
                     os.set_inheritable(fd, False)
                 self._fds.extend(fds)
-        if flags & socket.MSG_CTRUNC or len(self._fds) > MAX_FDS:
+        if flags & _socket.MSG_CTRUNC or len(self._fds) > MAX_FDS:
             raise WireError("more files than a frame may carry")
         self._data += data
         return bool(data)
@@ -145,10 +146,10 @@ def rest(buffers: Iterable[Buffer], sent: int) -> list[memoryview]:
     return remaining
 
 
-def send(sock: socket.socket, frame: Frame) -> None:
+def send(sock: _socket.socket, frame: Frame) -> None:
     """Send a whole frame on a blocking socket."""
     buffers: list[Buffer] = frame.pack()
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", frame.fds))] if frame.fds else []
+    ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array("i", frame.fds))] if frame.fds else []
     sent = sock.sendmsg(buffers[:_MAX_VECTOR], ancillary)
     while remaining := rest(buffers, sent):
         buffers = list(remaining)

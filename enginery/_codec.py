@@ -1,7 +1,7 @@
 """Python objects ↔ encoded values: the only module beside the kernel's that pickles.
 
-Unpickling runs code: decode only what comes from an engine or a client of one's own cluster. numpy is used where it
-is there already, and never imported but to decode an array.
+Unpickling runs code: decode only what comes from an engine or a client of one's own cluster. numpy is imported only
+to decode an array.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def decode(value: Encoded) -> object:
     SerializationError if the bytes are corrupt or need what is not here; PythonVersionMismatch if another minor
     version of Python pickled them and that matters.
     """
-    return _decode(value, pickle.Unpickler)
+    return _decode(value, None)
 
 
 def decode_bound(value: Encoded, namespace: dict[str, object]) -> tuple[object, dict[str, object]]:
@@ -101,33 +101,12 @@ def decode_bound(value: Encoded, namespace: dict[str, object]) -> tuple[object, 
     Returns the object and the globals that those functions had captured, which are not put into `namespace`.
     """
     captured: dict[str, object] = {}
-
-    def make_function(
-        code: types.CodeType, base: dict[str, object], name: object, defaults: object, closure: object
-    ) -> types.FunctionType:
-        where = namespace if base.get("__name__") == "__main__" else base
-        made: types.FunctionType = _cloudpickle._make_function(code, where, name, defaults, closure)
-        return made
-
-    def set_state(function: types.FunctionType, state: tuple[object, dict[str, dict[str, object]]]) -> None:
-        if function.__globals__ is namespace:
-            captured.update(state[1]["__globals__"])
-            state[1]["__globals__"] = {}
-        _cloudpickle._function_setstate(function, state)
-
-    hooks = {"_make_function": make_function, "_function_setstate": set_state}
-
-    class BindingUnpickler(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> object:
-            if module == _cloudpickle.__name__ and name in hooks:
-                return hooks[name]
-            return super().find_class(module, name)
-
     seeded = namespace.get("__builtins__", builtins)  # cloudpickle puts a dictionary in its place
     try:
-        return _decode(value, BindingUnpickler), captured
+        obj = _decode(value, lambda data, buffers: _BindingUnpickler(data, buffers, namespace, captured))
     finally:
         namespace["__builtins__"] = seeded
+    return obj, captured
 
 
 def decode_functions(value: Encoded, namespace: dict[str, object]) -> dict[str, Callable[..., object]]:
@@ -292,9 +271,60 @@ _ENCODERS: dict[Codec, Callable[[object], Encoded]] = {
 }
 
 
-def _decode(value: Encoded, unpickler: type[pickle.Unpickler]) -> object:
+class _CarefulUnpickler(pickle.Unpickler):
+    """Refuses functions of another minor version, whose code could crash the interpreter."""
+
+    def __init__(self, data: Buffer, buffers: list[Buffer], version: str) -> None:
+        super().__init__(io.BytesIO(data), buffers=buffers)
+        self._version = version
+
+    def find_class(self, module: str, name: str) -> object:
+        if module == _cloudpickle.__name__ and name == "_make_function":
+            raise PythonVersionMismatch(_mismatch(self._version, "it holds a function, whose code differs"))
+        return super().find_class(module, name)
+
+
+class _BindingUnpickler(pickle.Unpickler):
+    """Makes functions of a `__main__` with other globals; see `decode_bound`."""
+
+    def __init__(
+        self,
+        data: Buffer,
+        buffers: list[Buffer],
+        namespace: dict[str, object],
+        captured: dict[str, object],
+    ) -> None:
+        super().__init__(io.BytesIO(data), buffers=buffers)
+        self._namespace = namespace
+        self._captured = captured
+
+    def find_class(self, module: str, name: str) -> object:
+        if module == _cloudpickle.__name__:
+            if name == "_make_function":
+                return self._make_function
+            if name == "_function_setstate":
+                return self._set_state
+        return super().find_class(module, name)
+
+    def _make_function(
+        self, code: types.CodeType, base: dict[str, object], name: object, defaults: object, closure: object
+    ) -> types.FunctionType:
+        where = self._namespace if base.get("__name__") == "__main__" else base
+        made: types.FunctionType = _cloudpickle._make_function(code, where, name, defaults, closure)
+        return made
+
+    def _set_state(
+        self, function: types.FunctionType, state: tuple[object, dict[str, dict[str, object]]]
+    ) -> None:
+        if function.__globals__ is self._namespace:
+            self._captured.update(state[1]["__globals__"])
+            state[1]["__globals__"] = {}
+        _cloudpickle._function_setstate(function, state)
+
+
+def _decode(value: Encoded, open_pickle: Callable[[Buffer, list[Buffer]], pickle.Unpickler] | None) -> object:
     if value.codec is Codec.PICKLE:
-        return _decode_pickle(value, unpickler)
+        return _decode_pickle(value, open_pickle)
     if len(value.parts) != 1:
         raise SerializationError(f"a value of codec {value.codec.name} has one part, not {len(value.parts)}")
     part = value.parts[0]
@@ -307,32 +337,27 @@ def _decode(value: Encoded, unpickler: type[pickle.Unpickler]) -> object:
         raise SerializationError(f"not a {value.codec.name} value: {_shorten(error)}") from error
 
 
-def _decode_pickle(value: Encoded, unpickler: type[pickle.Unpickler]) -> object:
-    foreign = _minor(value.python_version) not in ("", _minor(PYTHON_VERSION))
-    if foreign:
-        unpickler = _refuse_functions(unpickler, value.python_version)
-    data, *buffers = value.parts or (b"",)
+def _decode_pickle(
+    value: Encoded, open_pickle: Callable[[Buffer, list[Buffer]], pickle.Unpickler] | None
+) -> object:
+    foreign = value.python_version != PYTHON_VERSION and _minor(value.python_version) not in (
+        "",
+        _minor(PYTHON_VERSION),
+    )
+    data, *rest = value.parts or (b"",)
     try:
-        writable = [part if _is_writable(part) else bytearray(part) for part in buffers]
-        if unpickler is pickle.Unpickler:
-            return pickle.loads(data, buffers=writable)  # noqa: S301  # see the module's docstring
-        return unpickler(io.BytesIO(data), buffers=writable).load()
+        buffers: list[Buffer] = [part if _is_writable(part) else bytearray(part) for part in rest]
+        if foreign:
+            return _CarefulUnpickler(data, buffers, value.python_version).load()
+        if open_pickle is None:
+            return pickle.loads(data, buffers=buffers)  # noqa: S301  # see the module's docstring
+        return open_pickle(data, buffers).load()
     except PythonVersionMismatch:
         raise
     except Exception as error:  # corrupt bytes make pickle raise anything
         if foreign:
             raise PythonVersionMismatch(_mismatch(value.python_version, _shorten(error))) from error
         raise SerializationError(f"cannot be unpickled: {_shorten(error)}") from error
-
-
-def _refuse_functions(base: type[pickle.Unpickler], version: str) -> type[pickle.Unpickler]:
-    class RefusingUnpickler(base):  # type: ignore[valid-type, misc]
-        def find_class(self, module: str, name: str) -> object:
-            if module == _cloudpickle.__name__ and name == "_make_function":
-                raise PythonVersionMismatch(_mismatch(version, "it holds a function, whose code differs"))
-            return super().find_class(module, name)
-
-    return RefusingUnpickler
 
 
 def _mismatch(version: str, cause: str) -> str:

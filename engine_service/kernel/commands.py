@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from engine_service.kernel.display import forms_of, pretty_of, text_of
 from engine_service.kernel.namespace import check_name, plain
 from engine_service.kernel.storage import load, store
-from enginery import _reasons
 from enginery._codec import (
     captured_globals,
     decode,
@@ -188,6 +187,8 @@ class Commands:
         """Put values into the reply, into files where they do not fit. ValueTooLarge over the limit."""
         size = sum(value.size for value in values.values())
         if size > self._value_limit:
+            from enginery import _reasons  # a table that only errors need
+
             metadata = {"size": str(size), "limit": str(self._value_limit), "option": "--value-limit"}
             raise ValueTooLarge(_reasons.text("VALUE_TOO_LARGE", metadata))
         room = command.inline_limit

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pprint
-
 from engine_service.kernel_wire import DisplayData
 
 MAX_TEXT = 1 << 20  # characters of a repr
@@ -49,6 +47,8 @@ def pretty_of(value: object, text: str) -> str:
     """Return `value` as pprint shows it, `text` if that would take long or fails."""
     if type(value) in _SAME_PRETTY or len(text) > _MAX_PRETTY:
         return text
+    import pprint  # some milliseconds that few kernels need
+
     try:
         return cut(pprint.pformat(value), MAX_TEXT)
     except Exception:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import linecache
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine_service.kernel.display import cut
@@ -29,14 +28,14 @@ _MAX_LINE = 1000
 _MAX_TRACEBACK = 256 << 10  # bytes
 _MAX_PICKLE = 64 << 10  # bytes
 _OURS = (
-    str(Path(__file__).parent),
-    str(Path(traceback.__file__).parent / "asyncio"),
-    str(Path(_codec.__file__)),
+    __file__.rpartition("/")[0],
+    traceback.__file__.rpartition("/")[0] + "/asyncio",
+    _codec.__file__,
 )
 
 
 def describe(error: BaseException, *, interrupted: bool) -> Failure:
-    """Return everything about `error`. Calls its methods, so it may take any time, but raises nothing of theirs."""
+    """Return everything about `error`. Calls its methods, so it may take any time; what they raise goes no further."""
     errors = _collect(error)
     for one in errors:
         one.__traceback__ = _strip(one.__traceback__)

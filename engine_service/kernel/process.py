@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _IONBF = 2
@@ -18,7 +17,9 @@ def prepare(host_pid: int) -> None:
     """Tie the process to its host, and make its output arrive in the order in which it is written."""
     if sys.platform == "linux":
         _call_libc()
-        Path("/proc/self/oom_score_adj").write_text("1000")  # the kernel goes before its host does
+        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        os.write(fd, b"1000")  # it is killed before its host is
+        os.close(fd)
     if os.getppid() != host_pid:
         sys.exit("the host has gone")
     faulthandler.enable()  # a segfault says on stderr where it was

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import builtins
 import os
-import socket
 import sys
 import threading
 import time
 import traceback
-from pathlib import Path
+from _socket import socket as Socket
 from typing import NoReturn
 
 from engine_service.kernel import process
@@ -68,7 +67,10 @@ class Kernel:
     def seed(self, start: Start) -> None:
         """Run what every engine runs first; what it raises ends the kernel."""
         sources = [(line, f"<exec-line {number}>") for number, line in enumerate(start.exec_lines, start=1)]
-        sources += [(Path(file).read_text(encoding="utf-8"), file) for file in start.exec_files]
+        if start.exec_files:
+            from pathlib import Path  # some milliseconds that few kernels need
+
+            sources += [(Path(file).read_text(encoding="utf-8"), file) for file in start.exec_files]
         for source, filename in sources:
             self._interpreter.run(source, filename, self._namespace.variables)
         self._link.send(write_ready(Ready(PYTHON_VERSION, self._properties.snapshot())))
@@ -135,7 +137,7 @@ class Kernel:
 class Link:
     """The kernel's end of the socket. Threads may send; only the main thread receives."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Socket) -> None:
         """Take over a connected stream socket."""
         self._sock = sock
         self._reader = FrameReader()
@@ -169,7 +171,7 @@ def main(sock: int, page: int) -> None:
     """Serve one host over inherited descriptors; returns when it has gone."""
     os.set_inheritable(sock, False)
     os.set_inheritable(page, False)
-    link = Link(socket.socket(fileno=sock))
+    link = Link(Socket(fileno=sock))
     frame = link.receive()
     if frame is None:
         return

@@ -6,7 +6,6 @@ import fcntl
 import mmap
 import os
 import sys
-import tempfile
 
 from enginery._encoded import Encoded, Stored
 
@@ -32,12 +31,14 @@ def store(value: Encoded) -> Stored:
 def _open() -> int:
     if hasattr(os, "memfd_create"):
         return os.memfd_create("enginery-value", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    import tempfile
+
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
 
 def load(stored: Stored) -> Encoded:
-    """Map a stored value, and close its file. Its parts can be written to; that changes this process's copy alone."""
+    """Map a stored value, and close its file. Its parts can be written to; that changes our copy alone."""
     parts: list[memoryview] = []
     if stored.size:
         view = memoryview(mmap.mmap(stored.fd, stored.size, access=mmap.ACCESS_COPY))
