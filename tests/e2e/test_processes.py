@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -157,8 +158,7 @@ def test_two_controllers_on_one_state_directory(state: Path) -> None:
 def test_two_controllers_on_one_port(state: Path, tmp_path: Path) -> None:
     """A port that is taken is an error that names it, never a silent share."""
     with _controller(state):
-        with enginery.connect(state / "client.json") as client:
-            port = client.address.rsplit(":", 1)[1]
+        port = json.loads((state / "client.json").read_text())["address"].rsplit(":", 1)[1]
         other = str(tmp_path / "other")
         with _started("-m", "controller_service", "--state-dir", other, "--port", port) as second:
             output, _ = second.communicate(timeout=PATIENCE)

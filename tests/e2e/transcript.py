@@ -27,7 +27,11 @@ NORMALISED = (
     (re.compile(r"\b20\d\d-\d\d-\d\dT[\d:.]+Z"), "TIME"),
     (re.compile(r'"\d+(\.\d+)?s"'), '"DURATION"'),
     (re.compile(r'("pid": *)\d+'), r"\1PID"),
-    (re.compile(r'("(?:epoch|controllerEpoch|residentBytes)": *)"\d+"'), r'\1"NUMBER"'),
+    (re.compile(r"\(pid \d+\)"), "(pid PID)"),
+    (re.compile(r"\bin \d+\.\d+ s\b"), "in SECONDS s"),
+    (re.compile(r'("epoch": *)"\d+"'), r'\1"NUMBER"'),
+    (re.compile(r'^ *"resident_bytes".*\n', re.MULTILINE), ""),  # there since the first heartbeat
+    (re.compile(r",$", re.MULTILINE), ""),
     (re.compile(r"127\.0\.0\.1:\d+"), "127.0.0.1:PORT"),
     (re.compile(r'("port": *)\d+'), r"\1PORT"),
     (re.compile(r'("hostname": *)"[^"]*"'), r'\1"HOST"'),
