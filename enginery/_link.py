@@ -119,7 +119,6 @@ class Link:
 
     def fetch(self, engine_id: int, blob: value_pb2.Blob) -> Encoded:
         """Download a blob and wait for it; the engine's host keeps it."""
-        _loop.check_wait()
         return self.run(self._download(engine_id, blob, release=False))
 
     @property
@@ -385,9 +384,10 @@ class Link:
         keeper.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
         self.session.close()
-        for task in list(self._transfers):
+        others = [task for task in self._transfers if task is not asyncio.current_task()]  # see `abandon`
+        for task in others:
             task.cancel()
-        await asyncio.gather(*self._transfers, return_exceptions=True)
+        await asyncio.gather(*others, return_exceptions=True)
 
     def abandon(self) -> None:
         """Close without waiting for it; for a client that was dropped."""

@@ -45,11 +45,13 @@ class LoopThread:
         """Run a coroutine on the loop and return its result; TimeoutError after `timeout` seconds, and it is
         cancelled.
 
-        RuntimeError on the loop's own thread, where waiting would stop everything.
+        RuntimeError on the loop's own thread, where waiting would stop everything; ConnectError after a fork.
         """
-        if self.is_current():
+        try:
+            check_wait()
+        except BaseException:
             coroutine.close()
-            raise RuntimeError(WOULD_DEADLOCK)
+            raise
         future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
             return future.result(timeout)

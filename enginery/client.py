@@ -234,8 +234,9 @@ class Client:
 
         Calls that wait end with ControllerLost. The second time does nothing.
         """
-        if self._finalizer.detach() is not None:
+        if not self.closed:
             self._link.run(self._link.close())
+            self._finalizer.detach()
 
     def _check_open(self) -> None:
         if self.closed:

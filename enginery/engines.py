@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from enginery import _codec, _values
+from enginery import _codec, _loop, _values
 from enginery._encoded import Codec
 from enginery.serialized import Serialized
 from enginery.v1 import cluster_pb2, value_pb2
@@ -114,6 +114,7 @@ class Roster:
     @property
     def ids(self) -> list[int]:
         """Ids of all engines, those that are away included, rising."""
+        _loop.check_fork()  # a lock that a thread held at the fork would never be free here
         with self._changed:
             return sorted(self._engines)
 

@@ -353,5 +353,6 @@ def line(error: BaseException) -> str:
     if remote is not None:
         return f"[{remote.engine_id}:{remote.method}]: {remote.args[0]}"
     engine = getattr(error, "engine_id", None)
-    where = "" if engine is None else f"[{engine}]: "
+    method = getattr(error, "metadata", {}).get("method", "")
+    where = "" if engine is None else f"[{engine}:{method}]: " if method else f"[{engine}]: "
     return f"{where}{type(error).__name__}: {error}"

@@ -305,6 +305,8 @@ class EngineView:
         return f"<EngineView {self._engine_id}{gone} of {self._client!r}>"
 
     def _do(self, request: _calls.Request[T], block: bool) -> T | Operation[T]:
+        if not block:
+            request.own_uploads()
         operation = self._client.start(request, [self._engine_id], self.errors)[0]
         return operation.result() if block else operation
 

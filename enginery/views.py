@@ -290,6 +290,8 @@ class EnginesView:
         return targets
 
     def _do(self, request: _calls.Request[T], block: bool) -> list[T] | Group[T]:
+        if not block:
+            request.own_uploads()
         operations = self._client.start(request, self._some(), self.errors)
         return gather(operations) if block else Group(operations)
 

@@ -1,7 +1,7 @@
 """A controller with engines that need no kernel: it serves the client's side of the contract, in this process.
 
-Its engines hold a plain dictionary and run code in the server's thread. What a test wants to see go wrong it sets on
-the controller: frozen engines, refused uploads, lost connections.
+Its engines hold a plain dictionary and run code in the server's thread. What a test wants to see go wrong it
+sets on the controller: frozen engines, refused uploads, lost connections.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import dataclasses
 import io
 import threading
 import traceback
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import cloudpickle
 import grpc
@@ -23,10 +22,13 @@ from enginery import _codec, _connection_file, _ids, _methods, _status, _values
 from enginery._channel import SERVER_OPTIONS
 from enginery._encoded import Codec, Encoded
 from enginery._reasons import DeliveryError
-from enginery.v1 import cluster_pb2, cluster_pb2_grpc, engine_pb2, engine_pb2_grpc, error_pb2, frame_pb2, value_pb2
+from enginery.v1 import cluster_pb2, engine_pb2, error_pb2, frame_pb2, value_pb2
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
     from pathlib import Path
+
+    from google.protobuf.message import Message
 
 T = TypeVar("T")
 
@@ -112,15 +114,16 @@ class FakeEngine:
         if request.WhichOneof("function") == "function_name":
             function = self.namespace.get(request.function_name) or eval(request.function_name)
         else:
-            function = _codec.decode(_values.from_pickle(request.pickled_function))
-        args, kwargs = (), {}
+            function = cast("Any", _codec.decode(_values.from_pickle(request.pickled_function)))
+        args: Any = ()
+        kwargs: Any = {}
         match request.WhichOneof("arguments"):
             case "pickled_arguments":
-                args, kwargs = _codec.decode(_values.from_pickle(request.pickled_arguments))  # type: ignore[misc]
+                args, kwargs = _pair(_codec.decode(_values.from_pickle(request.pickled_arguments)))
             case "blob_arguments":
-                args, kwargs = _codec.decode(self.taken(request.blob_arguments))  # type: ignore[misc]
+                args, kwargs = _pair(_codec.decode(self.taken(request.blob_arguments)))
         response.stdout = "applied\n"
-        response.value.CopyFrom(self.value(_codec.encode(function(*args, **kwargs), (Codec.PICKLE,))))  # type: ignore[operator]
+        response.value.CopyFrom(self.value(_codec.encode(function(*args, **kwargs), (Codec.PICKLE,))))
 
     def _push(self, request: Any, _: Any) -> None:
         pickled = request.WhichOneof("namespace") == "pickled"
@@ -217,7 +220,14 @@ class FakeEngine:
         return _values.assemble(blob, self.blobs.pop(blob.blob_id)[1])
 
 
-def remote_error(error: BaseException, engine_id: int, method: str, operation_id: bytes) -> error_pb2.RemoteError:
+def _pair(decoded: object) -> tuple[Any, Any]:
+    assert isinstance(decoded, tuple)
+    return decoded[0], decoded[1]
+
+
+def remote_error(
+    error: BaseException, engine_id: int, method: str, operation_id: bytes
+) -> error_pb2.RemoteError:
     """Return what a kernel says of an exception."""
     try:
         message = str(error)
@@ -246,7 +256,11 @@ def remote_error(error: BaseException, engine_id: int, method: str, operation_id
     return remote
 
 
-class FakeController(cluster_pb2_grpc.ClusterServiceServicer, engine_pb2_grpc.EngineServiceServicer):
+def _serialized(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+class FakeController:
     """Serves clients. Its public methods may be called from the test's thread."""
 
     def __init__(self, path: Path, engines: int = 2) -> None:
@@ -264,6 +278,7 @@ class FakeController(cluster_pb2_grpc.ClusterServiceServicer, engine_pb2_grpc.En
         self.loop = asyncio.new_event_loop()
         self._watchers: list[asyncio.Queue[cluster_pb2.WatchEnginesResponse]] = []
         self._server: grpc.aio.Server | None = None
+        self._stopping: asyncio.Task[None] | None = None
         self._port = 0
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
@@ -314,10 +329,34 @@ class FakeController(cluster_pb2_grpc.ClusterServiceServicer, engine_pb2_grpc.En
 
     async def _start(self) -> None:
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
-        cluster_pb2_grpc.add_ClusterServiceServicer_to_server(self, self._server)
-        engine_pb2_grpc.add_EngineServiceServicer_to_server(self, self._server)
+        self._server.add_generic_rpc_handlers(self._handlers())
         self._port = self._server.add_insecure_port(f"127.0.0.1:{self._port}")
         await self._server.start()
+
+    def _handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
+        cluster: dict[str, Any] = {
+            "Session": grpc.stream_stream_rpc_method_handler(
+                self._session, cluster_pb2.SessionRequest.FromString, _serialized
+            ),
+            "WatchEngines": grpc.unary_stream_rpc_method_handler(
+                self._watch, cluster_pb2.WatchEnginesRequest.FromString, _serialized
+            ),
+            "Shutdown": grpc.unary_unary_rpc_method_handler(
+                self._shutdown, cluster_pb2.ShutdownRequest.FromString, _serialized
+            ),
+        }
+        engine: dict[str, Any] = {
+            "Upload": grpc.stream_unary_rpc_method_handler(
+                self._upload, engine_pb2.UploadRequest.FromString, _serialized
+            ),
+            "Download": grpc.unary_stream_rpc_method_handler(
+                self._download, engine_pb2.DownloadRequest.FromString, _serialized
+            ),
+        }
+        return (
+            grpc.method_handlers_generic_handler("enginery.v1.ClusterService", cluster),
+            grpc.method_handlers_generic_handler("enginery.v1.EngineService", engine),
+        )
 
     async def _stop(self) -> None:
         server, self._server = self._server, None
@@ -342,7 +381,7 @@ class FakeController(cluster_pb2_grpc.ClusterServiceServicer, engine_pb2_grpc.En
         for call, replies in held:
             replies.put_nowait(self._answer(call))
 
-    async def WatchEngines(  # noqa: N802
+    async def _watch(
         self, request: cluster_pb2.WatchEnginesRequest, context: Any
     ) -> AsyncIterator[cluster_pb2.WatchEnginesResponse]:
         queue: asyncio.Queue[cluster_pb2.WatchEnginesResponse] = asyncio.Queue()
@@ -356,7 +395,7 @@ class FakeController(cluster_pb2_grpc.ClusterServiceServicer, engine_pb2_grpc.En
         finally:
             self._watchers.remove(queue)
 
-    async def Session(  # noqa: N802
+    async def _session(
         self, requests: AsyncIterator[cluster_pb2.SessionRequest], context: Any
     ) -> AsyncIterator[cluster_pb2.SessionResponse]:
         first = await anext(aiter(requests))
@@ -404,17 +443,20 @@ class FakeController(cluster_pb2_grpc.ClusterServiceServicer, engine_pb2_grpc.En
             call_id=call.call_id, outcome=frame_pb2.Outcome.ValueType(outcome), response=response
         )
 
-    async def Shutdown(self, request: Any, context: Any) -> cluster_pb2.ShutdownResponse:  # noqa: N802
+    async def _shutdown(self, request: Any, context: Any) -> cluster_pb2.ShutdownResponse:
         self.shut_down.set()
-        asyncio.get_running_loop().call_later(0.05, lambda: setattr(self, "_bye", asyncio.create_task(self._stop())))
+        asyncio.get_running_loop().call_later(0.05, self._stop_soon)
         return cluster_pb2.ShutdownResponse()
+
+    def _stop_soon(self) -> None:
+        self._stopping = asyncio.create_task(self._stop())
 
     def _engine(self, context: Any) -> FakeEngine:
         metadata = dict(context.invocation_metadata())
         assert metadata["authorization"] == "Bearer secret"
         return self.engines[int(metadata[_methods.ENGINE_ID_KEY])]
 
-    async def Upload(self, requests: Any, context: Any) -> engine_pb2.UploadResponse:  # noqa: N802
+    async def _upload(self, requests: Any, context: Any) -> engine_pb2.UploadResponse:
         engine = self._engine(context)
         if self.upload_gate is not None:
             await self.upload_gate.wait()
@@ -433,7 +475,7 @@ class FakeController(cluster_pb2_grpc.ClusterServiceServicer, engine_pb2_grpc.En
         engine.blobs[blob.blob_id] = (blob, bytes(data))
         return engine_pb2.UploadResponse(blob=blob)
 
-    async def Download(  # noqa: N802
+    async def _download(
         self, request: engine_pb2.DownloadRequest, context: Any
     ) -> AsyncIterator[engine_pb2.DownloadResponse]:
         engine = self._engine(context)

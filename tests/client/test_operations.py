@@ -1,0 +1,163 @@
+"""Calls that are not waited for, from threads, loops and callbacks."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+import enginery
+from enginery.errors import ConnectError
+
+if TYPE_CHECKING:
+    from tests.client.fake import FakeController
+
+
+def test_an_operation_is_a_future(client: enginery.Client, controller: FakeController) -> None:
+    """It is there at once, is done later, and works with concurrent.futures."""
+    controller.frozen.add(0)
+    operation = client[0].execute("1 + 1", block=False)
+    other = client[1].execute("2", block=False)
+    assert isinstance(operation, concurrent.futures.Future)
+    assert concurrent.futures.wait([operation, other], return_when="FIRST_COMPLETED").done == {other}
+    assert repr(operation).startswith("<Operation [0:execute] waiting, ")
+    assert not operation.done()
+    assert not operation.cancel()
+    with pytest.raises(TimeoutError):
+        operation.result(timeout=0.01)
+    controller.thaw()
+    assert operation.result(5).value == 2
+    assert operation.exception() is None
+    assert "succeeded" in repr(operation)
+    assert (operation.engine_id, operation.method) == (0, "execute")
+
+
+def test_apply_keeps_what_was_printed(client: enginery.Client) -> None:
+    """Output of apply is the operation's; its value is the answer."""
+    operation = client[0].apply(len, "abc", block=False)
+    assert operation.result() == 3
+    assert (operation.stdout, operation.stderr, operation.displays) == ("applied\n", "", [])
+
+
+def test_a_group_is_the_operations_and_a_future_of_their_list(client: enginery.Client) -> None:
+    """It is a sequence in target order, and its result a list or one CompositeError."""
+    group = client[[1, 0]].pull("id", block=False)
+    assert group.result() == [1, 0]
+    assert [operation.engine_id for operation in group] == group.engine_ids == [1, 0]
+    assert group[0].result() == 1
+    assert len(group) == len(group[:]) == 2
+    assert repr(group) == "<Group pull on engines [1, 0]: 2 of 2 done>"
+    failing = client[:].execute("1 / id", block=False)
+    assert isinstance(failing.exception(), enginery.CompositeError)
+    assert failing[1].result().value == 1.0
+    assert "raised CompositeError" in failing._state_text()
+
+
+async def test_operations_can_be_awaited_on_any_loop(client: enginery.Client) -> None:
+    """In a coroutine `await` waits without blocking; blocking calls work too, as in a notebook."""
+    assert (await client[0].execute("1 + 1", block=False)).value == 2
+    assert await client[:].pull("id", block=False) == [0, 1]
+    many = [client[n % 2].apply(abs, -n, block=False) for n in range(50)]
+    assert await asyncio.gather(*many) == list(range(50))
+    with pytest.raises(ZeroDivisionError):
+        await client[0].execute("1/0", block=False)
+    assert client[0].pull("id") == 0
+
+
+async def test_a_cancelled_wait_leaves_the_operation_alone(
+    client: enginery.Client, controller: FakeController
+) -> None:
+    """Cancelling the task that awaits ends the waiting, never the operation."""
+    controller.frozen.add(0)
+    operation = client[0].pull("id", block=False)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(operation, 0.01)
+    controller.thaw()
+    assert await operation == 0
+
+
+def test_callbacks_may_start_calls_but_not_wait(client: enginery.Client) -> None:
+    """Waiting on the thread that answers would stop everything: it raises instead."""
+    seen: list[object] = []
+    done = threading.Event()
+
+    def callback(future: concurrent.futures.Future[object]) -> None:
+        seen.append(future.result())
+        seen.append(client[1].pull("id", block=False))
+        try:
+            client[1].pull("id")
+        except RuntimeError as error:
+            seen.append(error)
+        done.set()
+
+    client[0].pull("id", block=False).add_done_callback(callback)
+    assert done.wait(10)
+    assert seen[0] == 0
+    assert isinstance(seen[1], enginery.Operation)
+    assert seen[1].result() == 1
+    assert "done-callback" in str(seen[2])
+
+
+def test_several_threads_share_a_client(client: enginery.Client) -> None:
+    """Each gets its own answers."""
+
+    def work(n: int) -> list[object]:
+        return [client[i % 2].apply(abs, -n * 1000 - i) for i in range(50)]
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for n, answers in enumerate(pool.map(work, range(8))):
+            assert answers == [n * 1000 + i for i in range(50)]
+
+
+def test_calls_that_pile_up_share_messages(client: enginery.Client, controller: FakeController) -> None:
+    """A burst of calls takes far fewer messages than calls, in order."""
+    operations = [client[0].execute(f"a = {n}", block=False) for n in range(500)]
+    concurrent.futures.wait(operations, timeout=20)
+    assert client[0].pull("a") == 499
+    assert sum(controller.messages) == 501
+    assert len(controller.messages) < 400
+    statistics = client.statistics()
+    assert (statistics["calls"], statistics["replies"], statistics["waiting"]) == (501, 501, 0)
+
+
+def test_ctrl_c_ends_the_waiting_only(client: enginery.Client, controller: FakeController) -> None:
+    """KeyboardInterrupt in a call that waits; the client and the engine go on."""
+    controller.frozen.add(0)
+    threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        client[0].execute("a = 1")
+    controller.thaw()
+    assert client[0].pull("a") == 1
+
+
+def test_a_forked_child_is_told(client: enginery.Client, controller: FakeController) -> None:
+    """A fork has no thread that answers: every use is an error that says what to do, none hangs."""
+    controller.frozen.add(0)
+    pending = client[0].pull("id", block=False)
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        told = 0
+        for call in (
+            lambda: client[1].pull("id"),
+            pending.result,
+            lambda: enginery.connect(controller.path),
+            client.close,
+        ):
+            try:
+                call()
+            except ConnectError as error:
+                told += "spawn" in str(error)
+        os.write(write_end, str(told).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(read_end, 10) == b"4"
+    os.close(read_end)
+    os.close(write_end)
+    controller.thaw()
+    assert pending.result(5) == 0

@@ -1,0 +1,121 @@
+"""Values too large to ride in a call."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import enginery
+from enginery._reasons import DeliveryError
+from enginery.errors import BlobNotFound, DataLoss, QueueCleared, ValueTooLarge
+
+if TYPE_CHECKING:
+    from tests.client.fake import FakeController
+
+
+def big(size: int = 3_000_001) -> Any:
+    return np.arange(size, dtype="u1")
+
+
+def test_large_values_go_there_and_back(client: enginery.Client, controller: FakeController) -> None:
+    """Above 64 KiB by Upload, above what rides in a reply by Download; arrays come back equal and writable."""
+    array = big()
+    client[0].push({"a": array})
+    back = client[0].pull("a")
+    assert (back == array).all()
+    back += 1
+    assert controller.engines[0].blobs == {}, "the engine's host was told to forget them"
+    assert len(controller.engines[0].released) == 1
+
+
+def test_every_way_for_a_large_value(client: enginery.Client) -> None:
+    """Arguments and values of apply, serialized values, functions' namespaces, several engines at once."""
+    array = big()
+    assert client[0].apply(lambda a: int(a.sum()), array) == int(array.sum())
+    assert (client[0].apply(lambda a: a[::-1].copy(), array) == array[::-1]).all()
+    client[:].push_serialized({"a": array, "small": 1})
+    for value in client[:].pull_serialized("a"):
+        assert isinstance(value, enginery.Serialized)
+        loaded: Any = value.load()
+        loaded[0] = 1
+    assert client[:].pull("small") == [1, 1]
+    client[0].set_properties({"a": "x" * 100_000})
+    many = {f"n{i}": b"x" * 60_000 for i in range(60)}
+    client[0].push_serialized(many)
+    assert client[0].pull("n59") == b"x" * 60_000
+
+
+def test_order_holds_behind_an_upload(client: enginery.Client) -> None:
+    """A small call after one with a large value runs after it, started at once or not."""
+    array = big()
+    for n in range(5):
+        client[0].push({"a": array, "n": n}, block=False)
+        assert client[0].execute("n").value == n
+
+
+def test_an_argument_may_be_changed_after_an_unwaited_call(
+    client: enginery.Client, controller: FakeController
+) -> None:
+    """With block=False the bytes of the call's moment travel, whatever the caller does to the array then."""
+    gate = asyncio.Event()
+    controller.upload_gate = gate
+    array = big()
+    operation = client[0].push({"a": array}, block=False)
+    array[:] = 0
+    controller.loop.call_soon_threadsafe(gate.set)
+    operation.result(10)
+    assert (client[0].pull("a") == big()).all()
+
+
+def test_a_refused_upload_fails_its_call_and_clears_those_behind(
+    client: enginery.Client, controller: FakeController
+) -> None:
+    """The error names limit and option; what depends on the value does not run; nothing was sent of it."""
+    controller.upload_failure = DeliveryError("VALUE_TOO_LARGE", size=9, limit=8, option="--value-limit")
+    operation = client[0].push({"a": big()}, block=False)
+    behind = client[0].execute("a", block=False)
+    with pytest.raises(ValueTooLarge, match="--value-limit"):
+        operation.result(10)
+    with pytest.raises(QueueCleared):
+        behind.result(10)
+    assert client[0].execute("1").value == 1
+    assert "Push" not in controller.engines[0].asked
+
+
+def test_a_damaged_chunk_is_noticed(client: enginery.Client, controller: FakeController) -> None:
+    """The checksum of each chunk is checked."""
+    client[0].push({"a": big()})
+    controller.damage = True
+    with pytest.raises(DataLoss):
+        client[0].pull("a")
+
+
+def test_large_results_of_execute_wait_until_asked_for(
+    client: enginery.Client, controller: FakeController
+) -> None:
+    """Value and output are fetched on first use, and stay on the engine's host for other readers."""
+    client[0].push({"a": big()})
+    result = client[0].execute("a")
+    assert list(controller.engines[0].blobs) == ["blob-0"]
+    assert (result.value == big()).all()
+    controller.engines[0].blobs.clear()
+    assert (result.value == big()).all()
+
+    printed = client[0].execute("print('x' * 2_000_000)")
+    assert printed.stdout == "x" * 2_000_000 + "\n"
+
+
+def test_output_and_value_that_the_engine_let_go_of(
+    client: enginery.Client, controller: FakeController
+) -> None:
+    """Of output the short form is left; a value is an error that says so."""
+    client[0].push({"a": big()})
+    printed, result = client[0].execute("print('x' * 2_000_000)"), client[0].execute("a")
+    controller.engines[0].blobs.clear()
+    assert "..." in printed.stdout
+    assert len(printed.stdout) < 1000
+    with pytest.raises(BlobNotFound):
+        _ = result.value

@@ -1,0 +1,75 @@
+"""Uses of the client that must type-check, with the types that they must have. Never run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, assert_type
+
+import enginery
+from enginery import EnginesView, EngineView, ExecuteResult, Group, Operation, QueueStatus, Serialized
+
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+def views(client: enginery.Client) -> None:
+    assert_type(client[0], EngineView)
+    assert_type(client[:], EnginesView)
+    assert_type(client[1:], EnginesView)
+    assert_type(client[[0, 2]], EnginesView)
+    assert_type(client["all"], EnginesView)
+    assert_type(client.ids, list[int])
+    assert_type(client.wait_for_engines(2, timeout=1.5), list[int])
+    with enginery.connect(timeout=1, errors="wrap") as other:
+        assert_type(other, enginery.Client)
+
+
+def one(view: EngineView) -> None:
+    assert_type(view.execute("1"), ExecuteResult)
+    assert_type(view.execute("1", block=True), ExecuteResult)
+    assert_type(view.execute("1", block=False), Operation[ExecuteResult])
+    assert_type(view.apply(double, 1), int)
+    assert_type(view.apply(double, 1, block=False), Operation[int])
+    assert_type(view.apply(double, 1, block=False).result(timeout=1.0), int)
+    assert_type(view.apply("math.sqrt", 4), Any)
+    assert_type(view.apply("math.sqrt", 4, block=False), Operation[Any])
+    assert_type(view.push({"a": 1}, block=False), Operation[None])
+    assert_type(view.pull("a"), Any)
+    assert_type(view.pull(["a", "b"]), list[Any])
+    assert_type(view.pull(("a",), block=False), Operation[list[Any]])
+    assert_type(view.pull_function("f"), Callable[..., Any])
+    assert_type(view.pull_serialized("a"), Serialized)
+    assert_type(view.pull_serialized(["a"]), list[Serialized])
+    assert_type(view.get_result(), ExecuteResult)
+    assert_type(view.get_result(3, block=False), Operation[ExecuteResult])
+    assert_type(view.keys(), list[str])
+    assert_type(view.get_properties(), dict[str, Any])
+    assert_type(view.has_properties(["a"]), list[bool])
+    assert_type(view.interrupt(), str | None)
+    assert_type(view.queue_status(), QueueStatus)
+    assert_type(view.clear_queue(), int)
+    assert_type(view.kill(block=False), Operation[None])
+    assert_type(view.reset(block=False), Operation[None])
+    view["a"] = 1
+    assert_type(view["a"], Any)
+
+
+def several(view: EnginesView) -> None:
+    assert_type(view.execute("1"), list[ExecuteResult])
+    assert_type(view.execute("1", block=False), Group[ExecuteResult])
+    assert_type(view.execute("1", block=False).result(), list[ExecuteResult])
+    assert_type(view.execute("1", block=False)[0], Operation[ExecuteResult])
+    assert_type(view.apply(double, 1), list[int])
+    assert_type(view.apply(double, 1, block=False), Group[int])
+    assert_type(view.pull("a"), list[Any])
+    assert_type(view.pull(["a"]), list[list[Any]])
+    assert_type(view.push({"a": 1}), list[None])
+    assert_type(view.clear_queue(block=False), Group[int])
+    assert_type(view.queue_status(), list[QueueStatus])
+    assert_type(view["a"], list[Any])
+
+
+async def awaited(client: enginery.Client) -> None:
+    assert_type(await client[0].apply(double, 1, block=False), int)
+    assert_type(await client[:].apply(double, 1, block=False), list[int])
