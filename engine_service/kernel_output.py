@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
+_BLOCK = 64 << 10
+
 
 class OutputBuffer:
     """Keeps the first and the last half of what one operation writes; counts what it drops between."""
@@ -11,7 +13,7 @@ class OutputBuffer:
     def __init__(self, limit: int) -> None:
         """Keep at most `limit` bytes."""
         self._head = bytearray()
-        self._tail: deque[bytes] = deque()
+        self._tail: deque[bytearray] = deque()
         self._tail_size = 0
         self._head_limit = limit - limit // 2
         self._tail_limit = limit // 2
@@ -25,9 +27,12 @@ class OutputBuffer:
             data = data[room:]
         if not data:
             return
-        self._tail.append(data)
+        if self._tail and len(self._tail[-1]) < _BLOCK:  # else single bytes would each be an object
+            self._tail[-1] += data
+        else:
+            self._tail.append(bytearray(data))
         self._tail_size += len(data)
-        while self._tail_size - len(self._tail[0]) >= self._tail_limit:
+        while self._tail and self._tail_size - len(self._tail[0]) >= self._tail_limit:
             gone = len(self._tail.popleft())
             self._tail_size -= gone
             self.dropped += gone

@@ -1,7 +1,7 @@
 """One kernel as the host holds it: a child process, its socket, its output and its end.
 
-Runs on an event loop. Start it from a thread that lives as long as the kernel shall: on Linux a kernel is killed
-when the thread that started it ends.
+Runs on an event loop. Start it from a thread that lives as long as the kernel shall: on Linux a kernel is killed when
+its thread ends.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class KernelProcess:
         self._on_output = on_output
         self._on_progress = on_progress
         self._page_fd = _make_page()
-        self._page = memoryview(mmap.mmap(self._page_fd, _PAGE_SIZE)).cast("Q")
+        self._map = mmap.mmap(self._page_fd, _PAGE_SIZE)
+        self._page = memoryview(self._map).cast("Q")
         self._reader = FrameReader()
         self._serial = 0
         self._command: Command | None = None
@@ -410,6 +411,8 @@ class KernelProcess:
         self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
         self._reader.close()
+        self._page.release()
+        self._map.close()
         for fd in self._pipes.values():
             self._loop.remove_reader(fd)
             os.close(fd)

@@ -36,9 +36,10 @@ class Interpreter:
         """Run `source`, and return the value of its last expression; None if it has none, or ends in `;`."""
         flags = self._flags | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
         tree = compile(source, filename, "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
+        lines = _split_lines(source)
         last = tree.body[-1] if tree.body else None
         expression: ast.Expression | None = None
-        if isinstance(last, ast.Expr) and not _is_silenced(source, last):
+        if isinstance(last, ast.Expr) and not _is_silenced(lines, last):
             expression = ast.Expression(last.value)
             tree.body.pop()
         codes = []
@@ -47,7 +48,7 @@ class Interpreter:
             self._flags |= codes[0].co_flags & _FUTURE_FLAGS
         if expression is not None:
             codes.append(compile(expression, filename, "eval", flags | self._flags, dont_inherit=True))
-        _keep_source(source, filename, codes)
+        _keep_source(source, lines, filename, codes)
         value: object = None
         for code in codes:
             value = eval(code, namespace)  # noqa: S307  # running what is sent is what an engine is for
@@ -56,25 +57,29 @@ class Interpreter:
         return value if expression is not None else None
 
 
-def _is_silenced(source: str, last: ast.stmt) -> bool:
+def _split_lines(source: str) -> list[str]:
+    """Return the lines as the parser counts them: `str.splitlines` knows more separators."""
+    return source.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def _is_silenced(lines: list[str], last: ast.stmt) -> bool:
     """Return whether the last statement is followed by a semicolon, comments apart."""
     assert last.end_lineno is not None
     assert last.end_col_offset is not None
-    lines = ast._splitlines_no_ff(source)  # type: ignore[attr-defined]  # splits where the parser does
     line = lines[last.end_lineno - 1].encode()[last.end_col_offset :].decode()
-    return bool("".join([line, *lines[last.end_lineno :]]).lstrip(" \t\f\r\n\\").startswith(";"))
+    return "\n".join([line, *lines[last.end_lineno :]]).lstrip(" \t\f\n\\").startswith(";")
 
 
-def _keep_source(source: str, filename: str, codes: list[types.CodeType]) -> None:
+def _keep_source(source: str, lines: list[str], filename: str, codes: list[types.CodeType]) -> None:
     """Let tracebacks find the lines for as long as a function of them may run."""
-    lines = [line + "\n" for line in source.splitlines()]
-    linecache.cache[filename] = (len(source), None, lines, filename)
+    kept_lines = [line + "\n" for line in lines]
+    linecache.cache[filename] = (len(source), None, kept_lines, filename)
     alive: set[weakref.ref[types.CodeType]] = set()
 
     def forget(code: weakref.ref[types.CodeType]) -> None:
         alive.discard(code)
         kept = linecache.cache.get(filename)
-        if not alive and kept is not None and len(kept) == 4 and kept[2] is lines:
+        if not alive and kept is not None and len(kept) == 4 and kept[2] is kept_lines:
             del linecache.cache[filename]
 
     alive.update(weakref.ref(code, forget) for top in codes for code in _all_codes(top))

@@ -1,0 +1,138 @@
+"""Interrupts hit the operation that they name, whatever it does, and no other."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kernel.conftest import Driver, running
+
+if TYPE_CHECKING:
+    from engine_service.kernel_process import Reply
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def _interrupted(kernel: Driver, code: str, times: int = 1) -> Reply:
+    """Run `code`, which reports progress when it is under way, and interrupt it then."""
+    kernel.progress.clear()
+    task = asyncio.ensure_future(kernel.execute(code))
+    async with asyncio.timeout(20):
+        while not kernel.progress:
+            await asyncio.sleep(0.002)
+        for _ in range(times):
+            assert kernel.kernel.interrupt()
+            await asyncio.sleep(0.05)
+        return await task
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        "while True: pass",
+        "import time; time.sleep(60)",
+        "import threading; threading.Lock().acquire(); l = threading.Lock(); l.acquire(); l.acquire()",
+        "import queue; queue.Queue().get()",
+        "import subprocess; subprocess.run(['sleep', '60'])",
+        "sum(x for x in iter(int, 1))",
+        "import select; select.select([], [], [])",
+        "def forever():\n    while True:\n        try:\n            while True: pass\n        finally:\n            done = True\nforever()",
+        "import asyncio; await asyncio.sleep(60)",
+        "import asyncio; asyncio.run(asyncio.sleep(60))",
+    ],
+)
+async def test_whatever_runs_can_be_interrupted(kernel: Driver, wait: str) -> None:
+    """Loops, sleeps, locks, children, awaits: one interrupt ends them with KeyboardInterrupt."""
+    reply = await _interrupted(kernel, f"get_engine().progress(0)\n{wait}")
+    assert reply.failure is not None
+    assert reply.failure.errors[0].type_name == "KeyboardInterrupt"
+    assert reply.failure.category == "INTERRUPTED"
+    assert (await kernel.ok("1+1")).text == "2"
+
+
+async def test_the_second_interrupt_ends_a_task_that_refuses(kernel: Driver) -> None:
+    """The first cancels what is awaited; if that goes on, the second raises."""
+    code = """
+import asyncio
+async def stubborn():
+    while True:
+        try:
+            get_engine().progress(0)
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            print("refused", flush=True)
+await stubborn()
+"""
+    reply = await _interrupted(kernel, code, times=2)
+    assert reply.failure is not None
+    assert reply.failure.errors[0].type_name == "KeyboardInterrupt"
+    assert reply.stdout == b"refused\n"
+
+
+async def test_code_may_catch_it(kernel: Driver) -> None:
+    """KeyboardInterrupt can be caught, and the operation then ends as it likes."""
+    code = "try:\n    get_engine().progress(0)\n    while True: pass\nexcept KeyboardInterrupt:\n    x = 'caught'\nx"
+    assert (await _interrupted(kernel, code)).text == "'caught'"
+
+
+async def test_interrupting_a_repr_and_a_str(kernel: Driver) -> None:
+    """What shows a value or an exception is part of the operation."""
+    await kernel.ok("def hang(self):\n    get_engine().progress(0)\n    while True: pass")
+    await kernel.ok("class R: __repr__ = hang\nclass E(Exception): __str__ = hang")
+    for code in ("R()", "raise E"):
+        reply = await _interrupted(kernel, code)
+        assert reply.failure is not None
+        assert reply.failure.category == "INTERRUPTED"
+    assert (await kernel.ok("1+1")).text == "2"
+
+
+async def test_only_the_one_that_is_named(kernel: Driver) -> None:
+    """Nothing runs, or another operation does: nothing happens."""
+    assert not kernel.kernel.interrupt()
+    task = asyncio.ensure_future(kernel.execute("import time; time.sleep(0.1); 'whole'"))
+    await asyncio.sleep(0.02)
+    assert not kernel.kernel.interrupt(b"another operation")
+    assert (await task).text == "'whole'"
+
+
+async def test_user_handlers_and_masks_do_not_stay(kernel: Driver) -> None:
+    """A command that ignores or blocks SIGINT does so for itself alone."""
+    await kernel.ok("import signal; _ = signal.signal(signal.SIGINT, signal.SIG_IGN)")
+    await kernel.ok("_ = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGUSR1])")
+    reply = await _interrupted(kernel, "get_engine().progress(0)\nwhile True: pass")
+    assert reply.failure is not None
+
+
+async def test_a_late_interrupt_never_hits_the_next_operation() -> None:
+    """Interrupts at every moment of short operations: each hits its own or nothing."""
+    async with running() as kernel:
+        short = "for _ in range(50): pass"
+        hits = 0
+        for round_ in range(400):
+            task = asyncio.ensure_future(kernel.execute(short))
+            await asyncio.sleep((round_ % 20) * 20e-6)
+            kernel.kernel.interrupt()
+            reply = await task
+            if reply.failure is not None:
+                hits += 1
+                assert reply.failure.category == "INTERRUPTED"
+            victim = await kernel.execute("x = 0\nfor _ in range(50): x += 1\nx")
+            assert victim.text == "50", victim.failure
+        assert kernel.kernel.pid
+        assert not kernel.kernel.exited.done()
+        assert hits
+
+
+async def test_a_storm_of_interrupts(kernel: Driver) -> None:
+    """Interrupts as fast as they can be sent end one operation, and leave the kernel sound."""
+    for _ in range(20):
+        task = asyncio.ensure_future(kernel.execute("while True: pass"))
+        while not task.done():
+            kernel.kernel.interrupt()
+            await asyncio.sleep(0)
+        failure = (await task).failure
+        assert failure is not None
+        assert failure.category == "INTERRUPTED"
+        assert (await kernel.ok("1+1")).text == "2"
