@@ -24,7 +24,7 @@ class _Entry:
 class RecentOperations:
     """A table of the last operations and their answers. Those that still wait or run are always in it."""
 
-    def __init__(self, max_count: int = 8_192, max_bytes: int = 64 << 20) -> None:
+    def __init__(self, max_count: int = 2_048, max_bytes: int = 64 << 20) -> None:
         """Keep so many answered operations, and so many bytes of answers, the newest."""
         self._max_count = max_count
         self._max_bytes = max_bytes
