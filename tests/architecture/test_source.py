@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 PICKLING = ("pickle", "_pickle", "cloudpickle", "marshal", "dill", "shelve", "enginery._codec")
 MAY_PICKLE = ("enginery._codec", "engine_service.kernel")
 """The codec and the kernel unpickle; nobody else imports a pickler."""
-WITHOUT_WIRE = ("enginery._codec", "enginery._encoded", "engine_service.kernel_wire", "engine_service.kernel")
+WITHOUT_WIRE = (
+    "enginery._codec",
+    "enginery._encoded",
+    "engine_service.kernel_wire",
+    "engine_service.kernel_frames",
+    "engine_service.kernel",
+)
 LONGEST = 600  # lines; the house's measure is about 500
 
 
