@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import resource
 import shlex
 import sys
+from typing import TYPE_CHECKING
 
 from enginery._channel import prepare_grpc
+
+if TYPE_CHECKING:
+    import argparse
 
 prepare_grpc()  # before anything imports grpc
 

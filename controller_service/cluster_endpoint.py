@@ -179,4 +179,4 @@ def _read_token(token: str) -> int:
 
 
 def _refuse_token() -> int:
-    raise DeliveryError("BAD_PAGE_PREFIX")
+    raise DeliveryError("BAD_PAGE_TOKEN")

@@ -7,11 +7,11 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from controller_service.reference import DEFAULT_WAITING_LIMIT
 from enginery._engine import DEFAULT_VALUE_LIMIT
 from enginery._logs import LEVELS
 
 DEFAULT_LEASE = 60.0
+DEFAULT_WAITING_LIMIT = 256 << 20
 _HIGHEST_PORT = 65_535
 
 

@@ -22,8 +22,6 @@ from enginery.v1 import engine_pb2, frame_pb2
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-DEFAULT_WAITING_LIMIT = 256 << 20
-"""Bytes of calls that may wait for replies of one engine, unless set otherwise."""
 _CALL_OVERHEAD = 512  # bytes that a waiting call costs beside its frame
 _MAX_FRAME = MAX_MESSAGE - (16 << 10)  # a larger message would end the stream for every engine of the host
 

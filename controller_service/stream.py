@@ -73,8 +73,8 @@ class Stream:
             self._wake.set()
 
     def end(self, error: DeliveryError) -> None:
-        """End the stream with the status of `error`, from anywhere; the second time does nothing."""
-        if not self.is_over:
+        """End the stream with the status of `error`, from anywhere; nothing happens if it ends already."""
+        if not self.is_over and not self._closing:
             self._stop()
             self._ender = asyncio.create_task(self._abort(error))
 

@@ -8,8 +8,9 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from controller_service.config import DEFAULT_WAITING_LIMIT
 from controller_service.events import EngineEvent, EventKind, HelloReceived, Registration
-from controller_service.reference import DEFAULT_WAITING_LIMIT, EngineFromReference, Link
+from controller_service.reference import EngineFromReference, Link
 from enginery._reasons import DeliveryError
 
 if TYPE_CHECKING:
