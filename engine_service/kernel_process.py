@@ -249,7 +249,7 @@ class KernelProcess:
         if operation_id and operation_id != self._command.operation_id:
             return False
         self._page[0] = self._serial  # the kernel ignores the signal unless this one runs
-        self._process.send_signal(signal.SIGINT)
+        os.kill(self.pid, signal.SIGINT)  # Popen's own would reap a kernel that has just ended
         return True
 
     def kill(self, number: int = signal.SIGKILL) -> None:

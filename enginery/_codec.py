@@ -110,12 +110,16 @@ def decode_bound(value: Encoded, namespace: dict[str, object]) -> tuple[object, 
 
 
 def decode_functions(value: Encoded, namespace: dict[str, object]) -> dict[str, Callable[..., object]]:
-    """Return pulled functions; those that captured no globals get `namespace` as theirs."""
+    """Return pulled functions; those that use no globals which the engine had get `namespace` as theirs."""
     functions = decode(value)
     if not isinstance(functions, dict):
         raise SerializationError(f"expected a dictionary of functions, not {_name(functions)}")
     for name, function in functions.items():
-        if isinstance(function, types.FunctionType) and not captured_globals(function):
+        if not isinstance(function, types.FunctionType):
+            continue
+        if _names(function.__code__).isdisjoint(
+            captured_globals(function)
+        ):  # pulled together, they share globals
             functions[name] = rebind(function, namespace)
     return functions
 
@@ -127,6 +131,15 @@ def captured_globals(function: types.FunctionType) -> dict[str, object]:
         for name, value in function.__globals__.items()
         if name not in ("__builtins__", "__name__", "__package__", "__path__", "__file__")
     }
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """Return every global name that `code` or a function within it may read."""
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= _names(constant)
+    return names
 
 
 def rebind(function: types.FunctionType, namespace: dict[str, object]) -> types.FunctionType:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import signal
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterator
     from types import FrameType
+
+_QUIET = 0.01  # seconds after one that raised in which others are ignored: what handles it must get to its end
 
 
 class Interrupts:
@@ -28,6 +31,7 @@ class Interrupts:
         self._armed = 0
         self._shields = 0
         self._deferred = False
+        self._quiet_until = 0.0
         self.task: asyncio.Task[Any] | None = None
         self.task_cancelled = False
         self._handler = self._handle  # one object, so that it can be compared
@@ -37,8 +41,10 @@ class Interrupts:
     def arm(self, serial: int) -> None:
         """From here on an interrupt of `serial` raises; one that came before raises now."""
         self.task_cancelled = False
+        self._quiet_until = 0.0
         self._armed = serial
         if self._target[0] == serial:
+            self._quiet_until = time.monotonic() + _QUIET
             raise KeyboardInterrupt
 
     def disarm(self) -> None:
@@ -78,4 +84,7 @@ class Interrupts:
             self.task_cancelled = True
             task.get_loop().call_soon_threadsafe(task.cancel)
             return
-        raise KeyboardInterrupt
+        now = time.monotonic()
+        if now >= self._quiet_until:
+            self._quiet_until = now + _QUIET
+            raise KeyboardInterrupt

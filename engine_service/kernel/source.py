@@ -50,11 +50,22 @@ class Interpreter:
             codes.append(compile(expression, filename, "eval", flags | self._flags, dont_inherit=True))
         _keep_source(source, lines, filename, codes)
         value: object = None
-        for code in codes:
-            value = eval(code, namespace)  # noqa: S307  # running what is sent is what an engine is for
-            if code.co_flags & inspect.CO_COROUTINE:
-                value = self._awaiting.run(cast("Coroutine[object, object, object]", value))
+        if any(code.co_flags & inspect.CO_COROUTINE for code in codes):
+            value = self._awaiting.run(_run_awaiting(codes, namespace))
+        else:
+            for code in codes:
+                value = eval(code, namespace)  # noqa: S307  # running what is sent is what an engine is for
         return value if expression is not None else None
+
+
+async def _run_awaiting(codes: list[types.CodeType], namespace: dict[str, object]) -> object:
+    """Run a block that awaits somewhere: all of it sees a running loop."""
+    value: object = None
+    for code in codes:
+        value = eval(code, namespace)  # noqa: S307  # see above
+        if code.co_flags & inspect.CO_COROUTINE:
+            value = await cast("Coroutine[object, object, object]", value)
+    return value
 
 
 def _split_lines(source: str) -> list[str]:
