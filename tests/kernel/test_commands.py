@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 import textwrap
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np

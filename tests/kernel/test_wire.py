@@ -1,0 +1,187 @@
+"""Frames and messages between host and kernel: all that is written reads back, whatever else comes is refused."""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import json
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine_service import kernel_wire as wire
+from engine_service.kernel_frames import MAX_FDS, Frame, FrameReader, WireError, send
+from enginery._encoded import Codec, Encoded, Stored
+from enginery.errors import RaisedError, RemoteFrame
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[_socket.socket, _socket.socket]]:
+    one, other = socket.socketpair()
+    with one, other:
+        yield one, other
+
+
+def _receive(sock: _socket.socket, reader: FrameReader) -> Frame:
+    while (frame := reader.take()) is None:
+        assert reader.receive(sock)
+    return frame
+
+
+def test_frames_in_pieces(pair: tuple[_socket.socket, _socket.socket]) -> None:
+    """Frames arrive whole however the stream is cut, each with its own files."""
+    read_end, write_end = os.pipe()
+    frames = [
+        Frame({"n": n, "t": "\u4e16"}, [b"a" * n, b"", memoryview(b"xyz")], [read_end] * (n % 3))
+        for n in range(5)
+    ]
+    for frame in frames:
+        send(pair[0], frame)
+    reader = FrameReader()
+    for frame in frames:
+        got = _receive(pair[1], reader)
+        assert got.meta == frame.meta
+        assert [bytes(part) for part in got.parts] == [bytes(part) for part in frame.parts]
+        assert len(got.fds) == len(frame.fds)
+        assert all(os.fstat(fd).st_ino == os.fstat(read_end).st_ino for fd in got.fds)
+        got.close()
+    for fd in (read_end, write_end):
+        os.close(fd)
+
+
+def test_frames_over_the_bounds() -> None:
+    """A frame that is too large is refused before a byte of it is sent."""
+    for frame in (
+        Frame({"a": "x" * (17 << 20)}),
+        Frame({}, [b""] * 70_000),
+        Frame({}, [bytes(65 << 20)]),
+        Frame({}, [], [0] * (MAX_FDS + 1)),
+    ):
+        with pytest.raises(WireError):
+            frame.pack()
+
+
+@given(st.binary(max_size=200), st.integers(0, 3))
+def test_garbage_is_refused_or_waits(data: bytes, magic: int) -> None:
+    """No bytes make the reader do anything but wait, or raise WireError."""
+    one, other = socket.socketpair()
+    with one, other, contextlib.suppress(WireError):
+        if magic:
+            data = b"1ENG" + data
+        one.send(data or b"x")
+        reader = FrameReader()
+        reader.receive(other)
+        while reader.take() is not None:
+            pass
+
+
+def _carried(frame: Frame) -> Frame:
+    """Return a frame as the other side gets it."""
+    return Frame(json.loads(json.dumps(frame.meta)), frame.parts, frame.fds)
+
+
+def _reply() -> wire.Reply:
+    line = RemoteFrame("<execute 1>", 1, "f", "1/0", 1, 0, None)
+    errors = (
+        RaisedError(
+            "builtins",
+            "ValueError",
+            ("builtins.ValueError",),
+            "m",
+            "r",
+            ("n",),
+            (line,),
+            2,
+            1,
+            None,
+            True,
+            (1,),
+        ),
+        RaisedError("m", "E", (), "", ""),
+    )
+    return wire.Reply(
+        failure=wire.Failure(errors, "Traceback", "USER", Encoded(Codec.PICKLE, (b"p",), "3.11.7")),
+        values={"a": Encoded(Codec.NDARRAY, (b"12345678",), dtype="<f8", shape=(1,), fortran_order=True)},
+        text="t",
+        pretty="p",
+        value_error="none fits",
+        keys=("k",),
+        displays=[wire.DisplayData({"text/plain": "x", "image/png": b"\x89"}, {"image/png": {"w": [1]}})],
+        started_at=1.5,
+        duration=0.25,
+        properties={"p": Encoded(Codec.JSON, (b"1",))},
+    )
+
+
+def test_a_reply_reads_back() -> None:
+    """Everything that a reply can hold survives."""
+    reply = _reply()
+    assert wire.read_from_kernel(_carried(wire.write_reply(4, reply)), 4) == reply
+    ready = wire.Ready("3.11.7", {"p": Encoded(Codec.JSON, (b"1",))})
+    assert wire.read_from_kernel(_carried(wire.write_ready(ready)), 0) == ready
+    progress = wire.Progress(0.5, "half")
+    assert wire.read_from_kernel(_carried(wire.write_progress(progress)), 4) == progress
+
+
+def test_a_command_reads_back() -> None:
+    """Everything that a command can hold survives, but its operation id, which the kernel need not know."""
+    command = wire.Command(
+        "apply", b"", -1, 5, "code", "name", ("k",), (("v", Encoded(Codec.TEXT, (b"x",))),), (Codec.JSON,), 7
+    )
+    assert wire.read_command(_carried(wire.write_command(9, command))) == (9, command)
+
+
+_JUNK = st.sampled_from(
+    [None, -1, 1 << 70, 1.5, float("nan"), "\ud800", "x", [], [[]], {}, {"a": 1}, [1, 2], True]
+)
+
+
+@given(st.data())
+def test_a_reply_with_any_field_spoilt(data: st.DataObject) -> None:
+    """Whatever a kernel puts in place of any part of a reply, the host gets a reply or WireError; no other error."""
+    frame = _carried(wire.write_reply(4, _reply()))
+    node: object = frame.meta
+    while True:
+        if isinstance(node, dict):
+            key: object = data.draw(st.sampled_from(sorted(node)))
+        elif isinstance(node, list) and node:
+            key = data.draw(st.integers(0, len(node) - 1))
+        else:
+            break
+        child = node[key]  # type: ignore[index]
+        if isinstance(child, dict | list) and child and data.draw(st.booleans()):
+            node = child
+            continue
+        if data.draw(st.booleans()) and isinstance(node, dict):
+            del node[key]
+        else:
+            node[key] = data.draw(_JUNK)  # type: ignore[index]
+        break
+    with contextlib.suppress(WireError):
+        reply = wire.read_from_kernel(frame, 4)
+        assert isinstance(reply, wire.Reply | wire.Progress)
+        if isinstance(reply, wire.Reply):
+            texts = [reply.text or "", *reply.keys, *(f"{d.data}{d.metadata}" for d in reply.displays)]
+            "".join(texts).encode()
+
+
+def test_files_of_a_kernel_are_checked() -> None:
+    """A file must be regular, sealed, and as long as is said; those of refused frames are closed."""
+    read_end, write_end = os.pipe()
+    unsealed = os.memfd_create("x", os.MFD_ALLOW_SEALING)
+    os.write(unsealed, b"12345")
+    for fd in (read_end, unsealed):
+        stored = Stored(Codec.TEXT, os.dup(fd), (5,))
+        with pytest.raises(WireError):
+            wire.read_from_kernel(wire.write_reply(1, wire.Reply(values={"v": stored})), 1)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(stored.fd)
+    for fd in (read_end, write_end, unsealed):
+        os.close(fd)
