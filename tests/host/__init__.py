@@ -1,0 +1,1 @@
+"""The engine host: engine, link and own port."""
