@@ -11,8 +11,9 @@ from pathlib import Path
 class ExitStatus:
     """How a kernel ended: `returncode` as subprocess has it, negative for a signal.
 
-    `ordered` says that Enginery itself killed or stopped it, `cause` why if that was no user's wish; `peak_bytes`
-    is its largest resident memory, 0 if unknown; `out_of_memory` that the system's OOM killer struck.
+    `ordered` says that Enginery itself killed or stopped it, `cause` why if that was no user's wish;
+    `peak_bytes` is its largest resident memory, 0 if unknown; `out_of_memory` that the system's OOM killer
+    struck.
     """
 
     returncode: int
@@ -58,7 +59,7 @@ class KernelExited(Exception):
 
 
 def count_oom_kills() -> int:
-    """Return how many processes the OOM killer has taken in this process's control group, 0 if that is not counted."""
+    """Return how many processes the OOM killer took in our control group, 0 if nobody counts them."""
     try:
         group = Path("/proc/self/cgroup").read_text().rpartition("::/")[2].splitlines()[0]
         events = (Path("/sys/fs/cgroup") / group / "memory.events").read_text()

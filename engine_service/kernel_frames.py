@@ -1,8 +1,8 @@
 """How messages lie on the socket between host and kernel. No asyncio, gRPC, protobuf or pickle.
 
-A frame is a fixed header, the lengths of its raw parts, a JSON part that says what they mean, and the parts. File
-descriptors come by SCM_RIGHTS. What does not fit the bounds raises `WireError` before it takes memory. Uses `_socket`,
-since `socket` takes a tenth of a kernel's start.
+A frame is a fixed header, the lengths of its raw parts, a JSON part that says what they mean, and the parts.
+File descriptors come by SCM_RIGHTS. What does not fit the bounds raises `WireError` before it takes memory.
+Uses `_socket`, since `socket` takes a tenth of a kernel's start.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class FrameReader:
         self._fds: list[int] = []
 
     def receive(self, sock: _socket.socket) -> bool:
-        """Take in what one read gives; False at the end of the stream. Raises as `recvmsg` does, and WireError."""
+        """Take in what one read gives; False at the end of the stream. Raises WireError, and as `recvmsg`."""
         data, ancillary, flags, _ = sock.recvmsg(_READ_SIZE, _ANCILLARY)
         for level, kind, content in ancillary:
             if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:

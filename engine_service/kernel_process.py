@@ -1,7 +1,7 @@
 """One kernel as the host holds it: a child process, its socket, its output and its end.
 
-Runs on an event loop. Start it from a thread that lives as long as the kernel shall: on Linux a kernel is killed when
-its thread ends.
+Runs on an event loop. Start it from a thread that lives as long as the kernel shall: on Linux a kernel is
+killed when its thread ends.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import termios
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
+
+import psutil
 
 from engine_service.kernel_exit import ExitStatus, KernelExited, count_oom_kills
 from engine_service.kernel_frames import FrameReader, rest
@@ -46,6 +47,7 @@ from enginery._engine import DEFAULT_VALUE_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from engine_service.kernel_frames import Frame
     from enginery._encoded import Buffer, Encoded
@@ -91,8 +93,8 @@ _MAX_VECTOR = 512  # buffers of one sendmsg
 class KernelProcess:
     """A running kernel.
 
-    `incarnation` names it; `properties` are those that it has once it is ready; `exited` is resolved when it has
-    ended and its process group is gone.
+    `incarnation` names it; `properties` are those that it has once it is ready; `exited` is resolved when it
+    has ended and its process group is gone.
     """
 
     def __init__(
@@ -188,16 +190,8 @@ class KernelProcess:
         self._watch_exit()
 
     async def _introduce(self, options: KernelOptions) -> None:
-        start = Start(
-            engine_id=options.engine_id,
-            host_pid=os.getpid(),
-            value_limit=options.value_limit,
-            exec_lines=options.exec_lines,
-            exec_files=tuple(str(Path(file).absolute()) for file in options.exec_files),
-            properties=options.properties,
-        )
         answer = self._answer = self._loop.create_future()
-        await self._send(write_start(start))
+        await self._send(write_start(_describe_start(options)))
         ready = await answer
         assert isinstance(ready, Ready)
         self.python_version = ready.python_version
@@ -273,13 +267,8 @@ class KernelProcess:
         if self.exited.done():
             return 0
         try:
-            if sys.platform == "linux":
-                fields = Path(f"/proc/{self.pid}/statm").read_bytes().split()
-                return int(fields[1]) * _PAGE_SIZE
-            import psutil
-
             return int(psutil.Process(self.pid).memory_info().rss)
-        except (OSError, IndexError, ValueError):
+        except psutil.Error:  # it has just ended
             return 0
 
     # ---- what comes from it
@@ -430,3 +419,14 @@ def _make_page() -> int:
             fd = os.dup(file.fileno())
     os.ftruncate(fd, _PAGE_SIZE)
     return fd
+
+
+def _describe_start(options: KernelOptions) -> Start:
+    return Start(
+        engine_id=options.engine_id,
+        host_pid=os.getpid(),
+        value_limit=options.value_limit,
+        exec_lines=options.exec_lines,
+        exec_files=tuple(str(file.absolute()) for file in options.exec_files),
+        properties=options.properties,
+    )

@@ -1,7 +1,7 @@
 """What host and kernel say to each other, and as what frames. No asyncio, gRPC, protobuf or pickle.
 
-Bytes from a kernel are hostile, since user code runs there: `read_reply` and its like check every field, and raise
-`WireError` for whatever does not fit. The host then kills that kernel.
+Bytes from a kernel are hostile, since user code runs there: `read_reply` and its like check every field, and
+raise `WireError` for whatever does not fit. The host then kills that kernel.
 """
 
 from __future__ import annotations
@@ -118,9 +118,9 @@ class Reply:
     """What came of a command.
 
     `values` has `value` for `execute` and `apply`, `namespace` for `pull` and `pull_function`, and the keys for
-    `pull_serialized`. `stdout` and `stderr` are raw bytes, as written. If more was written than is kept, they are the
-    first and the last half with a mark between, and `dropped_bytes` counts what both lost. `started_at` is Unix time,
-    `duration` seconds. `properties` is every property there is, only if one changed.
+    `pull_serialized`. `stdout` and `stderr` are raw bytes, as written. If more was written than is kept, they
+    are the first and the last half with a mark between, and `dropped_bytes` counts what both lost. `started_at`
+    is Unix time, `duration` seconds. `properties` is every property there is, only if one changed.
     """
 
     failure: Failure | None = None
@@ -438,7 +438,7 @@ def read_command(frame: Frame) -> tuple[int, Command]:
 
 
 def read_from_kernel(frame: Frame, serial: int) -> Ready | Progress | Reply:
-    """Return what a kernel's frame says; `serial` is the command that it may answer. WireError if it fits not."""
+    """Return what a kernel's frame says; it may answer command `serial` alone. WireError otherwise."""
 
     def read() -> Ready | Progress | Reply:
         kind = frame.meta.get("kind")

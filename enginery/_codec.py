@@ -1,7 +1,7 @@
 """Python objects ↔ encoded values: the only module beside the kernel's that pickles.
 
-Unpickling runs code: decode only what comes from an engine or a client of one's own cluster. numpy is imported only
-to decode an array.
+Unpickling runs code: decode only what comes from an engine or a client of one's own cluster. numpy is imported
+only to decode an array.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ _OURS = (
 
 
 def describe(error: BaseException, *, interrupted: bool) -> Failure:
-    """Return everything about `error`. Calls its methods, so it may take any time; what they raise goes no further."""
+    """Return everything about `error`. Calls its methods: may take any time, what they raise ends here."""
     errors = _collect(error)
     for one in errors:
         one.__traceback__ = _strip(one.__traceback__)
@@ -52,7 +52,7 @@ def describe(error: BaseException, *, interrupted: bool) -> Failure:
 
 
 def bare_failure(error: BaseException) -> Failure:
-    """Return what stands for an interrupt, or a defect, that struck while another exception was being described."""
+    """Return what stands for an interrupt, or a defect, that struck while an exception was described."""
     kind = type(error)
     raised = RaisedError(
         kind.__module__, kind.__qualname__, (f"{kind.__module__}.{kind.__qualname__}",), "", ""

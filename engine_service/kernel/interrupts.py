@@ -1,7 +1,7 @@
 """Interrupts that hit the operation they name, and no other.
 
-The host writes the serial number of its target into a page of memory that both share, then sends SIGINT. The handler
-raises KeyboardInterrupt only if that operation is armed. So a late signal does nothing.
+The host writes the serial number of its target into a page of memory that both share, then sends SIGINT. The
+handler raises KeyboardInterrupt only if that operation is armed. So a late signal does nothing.
 """
 
 from __future__ import annotations

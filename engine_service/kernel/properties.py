@@ -16,7 +16,7 @@ MAX_SIZE = 1 << 20  # bytes of all keys and values, since they travel with every
 
 
 class Properties(MutableMapping[str, object]):
-    """What `get_engine().properties` is. Values are held as JSON where that gives back the same, else pickled."""
+    """What `get_engine().properties` is. Values are held as JSON if that is exact, else pickled."""
 
     __slots__ = ("_changed", "_encoded")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import _socket
 import builtins
 import os
 import sys
 import threading
 import time
 import traceback
-from _socket import socket as Socket
 from typing import NoReturn
 
 from engine_service.kernel import process
@@ -137,7 +137,7 @@ class Kernel:
 class Link:
     """The kernel's end of the socket. Threads may send; only the main thread receives."""
 
-    def __init__(self, sock: Socket) -> None:
+    def __init__(self, sock: _socket.socket) -> None:
         """Take over a connected stream socket."""
         self._sock = sock
         self._reader = FrameReader()
@@ -171,7 +171,7 @@ def main(sock: int, page: int) -> None:
     """Serve one host over inherited descriptors; returns when it has gone."""
     os.set_inheritable(sock, False)
     os.set_inheritable(page, False)
-    link = Link(Socket(fileno=sock))
+    link = Link(_socket.socket(fileno=sock))
     frame = link.receive()
     if frame is None:
         return

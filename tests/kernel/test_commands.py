@@ -104,9 +104,7 @@ async def test_keys(kernel: Driver) -> None:
 async def test_reset(kernel: Driver) -> None:
     """Namespace, history and properties are empty; modules stay loaded; `id` and `mpi` are back."""
     await kernel.ok("import json; id = 5; get_engine().properties['a'] = 1; json.mark = 1; del mpi")
-    await kernel.ok(
-        "import asyncio; task = asyncio.get_running_loop().create_task(asyncio.sleep(99)); await asyncio.sleep(0)"
-    )
+    await kernel.ok("import asyncio; task = asyncio.create_task(asyncio.sleep(99)); await asyncio.sleep(0)")
     reply = await kernel.run("reset")
     assert reply.properties == {}
     assert (await kernel.run("keys")).keys == ("id", "mpi")
@@ -123,7 +121,7 @@ async def test_the_id_follows_the_engine(kernel: Driver) -> None:
 
 
 async def test_apply(kernel: Driver) -> None:
-    """A function of the caller's `__main__` sees the engine's globals; what it captured fills what is missing."""
+    """A function of the caller's `__main__` sees the engine's globals; captured names fill what is missing."""
     assert value(await kernel.apply(math.sqrt, 16)) == 4
     assert value(await kernel.apply(lambda x, *, y: (x, y), 1, y=2)) == (1, 2)
     await kernel.push(a=100)
@@ -335,7 +333,7 @@ async def test_recursion_bombs(kernel: Driver) -> None:
 
 
 async def test_properties(kernel: Driver) -> None:
-    """Values are copied in and out; changes come with the reply of the command that made them, whatever it was."""
+    """Values are copied in and out; changes come with the reply of whatever command made them."""
     reply = await kernel.run(
         "set_properties", values=(("a", encode({"n": [1]}, (Codec.JSON,))), ("t", encode((1, 2))))
     )

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from enginery._codec import decode
-from tests.kernel.conftest import Driver
 
 if TYPE_CHECKING:
     from engine_service.kernel_process import Failure
+    from tests.kernel.conftest import Driver
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -20,7 +20,7 @@ async def _interrupted(kernel: Driver, code: str, times: int = 1) -> Reply:
     kernel.progress.clear()
     task = asyncio.ensure_future(kernel.execute(code))
     async with asyncio.timeout(20):
-        while not kernel.progress:
+        while not kernel.progress:  # noqa: ASYNC110  # an event of another process
             await asyncio.sleep(0.002)
         for _ in range(times):
             assert kernel.kernel.interrupt()
@@ -38,7 +38,7 @@ async def _interrupted(kernel: Driver, code: str, times: int = 1) -> Reply:
         "import subprocess; subprocess.run(['sleep', '60'])",
         "sum(x for x in iter(int, 1))",
         "import select; select.select([], [], [])",
-        "def forever():\n    while True:\n        try:\n            while True: pass\n        finally:\n            done = True\nforever()",
+        "try:\n    while True: pass\nfinally:\n    done = True",
         "import asyncio; await asyncio.sleep(60)",
         "import asyncio; asyncio.run(asyncio.sleep(60))",
     ],
@@ -73,7 +73,14 @@ await stubborn()
 
 async def test_code_may_catch_it(kernel: Driver) -> None:
     """KeyboardInterrupt can be caught, and the operation then ends as it likes."""
-    code = "try:\n    get_engine().progress(0)\n    while True: pass\nexcept KeyboardInterrupt:\n    x = 'caught'\nx"
+    code = """
+try:
+    get_engine().progress(0)
+    while True: pass
+except KeyboardInterrupt:
+    x = 'caught'
+x
+"""
     assert (await _interrupted(kernel, code)).text == "'caught'"
 
 

@@ -53,7 +53,7 @@ async def test_output_between_commands_goes_to_the_log(kernel: Driver) -> None:
     assert await kernel.output("go.set(); done.wait(); print('mine')") == "late\nmine\n"
     await kernel.ok("threading.Timer(0.05, print, ['alone']).start()")
     async with asyncio.timeout(10):
-        while b"".join(data for _, data in kernel.late) != b"alone\n":
+        while b"".join(data for _, data in kernel.late) != b"alone\n":  # noqa: ASYNC110  # of another process
             await asyncio.sleep(0.01)
     assert {stream for stream, _ in kernel.late} == {"stdout"}
 

@@ -1,13 +1,12 @@
-"""Frames and messages between host and kernel: all that is written reads back, whatever else comes is refused."""
+"""Frames and messages between host and kernel: what is written reads back, whatever else comes is refused."""
 
 from __future__ import annotations
 
-import _socket
 import contextlib
 import json
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -19,6 +18,7 @@ from enginery._encoded import Codec, Encoded, Stored
 from enginery.errors import RaisedError, RemoteFrame
 
 if TYPE_CHECKING:
+    import _socket
     from collections.abc import Iterator
 
 
@@ -138,31 +138,31 @@ def test_a_command_reads_back() -> None:
     assert wire.read_command(_carried(wire.write_command(9, command))) == (9, command)
 
 
-_JUNK = st.sampled_from(
+_JUNK: st.SearchStrategy[object] = st.sampled_from(
     [None, -1, 1 << 70, 1.5, float("nan"), "\ud800", "x", [], [[]], {}, {"a": 1}, [1, 2], True]
 )
 
 
 @given(st.data())
 def test_a_reply_with_any_field_spoilt(data: st.DataObject) -> None:
-    """Whatever a kernel puts in place of any part of a reply, the host gets a reply or WireError; no other error."""
+    """Whatever a kernel puts in place of any part of a reply: a reply or WireError, no other error."""
     frame = _carried(wire.write_reply(4, _reply()))
-    node: object = frame.meta
+    node: Any = frame.meta
     while True:
         if isinstance(node, dict):
-            key: object = data.draw(st.sampled_from(sorted(node)))
+            key: Any = data.draw(st.sampled_from(sorted(node)))
         elif isinstance(node, list) and node:
             key = data.draw(st.integers(0, len(node) - 1))
         else:
             break
-        child = node[key]  # type: ignore[index]
+        child = node[key]
         if isinstance(child, dict | list) and child and data.draw(st.booleans()):
             node = child
             continue
         if data.draw(st.booleans()) and isinstance(node, dict):
             del node[key]
         else:
-            node[key] = data.draw(_JUNK)  # type: ignore[index]
+            node[key] = data.draw(_JUNK)
         break
     with contextlib.suppress(WireError):
         reply = wire.read_from_kernel(frame, 4)

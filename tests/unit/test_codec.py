@@ -120,7 +120,7 @@ _ARRAYS = [
 
 @pytest.mark.parametrize("array", _ARRAYS, ids=str)
 @pytest.mark.parametrize("kind", [bytes, bytearray])
-def test_arrays(array: np.ndarray, kind: type[bytes]) -> None:  # type: ignore[type-arg]
+def test_arrays(array: np.ndarray, kind: type[bytes]) -> None:
     """Arrays of every order and dtype come back equal and writable, whatever holds their bytes."""
     encoded = encode(array, (Codec.NDARRAY,))
     arrived = Encoded(
@@ -254,8 +254,8 @@ def test_functions_by_value() -> None:
     assert functions["g"] is len
     with pytest.raises(TypeError, match="'n' must be a function"):
         encode_functions({"n": 5})
+    lock = threading.Lock()
     with pytest.raises(SerializationError, match="f cannot be pickled"):
-        lock = threading.Lock()
         encode_functions({"f": lambda: lock})
     with pytest.raises(SerializationError, match="dictionary"):
         decode_functions(encode(5), {})
