@@ -28,6 +28,8 @@ _MAGIC = 0x474E4531
 _HEADER = struct.Struct("<IIII")  # magic, length of the JSON part, number of parts, number of descriptors
 _READ_SIZE = 64 << 10
 _ANCILLARY = _socket.CMSG_SPACE(MAX_FDS * struct.calcsize("i"))
+_to_json = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make an encoder each time
+_from_json = json.JSONDecoder().decode
 
 
 class WireError(Exception):
@@ -44,7 +46,7 @@ class Frame:
 
     def pack(self) -> list[Buffer]:
         """Return the bytes of the frame; WireError if it is over a bound."""
-        meta = json.dumps(self.meta, separators=(",", ":")).encode()
+        meta = _to_json(self.meta).encode()
         sizes = [part.nbytes if isinstance(part, memoryview) else len(part) for part in self.parts]
         _check(len(meta), len(sizes), len(self.fds))
         _check_sizes(sizes)
@@ -65,9 +67,12 @@ def _check(meta: int, parts: int, fds: int) -> None:
         raise WireError(f"a frame of {meta} bytes of text, {parts} parts and {fds} files is over the bounds")
 
 
-def _check_sizes(sizes: Sequence[int]) -> None:
-    if sum(sizes) > MAX_PARTS_SIZE:
-        raise WireError(f"parts of {sum(sizes)} bytes are over the bound of {MAX_PARTS_SIZE}")
+def _check_sizes(sizes: Sequence[int]) -> int:
+    """Return the sum."""
+    total = sum(sizes)
+    if total > MAX_PARTS_SIZE:
+        raise WireError(f"parts of {total} bytes are over the bound of {MAX_PARTS_SIZE}")
+    return total
 
 
 class FrameReader:
@@ -106,15 +111,14 @@ class FrameReader:
         if len(data) < start:
             return None
         sizes = struct.unpack_from(f"<{part_count}Q", data, _HEADER.size)
-        _check_sizes(sizes)
         position = start + meta_size
-        end = position + sum(sizes)
+        end = position + _check_sizes(sizes)
         if len(data) < end:
             return None
         if len(self._fds) < fd_count:
             raise WireError(f"a frame speaks of {fd_count} files and brings {len(self._fds)}")
         try:
-            meta = json.loads(data[start:position])
+            meta = _from_json(str(data[start:position], "utf-8"))
         except (ValueError, RecursionError) as error:
             raise WireError(f"the text of a frame is no JSON: {error}") from error
         if not isinstance(meta, dict):
@@ -137,7 +141,7 @@ class FrameReader:
 
 def rest(buffers: Iterable[Buffer], sent: int) -> list[memoryview]:
     """Return what remains of `buffers` after the first `sent` bytes."""
-    remaining = []
+    remaining: list[memoryview] = []
     for buffer in buffers:
         view = memoryview(buffer).cast("B")
         if sent < view.nbytes:

@@ -34,9 +34,12 @@ _OUT_OF_BAND = 64 << 10  # bytes: below this a copy costs less than a part of it
 _MAX_BUFFERS = 1000  # parts of one value; further buffers go in band
 _ALIGNMENT = 64  # bytes: the pickle is padded so that the buffers behind it in a file stay aligned
 _MAX_EXACT = 1 << 53
-_MAX_DEPTH = 90  # protobuf refuses 100
+_MAX_NESTING = 90  # protobuf refuses 100 messages in one another, of which it takes
+_LIST_NESTING = 2  # two for a list
+_DICT_NESTING = 3  # and three for a dictionary
 _MAX_JSON = 64 << 20  # items and characters: a bound for shared structure that explodes when it is written out
 _ARRAY_KINDS = "biufcmMSU"  # dtypes that their array-interface string describes wholly
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _PLAIN = (type(None), bool, int, float, str, bytes)
 
 
@@ -212,9 +215,9 @@ def _shorten(error: BaseException) -> str:
 
 
 def _encode_json(obj: object) -> Encoded:
-    _check_json(obj, _MAX_DEPTH, _MAX_JSON)
+    _check_json(obj, _MAX_NESTING, _MAX_JSON)
     try:
-        text = json.dumps(obj, ensure_ascii=False, separators=(",", ":")).encode()
+        text = _to_json(obj).encode()
     except UnicodeEncodeError as error:
         raise _DoesNotFit("text with lone surrogates") from error
     return Encoded(Codec.JSON, (text,))
@@ -235,8 +238,9 @@ def _check_json(obj: object, depth: int, room: int) -> int:
         if not math.isfinite(obj):  # type: ignore[arg-type]
             raise _DoesNotFit(f"JSON has no {obj}")
     elif kind is list or kind is dict:
-        if depth == 0:
-            raise _DoesNotFit(f"nested deeper than {_MAX_DEPTH}")
+        depth -= _DICT_NESTING if kind is dict else _LIST_NESTING
+        if depth < 0:
+            raise _DoesNotFit(f"nested deeper than {_MAX_NESTING // _DICT_NESTING} dictionaries")
         if kind is dict:
             for key in obj:  # type: ignore[attr-defined]
                 if type(key) is not str:
@@ -244,7 +248,7 @@ def _check_json(obj: object, depth: int, room: int) -> int:
                 room -= len(key)
             obj = obj.values()  # type: ignore[attr-defined]
         for item in obj:  # type: ignore[attr-defined]
-            room = _check_json(item, depth - 1, room)
+            room = _check_json(item, depth, room)
     else:
         raise _DoesNotFit(f"{_name(obj)} has no JSON form")
     if room < 0:
