@@ -8,6 +8,7 @@ import weakref
 from typing import TYPE_CHECKING, Self
 
 from enginery._launch import Launched, LaunchOptions, default_engines, temporary_state
+from enginery._loop import is_forked
 from enginery._state_dir import StateDirectory
 
 if TYPE_CHECKING:
@@ -120,9 +121,9 @@ class Cluster:
         return self
 
     def stop(self) -> None:
-        """Stop everything and remove a temporary state directory; the second time does nothing."""
+        """Stop everything and remove a temporary state directory. Nothing in a forked child, or if it is stopped."""
         client, self._client = self._client, None
-        if client is not None:
+        if client is not None and not is_forked():
             client.close()
         if self._finalizer is not None:
             self._finalizer()

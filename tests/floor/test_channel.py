@@ -13,7 +13,7 @@ from enginery._connection_file import ConnectionInfo
 
 SHOW = (
     "import sys; from enginery._channel import prepare_grpc; prepare_grpc(); assert 'grpc' not in sys.modules; "
-    "import os; print(*(os.environ.get('GRPC_' + n) for n in ('ENABLE_FORK_SUPPORT', 'VERBOSITY', 'EXPERIMENTS')))"
+    "import os; print(*(os.environ['GRPC_' + n] for n in ('ENABLE_FORK_SUPPORT', 'VERBOSITY', 'EXPERIMENTS')))"
 )
 
 

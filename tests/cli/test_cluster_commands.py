@@ -1,0 +1,220 @@
+"""up, status, exec, logs and down on one cluster."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from enginery._connection_file import read
+
+from .conftest import Shell, eventually
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+COMMANDS = ("controller", "engine", "up", "down", "status", "logs", "exec", "run")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_real(shell: Shell, command: str) -> None:
+    """Each command says what it does and lists its options."""
+    said = shell.run(command, "--help").stdout
+    assert f"enginery {command}" in said
+    assert "--help" in said
+    assert len(said.splitlines()) > 8
+
+
+def test_the_first_word(shell: Shell) -> None:
+    """All commands are listed; a version can be asked for; an unknown command is exit code 2."""
+    said = shell.run("--help").stdout
+    assert all(command in said for command in COMMANDS)
+    assert shell.run("--version").stdout.startswith("enginery 0.")
+    assert "No such command" in shell.run("nonsense", code=2).stderr
+
+
+def test_without_a_cluster(shell: Shell) -> None:
+    """The commands that need one say how to start one; down has nothing to do."""
+    for arguments in (("status",), ("exec", "1")):
+        assert "enginery up" in shell.run(*arguments, code=1).stderr
+    assert "no cluster has run" in shell.run("logs", code=1).stderr
+    assert "no cluster in" in shell.run("down").stdout
+    assert shell.left() == []
+
+
+def test_up_said_where(running: Shell) -> None:
+    """A cluster that runs refuses a second one on its state directory, naming the ways out."""
+    error = running.run("up", "-n", "1", code=1).stderr
+    assert "runs already in" in error
+    for way in ("enginery engine", "enginery down", "--state-dir"):
+        assert way in error
+    assert len(json.loads(running.run("status", "--json").stdout)["engines"]) == 2
+
+
+def test_status_is_a_table(running: Shell) -> None:
+    """One row an engine, with state, host, process and memory."""
+    lines = running.run("status").stdout.splitlines()
+    assert lines[0].startswith("2 engines, controller 127.0.0.1:")
+    assert lines[1].split() == ["engine", "state", "host", "pid", "memory", "queue", "running", "up"]
+    assert [line.split()[0] for line in lines[2:4]] == ["0", "1"]
+    plain = json.loads(running.run("status", "--json").stdout)
+    assert [engine["engine_id"] for engine in plain["engines"]] == [0, 1]
+
+
+def test_exec_prints_for_each_engine(running: Shell) -> None:
+    """Output and values carry the engine's id if there are several, and nothing if there is one."""
+    both = running.run("exec", "print('hello'); start * 6").stdout
+    assert both.splitlines() == ["[0] hello", "[0] 42", "[1] hello", "[1] 42"]
+    assert running.run("exec", "-t", "1", "print('hello'); id").stdout == "hello\n1\n"
+    assert running.run("exec", "-t", "1,0", "id").stdout == "[1] 1\n[0] 0\n"
+
+
+def test_exec_shows_errors(running: Shell) -> None:
+    """What was printed before, the remote traceback on stderr, exit code 1; no traceback of ours."""
+    done = running.run("exec", "-t", "0", "print('before'); 1/0", code=1)
+    assert done.stdout == "before\n"
+    assert "ZeroDivisionError" in done.stderr
+    assert "enginery/cli" not in done.stderr
+    assert "no engine 9" in running.run("exec", "-t", "9", "1", code=1).stderr
+    assert running.run("exec", "-t", "x", "1", code=2).returncode == 2
+
+
+def test_ctrl_c_of_exec_stops_the_code(running: Shell) -> None:
+    """SIGINT ends the command with 130, and the engine is free again."""
+    with running.start("exec", "-t", "0", "import time\ntime.sleep(60)") as process:
+        eventually(lambda: bool(_engine(running, 0)["running"]), lambda: _engine(running, 0), timeout=20)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=20)
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+    began = time.monotonic()
+    assert running.run("exec", "-t", "0", "1").stdout == "1\n"
+    assert time.monotonic() - began < 20
+
+
+def _engine(shell: Shell, engine_id: int) -> dict[str, object]:
+    engines = json.loads(shell.run("status", "--json").stdout)["engines"]
+    return next(engine for engine in engines if engine["engine_id"] == engine_id)
+
+
+def test_properties_reach_the_engines(running: Shell) -> None:
+    """--property is JSON where it can be, else text."""
+    code = "from enginery import get_engine; dict(get_engine().properties)"
+    assert running.run("exec", "-t", "0", code).stdout == "{'colour': 'red', 'size': 3}\n"
+
+
+def test_logs(running: Shell) -> None:
+    """What each process logged, in the order of time; an engine's own part; the last lines; private files."""
+    lines = running.run("logs").stdout.splitlines()
+    assert any("controller:" in line for line in lines)
+    assert any("host:" in line for line in lines)
+    stamped = [line[:23] for line in lines if line[:2] == "20"]
+    assert stamped == sorted(stamped)
+    one = running.run("logs", "1").stdout
+    assert "engine 1" in one
+    assert "engine 0 " not in one
+    assert len(running.run("logs", "-n", "1").stdout.splitlines()) == 1
+    files = list((running.runtime / "enginery" / "default" / "logs").iterdir())
+    assert [file.stat().st_mode & 0o777 for file in files] == [0o600] * len(files)
+
+
+def test_logs_follow(running: Shell) -> None:
+    """-f goes on until it is interrupted: another engine's arrival shows."""
+    with running.start("logs", "-f", PYTHONUNBUFFERED="1") as logs, running.start("engine") as engine:
+        assert logs.stdout is not None
+        for line in logs.stdout:
+            if "engine 2" in line:
+                break
+        logs.send_signal(signal.SIGINT)
+        engine.terminate()
+        _, error = logs.communicate(timeout=20)
+        assert logs.returncode == 130
+        assert "Traceback" not in error
+        engine.communicate(timeout=20)
+        assert engine.returncode == 143
+
+
+def test_down_leaves_nothing(shell: Shell) -> None:
+    """No process and no file; engines that were started by hand stop too."""
+    said = shell.run("up", "-n", "1").stdout
+    for word in (
+        "1 engine ready",
+        "state directory",
+        "127.0.0.1:",
+        "enginery.connect()",
+        "grpcurl",
+        "enginery down",
+    ):
+        assert word in said
+    with shell.start("engine") as engine:
+        eventually(
+            lambda: len(json.loads(shell.run("status", "--json").stdout)["engines"]) == 2, shell.processes
+        )
+        assert shell.run("down").stdout.startswith("stopped 3 processes, removed ")
+        _, error = engine.communicate(timeout=20)
+        assert "Traceback" not in error
+    assert shell.processes() == []
+    assert shell.left() == []
+
+
+def test_down_after_the_controller_was_killed(shell: Shell) -> None:
+    """Nobody answers, and everything is stopped all the same."""
+    shell.run("up", "-n", "1")
+    pid = json.loads(shell.run("status", "--json").stdout)["pid"]
+    subprocess.run(["kill", "-9", str(pid)], check=True)
+    eventually(lambda: shell.run("status", code=1).returncode == 1, shell.processes)
+    shell.run("down")
+    assert shell.processes() == []
+    assert shell.left() == []
+
+
+def test_a_kept_state_directory_is_used_again(shell: Shell, tmp_path: Path) -> None:
+    """--keep: the next cluster has the same id, port, authority and token, so connection files stay good."""
+    state = tmp_path / "state"
+    shell.run("up", "-n", "0", "--state-dir", str(state))
+    before = read(state / "client.json", "client")
+    shell.run("down", "--keep", "--state-dir", str(state))
+    assert shell.processes() == []
+    shell.run("up", "-n", "0", ENGINERY_STATE_DIR=str(state))
+    after = read(state / "client.json", "client")
+    for name in ("cluster_id", "address", "ca_pem", "token"):
+        assert getattr(before, name) == getattr(after, name), name
+    assert before.pid != after.pid
+    shell.run("down", "--state-dir", str(state))
+    assert not state.exists()
+
+
+def test_several_clusters(shell: Shell, tmp_path: Path) -> None:
+    """Commands list them and never guess; a named one is used."""
+    first, second = str(tmp_path / "a"), str(tmp_path / "b")
+    for path in (first, second):
+        shell.run("up", "-n", "0", "--state-dir", path)
+    for command in ("status", "down", "logs"):
+        error = shell.run(command, code=1).stderr
+        assert first in error
+        assert second in error
+    shell.run("down", "--state-dir", first)
+    assert second in shell.run("status").stdout
+    shell.run("down")
+    assert shell.processes() == []
+
+
+def test_up_that_fails_leaves_nothing(shell: Shell) -> None:
+    """The error has the end of the log of what failed."""
+    error = shell.run("up", "-n", "1", "--bind", "203.0.113.1", code=1).stderr
+    assert "controller ended while it started" in error
+    assert "203.0.113.1" in error
+    assert shell.processes() == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [("-n", "-1"), ("--property", "novalue"), ("--port", "70000"), ("--nonsense",)]
+)
+def test_wrong_usage(shell: Shell, arguments: tuple[str, ...]) -> None:
+    """Exit code 2, before anything is started."""
+    shell.run("up", *arguments, code=2)
+    assert shell.left() == []
