@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import enginery
 from enginery import _loop
 from enginery._channel import open_channel, prepare_grpc
 
@@ -168,7 +169,8 @@ class Link:
         return connection
 
     async def _greet(self, stream: Any) -> cluster_pb2.SessionWelcome:
-        hello = cluster_pb2.SessionHello(session_id=self.session.session_id, client_version="enginery")
+        version = f"enginery {enginery.__version__}"
+        hello = cluster_pb2.SessionHello(session_id=self.session.session_id, client_version=version)
         with contextlib.suppress(asyncio.InvalidStateError):  # it is over already: reading tells why
             await stream.write(cluster_pb2.SessionRequest(hello=hello).SerializeToString())
         first = await stream.read()
