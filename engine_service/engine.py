@@ -281,6 +281,10 @@ class Engine:
         """Fail all that wait with QUEUE_CLEARED and return how many they were."""
         return self._fail_all(self.queue.clear(), self._cleared(cause))
 
+    def hold_answers(self, *, hold: bool) -> None:
+        """Keep the answers of all operations while nobody can be told them; they will be asked for again."""
+        self._recent.is_holding = hold
+
     def interrupt(self, operation_id: bytes) -> bytes:
         """Interrupt that operation, or whichever runs if empty; return its id, empty if it does not run."""
         running = self.queue.running

@@ -148,6 +148,8 @@ class Link:
         finally:
             timers.cancel()
             self._stream = None
+            for engine in self._by_id.values():
+                engine.hold_answers(hold=True)
             self._by_id.clear()
             for member in self._present():
                 member.session.closed()
@@ -159,7 +161,10 @@ class Link:
             await channel.close()
 
     def beat(self) -> None:
-        """Send a heartbeat, and ask again for engines that were refused for now."""
+        """Send a heartbeat, and ask again for engines that were refused for now.
+
+        By now the controller has sent again the calls whose replies it missed.
+        """
         if self._stream is None:
             return
         for member in self._present():
@@ -167,7 +172,9 @@ class Link:
         self._sequence += 1
         beat = self._stream.next_message.heartbeat
         beat.sequence = self._sequence
-        beat.engines.extend(engine.status() for engine in self._by_id.values())
+        for engine in self._by_id.values():
+            engine.hold_answers(hold=False)
+            beat.engines.append(engine.status())
 
     def check_welcome(self) -> None:
         """Give up a stream on which no engine was answered in time."""
