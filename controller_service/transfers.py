@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc.aio
 from google.rpc import status_pb2
@@ -19,21 +19,24 @@ from google.rpc import status_pb2
 from controller_service import frames
 from enginery._engine import DEFAULT_VALUE_LIMIT
 from enginery._reasons import Code, DeliveryError
-from enginery._status import DETAILS_KEY
+from enginery._status import DETAILS_KEY, to_proto
 from enginery.v1 import engine_pb2
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from controller_service.reference import EngineFromReference
 
 logger = logging.getLogger(__name__)
 
 _ACCEPTANCE = 20.0  # seconds for a connected host to take an offer
 _STALL = 120.0  # seconds without any message after which a transfer is given up
-_HALF_CLOSE = 1.0  # seconds for a caller to say that it sends no more, after the host was content
+_DRAIN = 2.0  # seconds for a caller to say that it sends no more, after the host has answered
 _MESSAGE_OVERHEAD = 64  # bytes of a message that are not the value's
 _END = engine_pb2.TransferResponse(end=True).SerializeToString()
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
+_Result = TypeVar("_Result")
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -41,19 +44,23 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class _Transfer:
     """One streaming call. `host` is the host's end, once it has accepted; `done` ends that."""
 
-    host: asyncio.Future[_Context]
-    done: asyncio.Event
     limit: int
+    host: asyncio.Future[_Context]
+    refused: asyncio.Future[DeliveryError]
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    answered: bool = False
     moved_at: float = 0.0
     moved_bytes: int = 0
 
     def moved(self, data: bytes) -> None:
-        """Count a message; DeliveryError if the value is too large."""
+        """Count a message, and refuse the value if it is too large."""
         self.moved_at = asyncio.get_running_loop().time()
         self.moved_bytes += max(0, len(data) - _MESSAGE_OVERHEAD)
-        if self.moved_bytes > self.limit:
+        if self.moved_bytes > self.limit and not self.refused.done():
             size, option = f"at least {self.moved_bytes}", "--value-limit of the controller"
-            raise DeliveryError("VALUE_TOO_LARGE", size=size, limit=self.limit, option=option)
+            self.refused.set_result(
+                DeliveryError("VALUE_TOO_LARGE", size=size, limit=self.limit, option=option)
+            )
 
 
 class Transfers:
@@ -63,16 +70,17 @@ class Transfers:
         """Start with none. A value of more than `value_limit` bytes is refused."""
         self._value_limit = value_limit
         self._offered: dict[str, _Transfer] = {}
-        self._leftover: set[asyncio.Task[None]] = set()
+        self._pumps: set[asyncio.Task[Any]] = set()
 
     def __len__(self) -> int:
-        """Return how many wait for their host."""
-        return len(self._offered)
+        """Return how many directions of transfers are running."""
+        return len(self._pumps)
 
     async def relay(self, engine: EngineFromReference, method: int, caller: _Context) -> None:
         """Serve one streaming call of `caller` by the host of `engine`; DeliveryError if that cannot be."""
         transfer_id = secrets.token_hex(16)
-        transfer = _Transfer(asyncio.get_running_loop().create_future(), asyncio.Event(), self._value_limit)
+        loop = asyncio.get_running_loop()
+        transfer = _Transfer(self._value_limit, loop.create_future(), loop.create_future())
         self._offered[transfer_id] = transfer
         try:
             await engine.offer(transfer_id, method)
@@ -87,12 +95,9 @@ class Transfers:
 
     async def accept(self, _requests: object, context: _Context) -> None:
         """Serve ControllerService.Transfer: the host's end of one streaming call."""
+        data = await context.read()  # a host that says nothing is noticed by keepalive
         try:
-            # Ending the read ends the rpc, which is what a host that says nothing deserves.
-            data = await asyncio.wait_for(context.read(), _ACCEPTANCE)
             message = engine_pb2.TransferRequest.FromString(data if isinstance(data, bytes) else b"")
-        except TimeoutError:
-            raise DeliveryError("PROTOCOL_ERROR", cause="no accept came") from None
         except Exception as error:  # protobuf's DecodeError differs in class between its implementations
             raise DeliveryError("MALFORMED_MESSAGE", message="enginery.v1.TransferRequest") from error
         if message.WhichOneof("kind") != "accept":
@@ -102,69 +107,84 @@ class Transfers:
             raise DeliveryError("TRANSFER_NOT_FOUND")
         transfer.host.set_result(context)
         await transfer.done.wait()
+        if not transfer.answered:
+            raise DeliveryError("TRANSFER_NOT_FOUND")  # the caller has gone, or was refused
 
     async def close(self) -> None:
-        """Wait for what is left of finished transfers; their rpcs are over by now."""
-        for task in self._leftover:
-            task.cancel()
-        await asyncio.gather(*self._leftover, return_exceptions=True)
+        """Wait for the pumps; their rpcs are over by now, and that ends them."""
+        if self._pumps:
+            _, stuck = await asyncio.wait(self._pumps, timeout=_DRAIN)
+            for task in stuck:
+                task.cancel()
 
     async def _pump(self, transfer: _Transfer, engine_id: int, caller: _Context, host: _Context) -> None:
-        up = asyncio.create_task(_to_host(transfer, caller, host))
-        down = asyncio.create_task(_from_host(transfer, engine_id, caller, host))
+        # Neither is cancelled: a cancelled read would leave its rpc without an end. They end with their rpcs.
+        up = self._start(_to_host(transfer, caller, host))
+        down = self._start(_from_host(transfer, engine_id, caller, host))
         try:
-            await _watch(transfer, up, down)
-            status = await down
-        except BaseException:
-            # The caller has gone, or the host has: ending a read of a dead rpc harms nobody.
-            down.cancel()
-            up.cancel()
-            await asyncio.gather(up, down, return_exceptions=True)
-            raise
-        self._keep(up)
+            status = await _outcome(transfer, down)
+            transfer.answered = True
+        except DeliveryError as error:
+            status = to_proto(error)
+        transfer.done.set()
+        # A caller in the middle of a write would learn that the write failed instead of why.
+        await asyncio.wait({up}, timeout=_DRAIN)
         if status.code != Code.OK:
             details = ((DETAILS_KEY, status.SerializeToString()),)
             await caller.abort(_CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, details)
-        await asyncio.wait({up}, timeout=_HALF_CLOSE)
 
-    def _keep(self, task: asyncio.Task[None]) -> None:
-        """Own a pump that may still read from a caller; it ends with the caller's rpc, which ends now."""
-        self._leftover.add(task)
-        task.add_done_callback(self._leftover.discard)
+    def _start(self, pump: Coroutine[Any, Any, _Result]) -> asyncio.Task[_Result]:
+        task = asyncio.create_task(pump)
+        self._pumps.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._pumps.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.debug("a transfer ended: %r", task.exception())
 
 
-async def _watch(transfer: _Transfer, up: asyncio.Task[None], down: asyncio.Task[status_pb2.Status]) -> None:
-    """Return once `down` is done; raise what `up` raised, or if nothing moves for too long."""
+async def _outcome(transfer: _Transfer, down: asyncio.Task[status_pb2.Status]) -> status_pb2.Status:
+    """Return the host's status; DeliveryError if the value is too large, or nothing moves for too long."""
     loop = asyncio.get_running_loop()
     transfer.moved_at = loop.time()
     while not down.done():
         left = transfer.moved_at + _STALL - loop.time()
         if left <= 0:
             raise DeliveryError("CONTROLLER_LOST", cause=f"the transfer stood still for {_STALL:g} s")
-        running: set[asyncio.Task[Any]] = {task for task in (up, down) if not task.done()}
-        await asyncio.wait(running, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        if up.done():
-            await up
+        await asyncio.wait({down, transfer.refused}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if transfer.refused.done():
+            raise transfer.refused.result()
+    return down.result()
 
 
 async def _to_host(transfer: _Transfer, caller: _Context, host: _Context) -> None:
-    """Pass on the caller's requests. If a stream fails, the other direction says why."""
+    """Pass on the caller's requests; once the host has answered or failed, drop what still comes."""
+    is_open = True
+    while isinstance(data := await caller.read(), bytes):
+        transfer.moved(data)
+        is_open = is_open and not transfer.done.is_set() and not transfer.refused.done()
+        is_open = is_open and await _write(host, frames.embed(frames.TO_HOST, data))
+    if is_open and not transfer.done.is_set():
+        await _write(host, _END)
+
+
+async def _write(host: _Context, message: bytes) -> bool:
+    """Return whether the host could be written to; if not, the other direction learns why."""
     try:
-        while isinstance(data := await caller.read(), bytes):
-            transfer.moved(data)
-            await host.write(frames.embed(frames.TO_HOST, data))
-        await host.write(_END)
-    except DeliveryError:
-        raise
+        await host.write(message)
     except Exception as error:  # a dead stream shows itself by many types
-        logger.debug("a transfer stopped sending to its host: %r", error)
+        logger.debug("a transfer can no longer be written: %r", error)
+        return False
+    return True
 
 
 async def _from_host(
     transfer: _Transfer, engine_id: int, caller: _Context, host: _Context
 ) -> status_pb2.Status:
     """Pass on the host's responses and return its status."""
-    while isinstance(data := await host.read(), bytes):
+    while isinstance(data := await _read(host), bytes):
         transfer.moved(data)
         message = frames.transferred(data)
         if message is None:
@@ -176,3 +196,12 @@ async def _from_host(
             message = request.message
         await caller.write(message)
     raise DeliveryError("ENGINE_AWAY", engine_id=engine_id)
+
+
+async def _read(host: _Context) -> object:
+    """Return the next message of the host, something else at its end."""
+    try:
+        return await host.read()
+    except Exception as error:  # a dead stream shows itself by many types
+        logger.debug("a transfer can no longer be read: %r", error)
+        return None

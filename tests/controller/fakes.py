@@ -167,6 +167,11 @@ class FakeSession:
                 self.welcome = message.welcome
             self.replies.update({reply.call_id: reply for reply in message.replies})
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the stream has ended."""
+        return self._reader.done()
+
     async def end(self) -> None:
         """Wait for the end of the stream; AioRpcError if it is not OK."""
         async with asyncio.timeout(PATIENCE):

@@ -1,0 +1,235 @@
+"""Upload and Download through the controller, message by message."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+import psutil
+import pytest
+from google.rpc import status_pb2
+
+from controller_service import frames
+from enginery import _status
+from enginery._channel import open_channel
+from enginery._reasons import DeliveryError
+from enginery.v1 import engine_pb2, engine_pb2_grpc, value_pb2
+from tests.controller.fakes import FakeCluster, FakeHost, running, until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+OK = engine_pb2.TransferRequest(status=status_pb2.Status(code=0).SerializeToString())
+
+
+class HostSide:
+    """A host's end of one transfer, on a channel of its own."""
+
+    def __init__(self, cluster: FakeCluster, offer: engine_pb2.TransferOffer) -> None:
+        self.channel = open_channel(cluster.engine_info)
+        stub = engine_pb2_grpc.ControllerServiceStub(self.channel)
+        self.call: Any = stub.Transfer(metadata=cluster.engine_info.metadata)
+        self.offer = offer
+
+    async def accept(self) -> None:
+        accept = engine_pb2.TransferAccept(transfer_id=self.offer.transfer_id)
+        await self.call.write(engine_pb2.TransferRequest(accept=accept))
+
+    async def read(self) -> engine_pb2.TransferResponse:
+        message = await self.call.read()
+        assert isinstance(message, engine_pb2.TransferResponse)
+        return message
+
+    async def send(self, message: Any) -> None:
+        await self.call.write(engine_pb2.TransferRequest(message=message.SerializeToString()))
+
+    async def finish(self, status: engine_pb2.TransferRequest = OK) -> None:
+        await self.call.write(status)
+        await self.call.done_writing()
+        while await self.call.read() is not grpc.aio.EOF:  # what was on its way
+            pass
+
+    async def close(self) -> None:
+        await self.channel.close()
+
+
+async def serve(cluster: FakeCluster, host: FakeHost, behave: Callable[[HostSide], Awaitable[None]]) -> None:
+    """Take the next offer and behave."""
+    await until(lambda: host.transfers)
+    side = HostSide(cluster, host.transfers.pop(0))
+    try:
+        await side.accept()
+        await behave(side)
+    finally:
+        await side.close()
+
+
+async def uploads(*chunks: bytes) -> AsyncIterator[engine_pb2.UploadRequest]:
+    yield engine_pb2.UploadRequest(blob=value_pb2.Blob(blob_id="b"))
+    for chunk in chunks:
+        yield engine_pb2.UploadRequest(chunk=value_pb2.Chunk(data=chunk))
+
+
+async def take_all(side: HostSide) -> None:
+    """Take an upload and answer with the length of it."""
+    size = 0
+    while (message := await side.read()).WhichOneof("kind") == "message":
+        size += len(engine_pb2.UploadRequest.FromString(message.message).chunk.data)
+    assert message.end
+    await side.send(engine_pb2.UploadResponse(blob=value_pb2.Blob(blob_id="b", size=size)))
+    await side.finish()
+
+
+async def test_upload(cluster: FakeCluster) -> None:
+    """Every message of the caller reaches the host, then `end`; the host's response and status come back."""
+    host = cluster.host()
+    await host.hello()
+    hosting = asyncio.create_task(serve(cluster, host, take_all))
+    response = await cluster.engines.Upload(uploads(b"abc", b"", b"x" * (1 << 20)), metadata=cluster.to(0))
+    assert response.blob.size == 3 + (1 << 20)
+    await hosting
+
+
+async def test_download(cluster: FakeCluster) -> None:
+    """The request reaches the host, and every message of the host the caller."""
+    host = cluster.host()
+    await host.hello()
+
+    async def give(side: HostSide) -> None:
+        request = engine_pb2.DownloadRequest.FromString((await side.read()).message)
+        assert request.blob_id == "wanted"
+        for size in (1, 200, 20_000, 1 << 20):
+            await side.send(engine_pb2.DownloadResponse(chunk=value_pb2.Chunk(data=bytes(size))))
+        await side.finish()
+
+    hosting = asyncio.create_task(serve(cluster, host, give))
+    call = cluster.engines.Download(engine_pb2.DownloadRequest(blob_id="wanted"), metadata=cluster.to(0))
+    assert [len(message.chunk.data) async for message in call] == [1, 200, 20_000, 1 << 20]
+    await hosting
+
+
+async def test_hosts_status_reaches_the_caller(cluster: FakeCluster) -> None:
+    """A host that refuses in the middle of an upload ends it with its reason."""
+    host = cluster.host()
+    await host.hello()
+    refusal = _status.to_bytes(DeliveryError("BLOB_EXISTS", blob_id="b"))
+
+    async def refuse(side: HostSide) -> None:
+        await side.read()
+        await side.finish(engine_pb2.TransferRequest(status=refusal))
+
+    hosting = asyncio.create_task(serve(cluster, host, refuse))
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await cluster.engines.Upload(uploads(*[b"x" * 100_000] * 100), metadata=cluster.to(0))
+    assert _status.from_rpc(error.value).reason == "BLOB_EXISTS"
+    await hosting
+
+
+async def test_host_that_dies_fails_the_caller(cluster: FakeCluster) -> None:
+    """A transfer that breaks without a status is ENGINE_AWAY: the same call again may work."""
+    host = cluster.host()
+    await host.hello()
+
+    async def die(side: HostSide) -> None:
+        await side.read()
+        side.call.cancel()
+
+    hosting = asyncio.create_task(serve(cluster, host, die))
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await cluster.engines.Upload(uploads(b"abc"), metadata=cluster.to(0))
+    assert _status.from_rpc(error.value).reason == "ENGINE_AWAY"
+    await hosting
+
+
+async def test_caller_that_goes_away_ends_the_transfer(cluster: FakeCluster) -> None:
+    """The host is told, and nothing stays behind."""
+    host = cluster.host()
+    await host.hello()
+    call = cluster.engines.Download(engine_pb2.DownloadRequest(), metadata=cluster.to(0))
+    reading = asyncio.create_task(call.read())
+    await until(lambda: host.transfers)
+    side = HostSide(cluster, host.transfers[0])
+    await side.accept()
+    await side.read()
+    assert (await side.read()).end
+    call.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    assert await side.call.code() is grpc.StatusCode.NOT_FOUND
+    await until(lambda: len(cluster.controller._transfers) == 0)
+    await side.close()
+
+
+async def test_unknown_transfer(cluster: FakeCluster) -> None:
+    """An offer that nobody made, or whose caller has gone, is TRANSFER_NOT_FOUND."""
+    side = HostSide(cluster, engine_pb2.TransferOffer(transfer_id="0" * 32))
+    await side.accept()
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await side.read()
+    assert _status.from_rpc(error.value).reason == "TRANSFER_NOT_FOUND"
+    await side.close()
+
+
+async def test_value_limit(tmp_path: Path) -> None:
+    """More than --value-limit is refused, naming limit and option, without waiting for the host."""
+    async with running(tmp_path / "state", value_limit=1_000_000) as cluster:
+        host = cluster.host()
+        await host.hello()
+
+        async def take(side: HostSide) -> None:
+            while await side.call.read() is not grpc.aio.EOF:
+                pass
+
+        hosting = asyncio.create_task(serve(cluster, host, take))
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await cluster.engines.Upload(uploads(*[bytes(1 << 20)] * 9), metadata=cluster.to(0))
+        found = _status.from_rpc(error.value)
+        assert (found.reason, found.metadata["limit"]) == ("VALUE_TOO_LARGE", "1000000")
+        assert "--value-limit" in found.text
+        await asyncio.gather(hosting, return_exceptions=True)
+
+
+def test_hand_made_frames_are_protobuf() -> None:
+    """What is framed by hand is what protobuf makes, at every length of a length."""
+    for size in (0, 1, 127, 128, 16_383, 16_384, 2_097_151, 2_097_152):
+        data = b"\x07" * size
+        if size:
+            request = engine_pb2.TransferRequest(message=data).SerializeToString()
+            assert frames.transferred(request) == data
+        assert engine_pb2.TransferResponse.FromString(frames.embed(frames.TO_HOST, data)).message == data
+    for other in (b"", OK.SerializeToString(), b"\x7a", b"\x7a\x05abc", b"\x7a\xff\xff\xff\xff\xff\xff"):
+        assert frames.transferred(other) is None
+
+
+@pytest.mark.slow
+async def test_a_gigabyte_leaves_no_trace(tmp_path: Path) -> None:
+    """1 GB through the controller raises its resident memory by less than 32 MB."""
+    from tests.controller.processes import controller_process
+
+    async with controller_process(tmp_path / "state") as cluster:
+        host = cluster.host()
+        await host.hello()
+        process = psutil.Process(cluster.pid)
+        peak = 0
+
+        async def take(side: HostSide) -> None:
+            nonlocal peak
+            count = 0
+            while (await side.read()).WhichOneof("kind") == "message":
+                count += 1
+                if count % 64 == 0:
+                    peak = max(peak, process.memory_info().rss)
+            await side.send(engine_pb2.UploadResponse())
+            await side.finish()
+
+        async def upload(megabytes: int) -> None:
+            hosting = asyncio.create_task(serve(cluster, host, take))
+            await cluster.engines.Upload(uploads(*[b"x" * (1 << 20)] * megabytes), metadata=cluster.to(0))
+            await hosting
+
+        await upload(8)  # what is allocated once
+        before = process.memory_info().rss
+        await upload(1024)
+        assert peak - before < 32 << 20
