@@ -121,7 +121,7 @@ class Cluster:
         return self
 
     def stop(self) -> None:
-        """Stop everything and remove a temporary state directory. Nothing in a forked child, or if it is stopped."""
+        """Stop everything and remove a temporary state directory. Does nothing twice, or in a forked child."""
         client, self._client = self._client, None
         if client is not None and not is_forked():
             client.close()

@@ -47,15 +47,30 @@ def _stop(state: StateDirectory) -> int:
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
             processes.append(psutil.Process(pid))
-    _, alive = psutil.wait_procs(processes, timeout=STOP_GRACE if controller is not None else 0)
+    alive = _wait(processes, STOP_GRACE if controller is not None else 0)
     for act in (psutil.Process.terminate, psutil.Process.kill):
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 act(process)
-        _, alive = psutil.wait_procs(alive, timeout=STOP_GRACE)
+        alive = _wait(alive, STOP_GRACE)
     if alive:
         raise EngineryError(f"these processes do not end: {sorted(process.pid for process in alive)}")
     return len(pids)
+
+
+def _wait(processes: list[psutil.Process], timeout: float) -> list[psutil.Process]:
+    """Wait until they have ended, return those that have not; one that its parent did not reap yet has."""
+    deadline = time.monotonic() + timeout
+    while (alive := [process for process in processes if _lives(process)]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return alive
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _shut_down(state: StateDirectory) -> None:

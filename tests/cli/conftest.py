@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -106,6 +107,15 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 def _end(shell: Shell) -> None:
     left = shell.processes()
+    shown = [_shown(process) for process in left]
     for process in left:
-        process.kill()
-    assert not left, left
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    assert not left, shown
+
+
+def _shown(process: psutil.Process) -> str:
+    try:
+        return f"{process.pid}: {process.status()} {process.cmdline()}"
+    except psutil.Error as error:
+        return str(error)
