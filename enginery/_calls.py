@@ -251,14 +251,14 @@ def push_serialized(namespace: Mapping[str, object]) -> Request[None]:
 
 def pull(keys: str | Sequence[str]) -> Request[Any]:
     """Return objects by name."""
-    names = _names(keys)
+    names = _some_names(keys)
     message = engine_pb2.PullRequest(keys=names, accept=[_PICKLE])
     return _request("Pull", message, lambda answer: _pick(_codec.decode(answer.namespace()), keys, names))
 
 
 def pull_function(keys: str | Sequence[str]) -> Request[Any]:
     """Return functions by name."""
-    names = _names(keys)
+    names = _some_names(keys)
 
     def decode(answer: Answer) -> object:
         import __main__
@@ -270,7 +270,7 @@ def pull_function(keys: str | Sequence[str]) -> Request[Any]:
 
 def pull_serialized(keys: str | Sequence[str]) -> Request[Any]:
     """Return values by name, still encoded."""
-    names = _names(keys)
+    names = _some_names(keys)
 
     def decode(answer: Answer) -> object:
         values = answer.message.values
@@ -316,6 +316,13 @@ def _names(keys: str | Iterable[str]) -> list[str]:
         if not isinstance(key, str):
             raise TypeError(f"a key is text, not {type(key).__name__}: {key!r}")
     return list(keys)
+
+
+def _some_names(keys: str | Iterable[str]) -> list[str]:
+    names = _names(keys)
+    if not names:
+        raise ValueError("no name was given")
+    return names
 
 
 def _pick(namespace: object, keys: str | Sequence[str], names: list[str]) -> Any:

@@ -6,7 +6,7 @@ import operator
 import time
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, SupportsIndex, TypeVar, overload
 
 from enginery import _calls, _connection_file, _find
 from enginery._diagnose import diagnose
@@ -251,6 +251,10 @@ class Client:
     ) -> None:
         """Close the client."""
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be sent to an engine."""
+        raise TypeError("a Client is a connection and cannot be pickled: connect() where it is to be used")
 
     def __repr__(self) -> str:
         """Show the controller's address, and how many engines there are."""

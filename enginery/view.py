@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from enginery import _calls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from enginery._decode import Errors
     from enginery.client import Client
@@ -66,6 +66,24 @@ class EngineView:
         return self._do(_calls.execute(code), block)
 
     @overload
+    def apply(  # the engine awaits what a coroutine function returns
+        self,
+        function: Callable[..., Coroutine[Any, Any, T]],
+        /,
+        *args: Any,
+        block: Literal[True] = True,
+        **kwargs: Any,
+    ) -> T: ...
+    @overload
+    def apply(
+        self,
+        function: Callable[..., Coroutine[Any, Any, T]],
+        /,
+        *args: Any,
+        block: Literal[False],
+        **kwargs: Any,
+    ) -> Operation[T]: ...
+    @overload
     def apply(
         self, function: Callable[..., T], /, *args: Any, block: Literal[True] = True, **kwargs: Any
     ) -> T: ...
@@ -80,9 +98,9 @@ class EngineView:
     def apply(self, function: Callable[..., T] | str, /, *args: Any, block: bool = True, **kwargs: Any) -> Any:
         """Call a function with arguments and return its value; a text names a callable of the engine.
 
-        A function of the caller's `__main__` has the engine's namespace as its globals. What it raises is
-        raised here. SerializationError, before anything is sent, if the function or an argument cannot be
-        pickled.
+        A function of the caller's `__main__` has the engine's namespace as its globals. What a coroutine
+        function returns is awaited there. What it raises is raised here. SerializationError, before anything is
+        sent, if the function or an argument cannot be pickled.
         """
         return self._do(_calls.apply(function, args, kwargs), block)
 

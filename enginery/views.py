@@ -9,7 +9,7 @@ from enginery.errors import NoEnginesRegistered
 from enginery.operation import Group, gather
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from enginery._decode import Errors
     from enginery.client import Client
@@ -53,6 +53,24 @@ class EnginesView:
         """See `EngineView.execute`; the answers are in target order."""
         return self._do(_calls.execute(code), block)
 
+    @overload
+    def apply(  # the engine awaits what a coroutine function returns
+        self,
+        function: Callable[..., Coroutine[Any, Any, T]],
+        /,
+        *args: Any,
+        block: Literal[True] = True,
+        **kwargs: Any,
+    ) -> list[T]: ...
+    @overload
+    def apply(
+        self,
+        function: Callable[..., Coroutine[Any, Any, T]],
+        /,
+        *args: Any,
+        block: Literal[False],
+        **kwargs: Any,
+    ) -> Group[T]: ...
     @overload
     def apply(
         self, function: Callable[..., T], /, *args: Any, block: Literal[True] = True, **kwargs: Any

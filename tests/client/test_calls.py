@@ -67,8 +67,15 @@ def test_pull_of_a_name_and_of_a_sequence(client: enginery.Client) -> None:
     assert client[0].pull(["a"]) == [1]
     assert client[0].pull(("b", "a")) == ["two", 1]
     for wrong in (1, None, {"a"}, b"a", [1]):
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match=r"name|text"):
             client[0].pull(wrong)  # type: ignore[arg-type]
+
+
+def test_no_name_at_all_is_a_mistake(client: enginery.Client) -> None:
+    """An empty sequence is refused here: there is nothing to ask."""
+    for pull in (client[0].pull, client[0].pull_function, client[:].pull_serialized):
+        with pytest.raises(ValueError, match="no name"):
+            pull([])
 
 
 def test_a_missing_name_is_name_error(client: enginery.Client) -> None:
@@ -183,6 +190,7 @@ def test_what_cannot_be_pickled_fails_before_anything_is_sent(
         lambda: client[0].push({"a": generator}),
         lambda: client[0].apply(print, generator),
         lambda: client[0].push({"a": generator}, block=False),
+        lambda: client[0].apply(lambda: generator),
     ):
         with pytest.raises(SerializationError, match="generator"):
             call()

@@ -100,6 +100,11 @@ def test_functions_live_in_the_engines_namespace(client: enginery.Client) -> Non
     assert client[0].execute("add(1), add.__doc__, read()").value == (6, "Add up.", 5)
     assert client[0].pull_function("add")(1, z=0) == 3
     assert client[0].apply("read") == 5
+
+    async def later(x: int) -> int:
+        return x
+
+    assert client[0].apply(later, 4) == 4
     with pytest.raises(TypeError):
         client[0].push_function({"a": 1})  # type: ignore[dict-item]
 

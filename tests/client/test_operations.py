@@ -81,7 +81,7 @@ async def test_a_cancelled_wait_leaves_the_operation_alone(
     assert await operation == 0
 
 
-def test_callbacks_may_start_calls_but_not_wait(client: enginery.Client) -> None:
+def test_callbacks_may_start_calls_but_not_wait(client: enginery.Client, controller: FakeController) -> None:
     """Waiting on the thread that answers would stop everything: it raises instead."""
     seen: list[object] = []
     done = threading.Event()
@@ -95,7 +95,9 @@ def test_callbacks_may_start_calls_but_not_wait(client: enginery.Client) -> None
             seen.append(error)
         done.set()
 
+    controller.frozen.add(0)  # or it might be answered before the callback is there
     client[0].pull("id", block=False).add_done_callback(callback)
+    controller.thaw()
     assert done.wait(10)
     assert seen[0] == 0
     assert isinstance(seen[1], enginery.Operation)

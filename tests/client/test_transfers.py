@@ -75,8 +75,10 @@ def test_a_refused_upload_fails_its_call_and_clears_those_behind(
 ) -> None:
     """The error names limit and option; what depends on the value does not run; nothing was sent of it."""
     controller.upload_failure = DeliveryError("VALUE_TOO_LARGE", size=9, limit=8, option="--value-limit")
+    gate = controller.upload_gate = asyncio.Event()
     operation = client[0].push({"a": big()}, block=False)
     behind = client[0].execute("a", block=False)
+    controller.loop.call_soon_threadsafe(gate.set)
     with pytest.raises(ValueTooLarge, match="--value-limit"):
         operation.result(10)
     with pytest.raises(QueueCleared):

@@ -13,6 +13,10 @@ def double(x: int) -> int:
     return 2 * x
 
 
+async def later(x: int) -> int:
+    return 2 * x
+
+
 def views(client: enginery.Client) -> None:
     assert_type(client[0], EngineView)
     assert_type(client[:], EnginesView)
@@ -32,6 +36,8 @@ def one(view: EngineView) -> None:
     assert_type(view.apply(double, 1), int)
     assert_type(view.apply(double, 1, block=False), Operation[int])
     assert_type(view.apply(double, 1, block=False).result(timeout=1.0), int)
+    assert_type(view.apply(later, 1), int)
+    assert_type(view.apply(later, 1, block=False), Operation[int])
     assert_type(view.apply("math.sqrt", 4), Any)
     assert_type(view.apply("math.sqrt", 4, block=False), Operation[Any])
     assert_type(view.push({"a": 1}, block=False), Operation[None])
@@ -61,6 +67,7 @@ def several(view: EnginesView) -> None:
     assert_type(view.execute("1", block=False).result(), list[ExecuteResult])
     assert_type(view.execute("1", block=False)[0], Operation[ExecuteResult])
     assert_type(view.apply(double, 1), list[int])
+    assert_type(view.apply(later, 1), list[int])
     assert_type(view.apply(double, 1, block=False), Group[int])
     assert_type(view.pull("a"), list[Any])
     assert_type(view.pull(["a"]), list[list[Any]])
