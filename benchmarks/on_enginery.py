@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,7 +37,7 @@ def measure_enginery() -> measure.Numbers:
         numbers["in flight"] = _in_flight(client, measure.CALLS_IN_FLIGHT)
         for size in measure.SIZES:
             data = np.ones(size * measure.MB, dtype=np.uint8)
-            numbers[f"push {size} MB"] = measure.throughput(lambda data=data: one.push({"a": data}), size)
+            numbers[f"push {size} MB"] = measure.throughput(partial(one.push, {"a": data}), size)
             numbers[f"pull {size} MB"] = measure.throughput(lambda: one.pull("a"), size)
     with enginery.Cluster(4) as cluster:
         numbers |= _growth(cluster.client)

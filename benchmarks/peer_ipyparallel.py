@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import ipyparallel
@@ -62,9 +63,7 @@ def main() -> None:
         )
         for size in measure.SIZES:
             data = np.ones(size * measure.MB, dtype=np.uint8)
-            numbers[f"push {size} MB"] = measure.throughput(
-                lambda data=data: one.push({"a": data}, block=True), size
-            )
+            numbers[f"push {size} MB"] = measure.throughput(partial(one.push, {"a": data}, block=True), size)
             numbers[f"pull {size} MB"] = measure.throughput(lambda: one.pull("a", block=True), size)
     with _cluster(16) as (client, ready):
         numbers["16 ready"] = ready

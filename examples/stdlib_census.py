@@ -14,7 +14,7 @@ import ast
 import sysconfig
 import time
 from collections import Counter
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,7 +114,7 @@ def on_engines(client: enginery.Client, chunks: list[list[str]], done: Callable[
     """Hand chunks to whichever engine has room until all are counted; `done` hears how many files each had."""
     total = Census()
     left = iter(chunks)
-    running = {}
+    running: dict[Future[Census], int] = {}
     for engine in client.ids * AHEAD:
         if (chunk := next(left, None)) is not None:
             running[client[engine].apply(take_census, chunk, block=False)] = engine

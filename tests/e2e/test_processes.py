@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,8 +47,10 @@ def _started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     try:
         yield process
     finally:
-        for one in [*_children(process.pid), process]:
-            one.kill()
+        for child in _children(process.pid):
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        process.kill()
         process.communicate(timeout=PATIENCE)
 
 
