@@ -129,7 +129,7 @@ class _Connection:
         names = {self._ip, hello.hostname} - {""}
         try:
             return self._cluster.sign_request(hello.certificate_request.encode(), names).decode()
-        except CertificateError as error:
+        except (CertificateError, ValueError) as error:  # ValueError: a name that no certificate can bear
             raise DeliveryError("BAD_REQUEST", field="certificate_request", cause=error) from error
 
     def _translate(self, hello: engine_pb2.Hello) -> HelloReceived:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
 import pytest
+from cryptography import x509
 
 from enginery import _status
+from enginery._certificates import make_request
 from enginery.v1 import cluster_pb2, engine_pb2, value_pb2
-from tests.controller.fakes import PATIENCE, FakeCluster, until
+from tests.controller.fakes import PATIENCE, FakeCluster, running, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 async def listed(cluster: FakeCluster) -> list[cluster_pb2.Engine]:
@@ -229,3 +235,33 @@ async def test_once_n_registered(cluster: FakeCluster) -> None:
     assert not there.is_set()
     await cluster.host().hello()
     await asyncio.wait_for(there.wait(), PATIENCE)
+
+
+async def test_fenced_holder_is_told_to_stop(cluster: FakeCluster) -> None:
+    """Of two that claim one id after a restart the later holder stays; the other is dismissed, its calls lost."""
+    old, true = cluster.host(), cluster.host()
+    old.answer = lambda _call: None
+    await old.hello(engine_id=3, epoch=5_000)
+    session = await cluster.session()
+    call = session.call(3)
+    await session.send(calls=[call])
+    await until(lambda: old.calls)
+    assert (await true.hello(engine_id=3, epoch=9_000)).epoch == 9_000
+    await until(lambda: [dismissal.engine_id for dismissal in old.dismissals] == [3])
+    assert _status.from_bytes((await session.reply(call)).error).reason == "ENGINE_LOST"
+    assert (await session.ask(session.call(3))).response == b"x"
+
+
+async def test_certificate_for_the_hosts_port(tmp_path: Path) -> None:
+    """A request is answered with a certificate of the cluster; one that is none is refused as BAD_REQUEST."""
+    async with running(tmp_path / "state", insecure=False) as cluster:
+        host = cluster.host()
+        _, request = make_request()
+        welcome = await host.hello(0, certificate_request=request.decode())
+        certificate = x509.load_pem_x509_certificate(welcome.certificate.encode())
+        authority = x509.load_pem_x509_certificate(cluster.client_info.ca_pem.encode())
+        certificate.verify_directly_issued_by(authority)
+        bad = engine_pb2.Hello(slot=1, host_id=host.host_id, incarnation="i", certificate_request="none")
+        host.send(hellos=[bad])
+        await until(lambda: 1 in host.refusals)
+        assert _status.from_bytes(host.refusals[1].error).reason == "BAD_REQUEST"
