@@ -238,7 +238,7 @@ async def test_once_n_registered(cluster: FakeCluster) -> None:
 
 
 async def test_fenced_holder_is_told_to_stop(cluster: FakeCluster) -> None:
-    """Of two that claim one id after a restart the later holder stays; the other is dismissed, its calls lost."""
+    """Of two that claim one id after a restart the later holder stays; the other is dismissed."""
     old, true = cluster.host(), cluster.host()
     old.answer = lambda _call: None
     await old.hello(engine_id=3, epoch=5_000)
