@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine_service.requests import parse
-from engine_service.responses import own_error, timestamp
+from engine_service.responses import own_error, set_time
 from enginery import _ids, _values
 from enginery._engine import CallContext, CallReply
 from enginery._methods import PYTHON_NAMES
@@ -96,10 +96,10 @@ def _queued_call(operation: Queued[Work]) -> engine_pb2.QueuedCall:
         operation_id=_ids.show(operation.operation_id),
         method=PYTHON_NAMES[work.method],
         arguments=work.row.summary(work.message),
-        submit_time=timestamp(operation.submitted_at),
     )
+    set_time(call.submit_time, operation.submitted_at)
     if operation.started_at:
-        call.start_time.CopyFrom(timestamp(operation.started_at))
+        set_time(call.start_time, operation.started_at)
     if work.progress is not None:
         call.progress_fraction, call.progress_text = work.progress
     return call

@@ -28,7 +28,7 @@ from engine_service.queue import OperationQueue, Queued, QueueFullError
 from engine_service.recent import Answer, Done, RecentOperations
 from engine_service.records import Records
 from engine_service.requests import ROWS, Row, parse
-from engine_service.responses import Composer, timestamp
+from engine_service.responses import Composer, set_time
 from enginery import _ids
 from enginery._engine import DEFAULT_VALUE_LIMIT, CallContext, CallReply
 from enginery._methods import NAMES, PYTHON_NAMES, STREAMING
@@ -170,7 +170,7 @@ class Engine:
         if running is not None:
             status.operation_id = _ids.show(running.operation_id)
             status.method = PYTHON_NAMES[running.work.method]
-            status.start_time.CopyFrom(timestamp(running.started_at))
+            set_time(status.start_time, running.started_at)
         return status
 
     # ---- life

@@ -12,8 +12,6 @@ import platform
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf import duration_pb2, timestamp_pb2
-
 from engine_service.blobs import load, new_blob_id, save
 from enginery import _ids, _values
 from enginery._encoded import Codec, Encoded, Stored
@@ -24,6 +22,7 @@ from enginery.v1 import engine_pb2, error_pb2, frame_pb2, value_pb2
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from google.protobuf import duration_pb2, timestamp_pb2
     from google.protobuf.message import Message
 
     from engine_service.kernel_wire import DisplayData, Failure, Reply
@@ -78,16 +77,17 @@ class Composer:
         self._room -= error.ByteSize()
         return error
 
-    def value(self, value: Encoded | Stored) -> value_pb2.Value:
-        """Return `value` itself if it fits, else the description of a blob."""
+    def value(self, target: value_pb2.Value, value: Encoded | Stored) -> None:
+        """Make `target`, which must be empty, `value` itself if it fits, else the description of a blob."""
         if value.size <= min(self.inline_limit, self._room):
             value = _loaded(value)
-            typed = _values.to_value(value)
-            size = typed.ByteSize()
+            _values.fill_value(target, value)
+            size = target.ByteSize()
             if size <= self._room:  # numbers take more room in protobuf's JSON than in text
                 self._room -= size
-                return typed
-        return value_pb2.Value(blob=self._keep(value))
+                return
+            target.Clear()
+        target.blob.CopyFrom(self._keep(value))
 
     def _keep(self, value: Encoded | Stored) -> value_pb2.Blob:
         stored = value if isinstance(value, Stored) else save(value)
@@ -144,16 +144,15 @@ class Composer:
 
     def execute(self, reply: Reply) -> engine_pb2.ExecuteResponse:
         """Return the record of a command."""
-        code = self.text(self.code, _CODE_INLINE)
-        result = engine_pb2.ExecuteResult(
-            engine_id=self.engine_id,
-            operation_id=_ids.show(self.operation_id),
-            number=self.number,
-            input=engine_pb2.ExecuteInput(raw=code, translated=code),
-            start_time=timestamp(reply.started_at),
-            duration=duration(reply.duration),
-            dropped_bytes=reply.dropped_bytes,
-        )
+        response = engine_pb2.ExecuteResponse()
+        result = response.result
+        result.engine_id = self.engine_id
+        result.operation_id = _ids.show(self.operation_id)
+        result.number = self.number
+        result.input.raw = result.input.translated = self.text(self.code, _CODE_INLINE)
+        set_time(result.start_time, reply.started_at)
+        set_time(result.duration, reply.duration)
+        result.dropped_bytes = reply.dropped_bytes
         self._room -= result.ByteSize()
         if reply.failure is not None:
             result.error.CopyFrom(self.error(reply.failure))
@@ -165,8 +164,9 @@ class Composer:
             result.value_error = reply.value_error
         if "value" in reply.values:
             try:
-                result.value.CopyFrom(self.value(reply.values["value"]))
+                self.value(result.value, reply.values["value"])
             except DeliveryError as error:  # a form that protobuf cannot hold; the text is there
+                result.ClearField("value")
                 result.value_error = error.text
         for name in ("stdout", "stderr"):
             data: bytes = getattr(reply, name)
@@ -177,20 +177,18 @@ class Composer:
                     getattr(result, f"{name}_blob").CopyFrom(blob)
         if reply.displays:
             result.displays.extend(self.display(display) for display in reply.displays)
-        return engine_pb2.ExecuteResponse(result=result)
+        return response
 
     def apply(self, reply: Reply) -> engine_pb2.ApplyResponse:
         """Return the value of a function, or what it raised."""
-        message = engine_pb2.ApplyResponse(
-            operation_id=_ids.show(self.operation_id),
-            start_time=timestamp(reply.started_at),
-            duration=duration(reply.duration),
-            dropped_bytes=reply.dropped_bytes,
-        )
+        message = engine_pb2.ApplyResponse(operation_id=_ids.show(self.operation_id))
+        set_time(message.start_time, reply.started_at)
+        set_time(message.duration, reply.duration)
+        message.dropped_bytes = reply.dropped_bytes
         if reply.failure is not None:
             message.error.CopyFrom(self.error(reply.failure))
         elif "value" in reply.values:
-            message.value.CopyFrom(self.value(reply.values["value"]))
+            self.value(message.value, reply.values["value"])
         for name in ("stdout", "stderr"):
             data: bytes = getattr(reply, name)
             if data:
@@ -222,7 +220,8 @@ class Composer:
     def _fill_namespace(
         self, message: engine_pb2.PullResponse | engine_pb2.PullFunctionResponse, reply: Reply
     ) -> None:
-        value = self.value(reply.values["namespace"])
+        value = value_pb2.Value()
+        self.value(value, reply.values["namespace"])
         match value.WhichOneof("kind"):
             case "pickle":
                 message.pickled.CopyFrom(value.pickle)
@@ -241,7 +240,7 @@ class Composer:
             return message
         for key, value in reply.values.items():
             self._room -= len(key) + 16
-            message.values[key].CopyFrom(self.value(value))
+            self.value(message.values[key], value)
         return message
 
     def keys(self, reply: Reply) -> engine_pb2.KeysResponse:
@@ -325,16 +324,11 @@ def _pickled(name: str, argument: str) -> bytes:
     )  # GLOBAL, text, TUPLE1, REDUCE, STOP
 
 
-def timestamp(seconds: float) -> timestamp_pb2.Timestamp:
-    """Return Unix seconds as the contract's message."""
+def set_time(message: timestamp_pb2.Timestamp | duration_pb2.Duration, seconds: float) -> None:
+    """Make `message` so many seconds: Unix time, or a duration."""
     whole = int(seconds)
-    return timestamp_pb2.Timestamp(seconds=whole, nanos=int((seconds - whole) * 1e9))
-
-
-def duration(seconds: float) -> duration_pb2.Duration:
-    """Return seconds as the contract's message."""
-    whole = int(seconds)
-    return duration_pb2.Duration(seconds=whole, nanos=int((seconds - whole) * 1e9))
+    message.seconds = whole
+    message.nanos = int((seconds - whole) * 1e9)
 
 
 def _raised(raised: RaisedError) -> error_pb2.RaisedError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 class Codec(enum.IntEnum):
@@ -23,8 +23,8 @@ Buffer = bytes | bytearray | memoryview
 class Encoded:
     """One encoded value.
 
-    `parts` holds, for PICKLE, the pickle and then its out-of-band buffers; for JSON and TEXT, UTF-8; for NDARRAY,
-    the elements. `python_version` is set for PICKLE; `dtype`, `shape` and `fortran_order` for NDARRAY.
+    `parts` holds, for PICKLE, the pickle and then its out-of-band buffers; for JSON and TEXT, UTF-8; for
+    NDARRAY, the elements. `python_version` is set for PICKLE; `dtype`, `shape` and `fortran_order` for NDARRAY.
     """
 
     codec: Codec
@@ -33,12 +33,14 @@ class Encoded:
     dtype: str = ""
     shape: tuple[int, ...] = ()
     fortran_order: bool = False
-    size: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        """Sum up the size in bytes."""
-        total = sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in self.parts)
-        object.__setattr__(self, "size", total)
+    @property
+    def size(self) -> int:
+        """Length of the whole in bytes."""
+        total = 0
+        for part in self.parts:
+            total += part.nbytes if isinstance(part, memoryview) else len(part)
+        return total
 
 
 @dataclass(slots=True, eq=False)

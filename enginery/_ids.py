@@ -43,7 +43,8 @@ class OperationIds:
 
 def show(operation: bytes) -> str:
     """Return an operation id as people read it; an empty one gives an empty text."""
-    return str(uuid.UUID(bytes=operation)) if operation else ""
+    digits = operation.hex()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}" if operation else ""
 
 
 def parse(text: str) -> bytes:

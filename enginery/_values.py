@@ -36,22 +36,26 @@ _BLOB_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 def to_value(encoded: Encoded) -> value_pb2.Value:
     """Return the typed form of `encoded`."""
+    value = value_pb2.Value()
+    fill_value(value, encoded)
+    return value
+
+
+def fill_value(value: value_pb2.Value, encoded: Encoded) -> None:
+    """Make `value`, which must be empty, the typed form of `encoded`; no copy in between."""
     match encoded.codec:
         case Codec.PICKLE:
-            return value_pb2.Value(pickle=to_pickle(encoded))
+            fill_pickle(value.pickle, encoded)
         case Codec.JSON:
-            return value_pb2.Value(json=_json_value(_load_json(encoded), MAX_NESTING))
+            _fill_json(value.json, _load_json(encoded))
         case Codec.TEXT:
-            return value_pb2.Value(text=_text(encoded))
+            value.text = _text(encoded)
         case Codec.NDARRAY:
-            return value_pb2.Value(
-                ndarray=value_pb2.NdArray(
-                    dtype=encoded.dtype,
-                    shape=encoded.shape,
-                    fortran_order=encoded.fortran_order,
-                    data=_bytes(encoded.parts[0]),
-                )
-            )
+            array = value.ndarray
+            array.dtype = encoded.dtype
+            array.shape.extend(encoded.shape)
+            array.fortran_order = encoded.fortran_order
+            array.data = _bytes(encoded.parts[0])
 
 
 def from_value(value: value_pb2.Value, field: str = "value") -> Encoded:
@@ -84,24 +88,31 @@ def from_value(value: value_pb2.Value, field: str = "value") -> Encoded:
 
 def to_pickle(encoded: Encoded) -> value_pb2.Pickle:
     """Return an encoded pickle as the contract's message."""
+    pickle = value_pb2.Pickle()
+    fill_pickle(pickle, encoded)
+    return pickle
+
+
+def fill_pickle(pickle: value_pb2.Pickle, encoded: Encoded) -> None:
+    """Make `pickle`, which must be empty, the encoded pickle."""
     if encoded.codec is not Codec.PICKLE:
         raise DeliveryError("BAD_VALUE", field="pickle", cause=f"it is {encoded.codec.name}")
-    data, *buffers = encoded.parts
-    return value_pb2.Pickle(
-        python_version=encoded.python_version,
-        buffers=[_bytes(buffer) for buffer in buffers],
-        data=_bytes(data),
-    )
+    parts = encoded.parts
+    pickle.python_version = encoded.python_version
+    pickle.data = _bytes(parts[0])
+    if len(parts) > 1:
+        pickle.buffers.extend([_bytes(buffer) for buffer in parts[1:]])
 
 
 def from_pickle(pickle: value_pb2.Pickle, field: str = "pickle") -> Encoded:
     """Return the contract's pickle as plain bytes, still pickled."""
-    if len(pickle.buffers) > MAX_BUFFERS:
+    buffers = pickle.buffers
+    if len(buffers) > MAX_BUFFERS:
         raise DeliveryError("BAD_VALUE", field=field, cause=f"over {MAX_BUFFERS} buffers")
     data = pickle.data
     if not data:
         raise DeliveryError("BAD_VALUE", field=field, cause="the pickle is empty")
-    return Encoded(Codec.PICKLE, (data, *pickle.buffers), python_version=pickle.python_version)
+    return Encoded(Codec.PICKLE, (data, *buffers) if buffers else (data,), python_version=pickle.python_version)
 
 
 # ---- JSON
@@ -115,12 +126,12 @@ def to_struct(encoded: Encoded) -> struct_pb2.Struct:
     plain = _load_json(encoded)
     if not isinstance(plain, dict):
         raise DeliveryError("BAD_VALUE", field="json", cause="it is not an object")
-    return _json_value(plain, MAX_NESTING).struct_value
+    return _json_value(plain).struct_value
 
 
 def plain_struct(plain: Mapping[str, object]) -> struct_pb2.Struct:
     """Return a dictionary of what JSON holds as protobuf's JSON object."""
-    return _json_value(dict(plain), MAX_NESTING).struct_value
+    return _json_value(dict(plain)).struct_value
 
 
 def from_struct(struct: struct_pb2.Struct, field: str = "json") -> Encoded:
@@ -140,7 +151,7 @@ def _load_json(encoded: Encoded) -> Any:
     if encoded.codec is not Codec.JSON:
         raise DeliveryError("BAD_VALUE", field="json", cause=f"it is {encoded.codec.name}")
     try:
-        return json.loads(_bytes(encoded.parts[0]), parse_constant=_refuse_constant)
+        return _from_json(_bytes(encoded.parts[0]).decode())
     except (ValueError, RecursionError) as error:
         raise DeliveryError("BAD_VALUE", field="json", cause=error) from error
 
@@ -151,18 +162,27 @@ def _refuse_constant(name: str) -> None:
 
 def _dump_json(plain: object, field: str) -> bytes:
     try:
-        return json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        return _to_json(plain).encode()
     except ValueError as error:  # NaN and infinity, which protobuf lets through
         raise DeliveryError("BAD_VALUE", field=field, cause=error) from error
 
 
-def _json_value(plain: Any, room: int) -> struct_pb2.Value:
+# Made once: the functions of the json module would make them anew each time.
+_to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_from_json = json.JSONDecoder(parse_constant=_refuse_constant).decode
+
+
+def _json_value(plain: Any) -> struct_pb2.Value:
     value = struct_pb2.Value()
+    _fill_json(value, plain)
+    return value
+
+
+def _fill_json(value: struct_pb2.Value, plain: Any) -> None:
     try:
-        _fill(value, plain, room)
+        _fill(value, plain, MAX_NESTING)
     except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can spell and UTF-8 cannot
         raise DeliveryError("BAD_VALUE", field="json", cause=error) from error
-    return value
 
 
 def _fill(value: struct_pb2.Value, plain: Any, room: int) -> None:
@@ -295,6 +315,8 @@ def accepted(numbers: Sequence[int], default: tuple[Codec, ...]) -> tuple[Codec,
     """
     if not numbers:
         return default
+    if len(numbers) == 1 and numbers[0] in _CODECS:
+        return (_CODECS[numbers[0]],)
     known = tuple(_CODECS[number] for number in numbers if number in _CODECS)
     if not known or 0 in numbers:
         raise _unknown_codec(next(number for number in numbers if number not in _CODECS))
