@@ -13,6 +13,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -23,11 +24,12 @@ from enginery._state_dir import StateDirectory, runtime_directory
 from enginery.errors import ConnectionFileError, EngineryError, FileTimeoutError, StateDirectoryInUse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 _POLL = 0.005  # seconds between looks at a file that a child is about to write
 _LAST_WORDS = 15  # lines of a log that an error shows
+_DEFERRED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOP_GRACE = 5.0
 """Seconds that a process has to stop after SIGTERM, before SIGKILL."""
 
@@ -132,6 +134,10 @@ class Launched:
                 f"a cluster runs already in {self.state.path} (controller pid {pid}): `enginery engine` adds "
                 "engines to it, `enginery down` stops it, another --state-dir starts another"
             )
+        with _signals_later():  # or one might come between a process and its entry in the list
+            self._start()
+
+    def _start(self) -> None:
         self.state.prepare()
         state = ["--state-dir", str(self.state.path)]
         if self._temporary:
@@ -207,13 +213,34 @@ class Launched:
 
     def stop(self, grace: float = STOP_GRACE) -> None:
         """Stop engines, then controller: SIGTERM, after `grace` seconds SIGKILL. Again does nothing."""
-        while self._processes:
-            _, process, _ = self._processes[-1]  # the host was started last
-            _stop(process, grace)
-            self.state.remove_process(process.pid)
-            self._processes.pop()
-        if self._temporary:
-            self.state.remove()
+        with _signals_later():
+            while self._processes:
+                _, process, _ = self._processes.pop()  # the host was started last
+                _stop(process, grace)
+                self.state.remove_process(process.pid)
+            if self._temporary:
+                self.state.remove()
+
+
+@contextlib.contextmanager
+def _signals_later() -> Iterator[None]:
+    """Hold back signals that would break off the block, and let them in at its end.
+
+    Not by the signal mask, since the processes that are started in the block would inherit it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are handled by the main thread
+        return
+    came: list[int] = []
+    numbers = [n for n in _DEFERRED if signal.getsignal(n) not in (signal.SIG_IGN, None)]
+    before = {number: signal.signal(number, lambda number, _frame: came.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
 
 
 def _stop(process: subprocess.Popen[bytes], grace: float) -> None:

@@ -71,6 +71,7 @@ def _terminate(number: int, _frame: object) -> NoReturn:
 
 def run() -> int:
     """Run the command line; return its exit code: 2 wrong usage, 1 an error, 130 and 143 signals."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _terminate)
     try:
