@@ -17,6 +17,7 @@ DETAILS_KEY = "grpc-status-details-bin"
 _MAX_TEXT = 1024  # bytes: trailers over 8 KB fail at random (gRPC's default limit of metadata)
 _MAX_METADATA = 2048
 _RETRY_HINT_MS = 100
+_FAILED_WRITE = "Internal error from Core"  # gRPC's text where a write met the end of its stream
 
 
 def to_proto(error: DeliveryError) -> status_pb2.Status:
@@ -94,8 +95,13 @@ def from_parts(
     return _unknown(code.value[0], details)
 
 
+def hides_status(error: grpc.aio.AioRpcError) -> bool:
+    """Return whether gRPC put a failed write in the place of the status with which the peer ended the stream."""
+    return error.code() is grpc.StatusCode.INTERNAL and error.details() == _FAILED_WRITE
+
+
 def _unknown(code: int, message: str) -> DeliveryError:
-    if code in (Code.UNAVAILABLE, Code.CANCELLED):
+    if code in (Code.UNAVAILABLE, Code.CANCELLED) or message == _FAILED_WRITE:
         return DeliveryError("CONTROLLER_LOST", cause=message)
     if code == Code.UNAUTHENTICATED:
         return DeliveryError("WRONG_TOKEN")

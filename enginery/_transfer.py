@@ -5,7 +5,10 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING
 
-from enginery import _values
+import grpc
+import grpc.aio
+
+from enginery import _status, _values
 from enginery._methods import ENGINE_ID_KEY
 from enginery._reasons import DeliveryError
 from enginery.v1 import engine_pb2, engine_pb2_grpc, value_pb2
@@ -13,14 +16,13 @@ from enginery.v1 import engine_pb2, engine_pb2_grpc, value_pb2
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    import grpc.aio
-
     from enginery._encoded import Encoded
 
 CHUNK = 512 << 10
 """Bytes in one message: larger ones are slower, and hold up what shares the connection."""
 _SLOWEST = 1 << 20  # bytes a second: a transfer below that is given up
 _PATIENCE = 60.0  # seconds on top
+_INCOMPLETE = frozenset({"BAD_VALUE", "BAD_REQUEST", "PROTOCOL_ERROR"})  # what a host says of missing chunks
 
 
 class Transfers:
@@ -35,9 +37,28 @@ class Transfers:
         return (*self._metadata, (ENGINE_ID_KEY, str(engine_id)))
 
     async def upload(self, engine_id: int, blob: value_pb2.Blob, encoded: Encoded) -> None:
-        """Send the bytes of `encoded` as `blob`."""
+        """Send the bytes of `encoded` as `blob`; AioRpcError or DeliveryError if it was refused."""
         messages = _upload_messages(blob, encoded)
-        await self._stub.Upload(messages, metadata=self._to(engine_id), timeout=_deadline(blob.size))
+        try:
+            await self._stub.Upload(messages, metadata=self._to(engine_id), timeout=_deadline(blob.size))
+        except grpc.aio.AioRpcError as error:
+            if not _status.hides_status(error):
+                raise
+            raise await self._refusal(engine_id, blob) from None
+
+    async def _refusal(self, engine_id: int, blob: value_pb2.Blob) -> DeliveryError:
+        """Return why an upload was refused while it was being written, which hid the reason.
+
+        What is refused for its description or its engine is refused again without a single chunk.
+        """
+        messages = _upload_messages(blob, None)
+        try:
+            await self._stub.Upload(messages, metadata=self._to(engine_id), timeout=_PATIENCE)
+        except grpc.aio.AioRpcError as error:
+            refusal = _status.from_rpc(error)
+            if refusal.reason not in _INCOMPLETE:
+                return refusal
+        return DeliveryError("CONTROLLER_LOST", cause="the upload of a value broke off; the call was not sent")
 
     async def download(self, engine_id: int, blob: value_pb2.Blob, *, release: bool) -> Encoded:
         """Return the value of `blob`; `release` lets the engine's host forget it."""
@@ -58,10 +79,12 @@ def _deadline(size: int) -> float:
     return _PATIENCE + size / _SLOWEST
 
 
-async def _upload_messages(blob: value_pb2.Blob, encoded: Encoded) -> AsyncIterator[engine_pb2.UploadRequest]:
+async def _upload_messages(
+    blob: value_pb2.Blob, encoded: Encoded | None
+) -> AsyncIterator[engine_pb2.UploadRequest]:
     yield engine_pb2.UploadRequest(blob=blob)
     offset = 0
-    for part in encoded.parts:
+    for part in encoded.parts if encoded is not None else ():
         view = memoryview(part).cast("B")
         for start in range(0, view.nbytes, CHUNK):
             data = bytes(view[start : start + CHUNK])
