@@ -46,7 +46,7 @@ def _pack(status: status_pb2.Status, detail: error_details_pb2.ErrorInfo | error
 
 
 def from_proto(status: status_pb2.Status) -> DeliveryError:
-    """Return the error that `status` carries; one without a known reason becomes CONTROLLER_LOST or INTERNAL."""
+    """Return the error that `status` carries; without a known reason it is CONTROLLER_LOST or INTERNAL."""
     for detail in status.details:
         info = error_details_pb2.ErrorInfo()
         if detail.Is(info.DESCRIPTOR):
@@ -96,7 +96,7 @@ def from_parts(
 
 
 def hides_status(error: grpc.aio.AioRpcError) -> bool:
-    """Return whether gRPC put a failed write in the place of the status with which the peer ended the stream."""
+    """Return whether gRPC put a failed write in the place of the status that ended the stream."""
     return error.code() is grpc.StatusCode.INTERNAL and error.details() == _FAILED_WRITE
 
 
