@@ -110,6 +110,23 @@ def temporary_state() -> StateDirectory:
     return StateDirectory(runtime_directory() / f"temporary-{secrets.token_hex(4)}")
 
 
+@dataclass(frozen=True, slots=True)
+class _Log:
+    """The log file of a process, and where in it this process began."""
+
+    path: Path
+    start: int
+
+    def tail(self) -> str:
+        """Return the last lines for an error's text; empty if nothing was logged."""
+        try:
+            lines = self.path.read_bytes()[self.start :].decode(errors="replace").splitlines()
+        except FileNotFoundError:
+            return ""
+        shown = [f"\n  {line}" for line in lines[-_LAST_WORDS:]]
+        return "".join([f"\nthe end of {self.path}:", *shown]) if shown else ""
+
+
 class Launched:
     """The processes of one local cluster.
 
@@ -124,7 +141,7 @@ class Launched:
         self.options = options
         self._attached = attached
         self._temporary = temporary
-        self._processes: list[tuple[str, subprocess.Popen[bytes], Path]] = []
+        self._processes: list[tuple[str, subprocess.Popen[bytes], _Log]] = []
 
     def start(self) -> None:
         """Start the processes, without waiting. StateDirectoryInUse if a cluster runs there."""
@@ -151,6 +168,7 @@ class Launched:
 
     def _spawn(self, kind: str, module: str, arguments: list[str]) -> None:
         path, fd = _logs.claim(self.state.logs, kind)
+        log = _Log(path, path.stat().st_size)
         arguments += ["--log-file", str(path)]
         if self._attached:
             arguments.append("--life-line")
@@ -165,7 +183,7 @@ class Launched:
             )
         finally:
             os.close(fd)
-        self._processes.append((kind, process, path))
+        self._processes.append((kind, process, log))
 
     @property
     def pids(self) -> dict[str, int]:
@@ -201,15 +219,15 @@ class Launched:
 
     def check(self) -> None:
         """Raise EngineryError if one of the processes has ended."""
-        for kind, process, path in self._processes:
+        for kind, process, log in self._processes:
             code = process.poll()
             if code is not None:
                 name = {"controller": "controller", "host": "engine host"}[kind]
                 how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
-                raise EngineryError(f"the {name} ended while it started ({how}){_tail(path)}")
+                raise EngineryError(f"the {name} ended while it started ({how}){log.tail()}")
 
     def _last_words(self) -> str:
-        return "".join(_tail(path) for _, _, path in self._processes)
+        return "".join(log.tail() for _, _, log in self._processes)
 
     def stop(self, grace: float = STOP_GRACE) -> None:
         """Stop engines, then controller: SIGTERM, after `grace` seconds SIGKILL. Again does nothing."""
@@ -253,11 +271,3 @@ def _stop(process: subprocess.Popen[bytes], grace: float) -> None:
             process.wait()
     if process.stdin is not None:
         process.stdin.close()
-
-
-def _tail(path: Path) -> str:
-    try:
-        lines = path.read_text(errors="replace").splitlines()[-_LAST_WORDS:]
-    except FileNotFoundError:
-        return ""
-    return "".join([f"\nthe end of {path}:", *(f"\n  {line}" for line in lines)])
