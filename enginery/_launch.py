@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _POLL = 0.005  # seconds between looks at a file that a child is about to write
 _LAST_WORDS = 15  # lines of a log that an error shows
 _DEFERRED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ABANDONED = 600.0  # seconds without a change and without a controller
 STOP_GRACE = 5.0
 """Seconds that a process has to stop after SIGTERM, before SIGKILL."""
 
@@ -106,7 +107,15 @@ def _arguments(**options: str | float | bool | None) -> list[str]:
 
 
 def temporary_state() -> StateDirectory:
-    """Return a state directory of a new name, for a cluster that leaves nothing behind."""
+    """Return a state directory of a new name, for a cluster that leaves nothing behind.
+
+    Removes those that were left because starter and controller were both killed.
+    """
+    for path in runtime_directory().glob("temporary-*"):
+        old = StateDirectory(path)
+        with contextlib.suppress(FileNotFoundError):  # its own cluster removes it just now
+            if not old.is_running() and time.time() - path.stat().st_mtime > _ABANDONED:
+                old.remove()
     return StateDirectory(runtime_directory() / f"temporary-{secrets.token_hex(4)}")
 
 
