@@ -1885,8 +1885,8 @@ class Welcome(_message.Message):
     certificate: _builtins.str
     """(Optional) PEM of the certificate for the host's own port, if one was requested."""
     client_token_digest: _builtins.bytes
-    """(Optional) SHA-256 of the client token: 32 bytes, by which the host's own port knows clients. Absent with
-    `--insecure`.
+    """(Required) SHA-256 of the client token: 32 bytes, by which the host's own port knows clients, with
+    `--insecure` too.
     """
     @_builtins.property
     def lease(self) -> _duration_pb2.Duration:
