@@ -68,6 +68,7 @@ async def cluster(folder: Path) -> AsyncIterator[tuple[ConnectionInfo, str]]:
     try:
         info = _connection_file.read(folder / "client.json", "client")
         async with open_channel(info) as channel:
+            watch: grpc.aio.UnaryStreamMultiCallable[bytes, bytes]
             watch = channel.unary_stream("/enginery.v1.ClusterService/WatchEngines")
             call = watch(b"", metadata=info.metadata, timeout=10)
             while not controller.registry.ids():
@@ -94,30 +95,26 @@ async def over_grpc(name: str, info: ConnectionInfo, metadata: dict[str, str]) -
         return (*info.metadata, *keys.items())
 
     async with open_channel(info) as channel:
+        uploads: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(f"{service}/Upload")
+        downloads: grpc.aio.UnaryStreamMultiCallable[bytes, bytes]
+        downloads = channel.unary_stream(f"{service}/Download")
 
         async def call(method: str, request: bytes, caller: Caller) -> bytes:
+            unary: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"{service}/{method}")
             try:
-                response: bytes = await channel.unary_unary(f"{service}/{method}")(
-                    request, metadata=headers(caller), timeout=30, wait_for_ready=True
-                )
+                return await unary(request, metadata=headers(caller), timeout=30, wait_for_ready=True)
             except grpc.aio.AioRpcError as error:
                 raise _status.from_rpc(error) from error
-            return response
 
         async def upload(requests: AsyncIterator[bytes]) -> bytes:
             try:
-                response: bytes = await channel.stream_unary(f"{service}/Upload")(
-                    requests, metadata=headers(), timeout=30
-                )
+                return await uploads(requests, metadata=headers(), timeout=30)
             except grpc.aio.AioRpcError as error:
                 raise _status.from_rpc(error) from error
-            return response
 
         async def download(request: bytes) -> AsyncIterator[bytes]:
             try:
-                async for message in channel.unary_stream(f"{service}/Download")(
-                    request, metadata=headers(), timeout=30
-                ):
+                async for message in downloads(request, metadata=headers(), timeout=30):
                     yield message
             except grpc.aio.AioRpcError as error:
                 raise _status.from_rpc(error) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from google.protobuf import json_format
 
 from enginery import _codec
 from enginery._encoded import Codec
@@ -40,8 +41,7 @@ async def test_json_in_and_out(engine: EngineUnderTest) -> None:
     await engine.call(request, engine_pb2.PushResponse)
     assert await engine.evaluate("(a, type(a).__name__, b)") == (1, "int", [1.5, "x", None, {"c": True}])
     response = await engine.call(engine_pb2.PullRequest(keys=["a", "b"]), engine_pb2.PullResponse)
-    assert response.json["a"] == 1
-    assert response.json["b"][1] == "x"
+    assert json_format.MessageToDict(response.json) == {"a": 1, "b": [1.5, "x", None, {"c": True}]}
 
 
 async def test_push_is_all_or_nothing(engine: EngineUnderTest) -> None:
@@ -71,7 +71,7 @@ async def test_one_missing_name_fails_the_whole_pull(engine: EngineUnderTest) ->
         (engine_pb2.PullFunctionRequest(keys=["missing"]), engine_pb2.PullFunctionResponse),
         (engine_pb2.PullSerializedRequest(keys=["a", "missing"]), engine_pb2.PullSerializedResponse),
     ):
-        error = (await engine.call(request, answer)).error.errors[0]  # type: ignore[attr-defined, type-var]
+        error = (await engine.call(request, answer)).error.errors[0]  # type: ignore[attr-defined]
         assert error.type_name == "NameError"
         assert "missing" in error.message
 
@@ -184,7 +184,7 @@ async def test_get_result_of_nothing_and_of_unknown_numbers(engine: EngineUnderT
 async def test_apply_calls_a_function_with_the_engines_globals(engine: EngineUnderTest) -> None:
     """A function of the caller's script reads the engine's names; output and value arrive."""
     source: dict[str, object] = {"__name__": "__main__"}
-    exec("def f(x, y=1):\n    print('called')\n    return a + x + y", source)  # noqa: S102
+    exec("def f(x, y=1):\n    print('called')\n    return a + x + y", source)
     await engine.push(a=100)
     request = engine_pb2.ApplyRequest(
         pickled_function=pickled(source["f"]),
@@ -232,7 +232,7 @@ async def test_properties(engine: EngineUnderTest) -> None:
         (engine_pb2.GetPropertiesRequest(keys=["gpu", "no"]), engine_pb2.GetPropertiesResponse),
         (engine_pb2.DelPropertiesRequest(keys=["gpu", "no"]), engine_pb2.DelPropertiesResponse),
     ):
-        error = (await engine.call(request, answer)).error.errors[0]  # type: ignore[attr-defined, type-var]
+        error = (await engine.call(request, answer)).error.errors[0]  # type: ignore[attr-defined]
         assert error.type_name == "KeyError"
     await engine.call(engine_pb2.DelPropertiesRequest(keys=["gpu"]), engine_pb2.DelPropertiesResponse)
     assert await engine.evaluate("sorted(get_engine().properties)") == ["name", "set"]

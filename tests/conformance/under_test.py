@@ -74,7 +74,7 @@ class EngineUnderTest:
         return answer.FromString(data)
 
     async def execute(
-        self, code: str, *accept: value_pb2.Codec, caller: Caller = NOBODY
+        self, code: str, *accept: value_pb2.Codec.ValueType, caller: Caller = NOBODY
     ) -> engine_pb2.ExecuteResult:
         """Run source and return its record."""
         request = engine_pb2.ExecuteRequest(code=code, accept=accept)
