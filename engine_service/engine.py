@@ -1,13 +1,15 @@
 """One engine: its kernel, its queue, and what outlives the kernel.
 
 `Engine` is the local implementation of `EngineBase`: bytes in, bytes out. It runs on one event loop. Calls that
-touch the namespace are queued and run in the kernel, one at a time, by the one task that an engine has; control
-calls (`engine_service.control`) are answered at once.
+touch the namespace are queued and run in the kernel, one at a time; control calls (`engine_service.control`)
+are answered at once. A call needs no task: it goes to the kernel from where it is submitted, and its answer
+goes out from where the kernel's is read.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -123,6 +125,7 @@ class Engine:
         self._wake = asyncio.Event()
         self._stop_reason: str | None = None
         self._task: asyncio.Task[None] | None = None
+        self._aside: asyncio.Task[None] | None = None  # translates what is large, for the operation that runs
 
     def __repr__(self) -> str:
         """Show id, kernel and load."""
@@ -178,7 +181,7 @@ class Engine:
     async def start(self) -> None:
         """Start the kernel and wait until it is ready; KernelExited if it does not come up."""
         await self._replace_kernel()
-        self._task = asyncio.create_task(self._work(), name=f"engine in slot {self.slot}")
+        self._task = asyncio.create_task(self._watch(), name=f"engine in slot {self.slot}")
 
     def stop(self, reason: str) -> None:
         """Begin to stop for good: what waits and what runs fails with ENGINE_STOPPED. See `wait_stopped`."""
@@ -275,7 +278,8 @@ class Engine:
         self.queue.submit(
             Queued(context.operation_id, context.session_id, context.keep_queue, len(request), work, now)
         )
-        self._wake.set()
+        if self.queue.running is None:
+            self._begin_next()
 
     def clear_queue(self, cause: str) -> int:
         """Fail all that wait with QUEUE_CLEARED and return how many they were."""
@@ -300,35 +304,40 @@ class Engine:
         """Return the messages of a Download; close it if it is not read to its end."""
         return chunks.download(self.blobs, request)
 
-    # ---- the one task
+    # ---- the queue at work
 
-    async def _work(self) -> None:
-        try:
-            while not self.is_stopping:
-                if self.kernel.exited.done():
-                    await self._recover()
-                elif (operation := self.queue.begin(time.time())) is not None:
-                    await self._run(operation)
-                else:
-                    self._wake.clear()
-                    await self._wake.wait()
-        except Exception:
-            logger.exception("defect in %r, which stops", self)
-            self.stop("a defect of its host")
-        await self.kernel.stop(_STOP_GRACE)
-        self.blobs.close()
-        if self.listener is not None:
-            self.listener.engine_stopped(self, self.stop_reason)
-
-    async def _run(self, operation: Queued[Work]) -> None:
+    def _begin_next(self) -> None:
+        """Hand the next operation to the kernel, unless one runs or there is no kernel."""
+        if self.is_stopping or self.kernel.exited.done():
+            return
+        operation = self.queue.begin(time.time())
+        if operation is None:
+            return
         work = operation.work
         composer = Composer(self.engine_id, operation.operation_id, work.method, work.inline_limit)
         if work.method == frame_pb2.METHOD_EXECUTE:
             composer.number = self.records.take_number()
             composer.code = work.message.code
+        if work.fields is None:
+            self._aside = asyncio.create_task(self._translate(operation, composer))
+        elif (error := self._send(operation, composer)) is not None:
+            asyncio.get_running_loop().call_soon(self._finish, operation, error)  # not from within itself
+
+    async def _translate(self, operation: Queued[Work], composer: Composer) -> None:
+        work = operation.work
         try:
-            if work.fields is None:
-                work.fields = await asyncio.to_thread(work.row.fields, work.message, work.blobs)
+            work.fields = await asyncio.to_thread(work.row.fields, work.message, work.blobs)
+            error = self._send(operation, composer)
+        except Exception as raised:
+            error = self._explain(raised, operation)
+        if error is not None:
+            self._finish(operation, error)
+
+    def _send(self, operation: Queued[Work], composer: Composer) -> DeliveryError | None:
+        """Give the kernel an operation; return why that failed."""
+        work = operation.work
+        assert work.fields is not None
+        try:
             command = Command(
                 method=PYTHON_NAMES[work.method],
                 operation_id=operation.operation_id,
@@ -337,31 +346,46 @@ class Engine:
                 inline_limit=work.inline_limit,
                 **work.fields,
             )
-            reply = await self.kernel.run(command)
-            answer: Answer = await self._compose(composer, work, reply)
+            self.kernel.begin(command, functools.partial(self._receive, operation, composer))
         except KernelExited as exited:
-            answer = self._died(exited, operation, composer)
-        except DeliveryError as error:
-            answer = error
+            return self._died(exited, operation, composer)
         except Exception as error:
-            logger.exception("defect in %s on %r", PYTHON_NAMES[work.method], self)
-            answer = DeliveryError("INTERNAL", cause=f"{type(error).__name__}: {error}", process="engine host")
-        finally:
-            work.close()
+            return self._explain(error, operation)
+        return None
+
+    def _receive(self, operation: Queued[Work], composer: Composer, reply: Reply | KernelExited) -> None:
+        """Take the kernel's answer; called from where it is read, so nothing may be raised here."""
+        try:
+            if isinstance(reply, KernelExited):
+                self._finish(operation, self._died(reply, operation, composer))
+                return
+            if reply.failure is not None:
+                composer.arguments = operation.work.row.summary(operation.work.message)
+            if _size(reply) > LARGE:
+                self._aside = asyncio.create_task(self._compose_aside(operation, composer, reply))
+            else:
+                self._finish(operation, self._compose(operation.work, composer, reply, composer.respond))
+        except Exception as error:
+            self._finish(operation, self._explain(error, operation))
+
+    async def _compose_aside(self, operation: Queued[Work], composer: Composer, reply: Reply) -> None:
+        try:
+            response = await asyncio.to_thread(composer.respond, reply)
+            answer: Answer = self._compose(operation.work, composer, reply, lambda _: response)
+        except Exception as error:
+            reply.close()
+            answer = self._explain(error, operation)
         self._finish(operation, answer)
 
-    async def _compose(self, composer: Composer, work: Work, reply: Reply) -> CallReply:
+    def _compose(
+        self, work: Work, composer: Composer, reply: Reply, respond: Callable[[Reply], bytes]
+    ) -> CallReply:
         if reply.properties is not None:
             self.properties = reply.properties
             if self.listener is not None:
                 self.listener.properties_changed(self)
-        if reply.failure is not None:
-            composer.arguments = work.row.summary(work.message)
         try:
-            if _size(reply) > LARGE:
-                response = await asyncio.to_thread(composer.respond, reply)
-            else:
-                response = composer.respond(reply)
+            response = respond(reply)
         except BaseException:
             reply.close()
             raise
@@ -375,13 +399,42 @@ class Engine:
         failed = reply.failure is not None
         return CallReply(frame_pb2.OUTCOME_USER_ERROR if failed else frame_pb2.OUTCOME_OK, response)
 
+    def _explain(self, error: Exception, operation: Queued[Work]) -> DeliveryError:
+        if isinstance(error, DeliveryError):
+            return error
+        logger.error("defect in %s on %r", PYTHON_NAMES[operation.work.method], self, exc_info=error)
+        return DeliveryError("INTERNAL", cause=f"{type(error).__name__}: {error}", process="engine host")
+
     def _finish(self, operation: Queued[Work], answer: Answer) -> None:
         failed = not isinstance(answer, CallReply) or answer.outcome != frame_pb2.OUTCOME_OK
+        operation.work.close()
         cleared = self.queue.finish(failed=failed)
         self._recent.answer(operation.operation_id, answer)
         if cleared:
             name = f"{PYTHON_NAMES[operation.work.method]}, operation {_ids.show(operation.operation_id)}"
             self._fail_all(cleared, self._cleared(f"{name}, before it in the same session failed"))
+        self._begin_next()
+
+    # ---- the one task: it watches over the kernel
+
+    async def _watch(self) -> None:
+        try:
+            while not self.is_stopping:
+                if self.kernel.exited.done():
+                    await self._recover()
+                    self._begin_next()
+                else:
+                    self._wake.clear()
+                    await self._wake.wait()
+        except Exception:
+            logger.exception("defect in %r, which stops", self)
+            self.stop("a defect of its host")
+        await self.kernel.stop(_STOP_GRACE)
+        if self._aside is not None:
+            await asyncio.wait((self._aside,))
+        self.blobs.close()
+        if self.listener is not None:
+            self.listener.engine_stopped(self, self.stop_reason)
 
     # ---- death of a kernel
 
@@ -389,6 +442,7 @@ class Engine:
         if self.is_stopping:
             return self._stopped_error()
         error = self._death(exited.status, operation)
+        self._fail_waiting(error)  # it was queued for a namespace that is no more
         if operation.work.method == frame_pb2.METHOD_EXECUTE:
             raised = RaisedError(
                 "enginery.errors", "KernelDied", ("enginery.errors.KernelDied",), error.text, repr(error.text)
@@ -399,21 +453,20 @@ class Engine:
                 stored.close()
         return error
 
-    def _death(self, status: ExitStatus, operation: Queued[Work] | None) -> DeliveryError:
+    def _death(self, status: ExitStatus, operation: Queued[Work]) -> DeliveryError:
         return DeliveryError(
             "KERNEL_DIED",
             engine_id=self.engine_id,
             cause=status.describe(),
-            method=PYTHON_NAMES[operation.work.method] if operation else "nothing",
-            operation_id=_ids.show(operation.operation_id) if operation else "",
+            method=PYTHON_NAMES[operation.work.method],
+            operation_id=_ids.show(operation.operation_id),
         )
 
     async def _recover(self) -> None:
-        """Fail what was queued for the dead kernel and start another, for as long as it takes."""
+        """Start another kernel, for as long as it takes; what is submitted meanwhile waits for it."""
         status = await self.kernel.exited
         self.last_failure = status.describe()
         logger.warning("the kernel of engine %d died: %s", self.engine_id, self.last_failure)
-        self._fail_waiting(self._death(status, None))
         attempt = 0
         while not self.is_stopping:
             try:

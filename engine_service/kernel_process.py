@@ -21,7 +21,8 @@ import termios
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 
     from engine_service.kernel_frames import Frame
     from enginery._encoded import Buffer, Encoded
+
+    Done = Callable[[Reply | KernelExited], None]
 
 __all__ = [
     "Command",
@@ -117,7 +120,8 @@ class KernelProcess:
         self._reader = FrameReader()
         self._serial = 0
         self._command: Command | None = None
-        self._answer: asyncio.Future[Ready | Reply] | None = None
+        self._answer: Callable[[Any], None] | None = None
+        self._sending: asyncio.Task[None] | None = None
         self._ordered = False
         self._cause = ""
         self._oom_kills = count_oom_kills()
@@ -190,8 +194,9 @@ class KernelProcess:
         self._watch_exit()
 
     async def _introduce(self, options: KernelOptions) -> None:
-        answer = self._answer = self._loop.create_future()
-        await self._send(write_start(_describe_start(options)))
+        answer: asyncio.Future[Ready] = self._loop.create_future()
+        self._answer = partial(_settle, answer)
+        await self._send(self._send_what_fits(write_start(_describe_start(options))))
         ready = await answer
         assert isinstance(ready, Ready)
         self.python_version = ready.python_version
@@ -202,11 +207,12 @@ class KernelProcess:
             if output:
                 self._on_output(name, output)
 
-    async def run(self, command: Command) -> Reply:
-        """Run a command; one at a time. KernelExited if the kernel ends before it answers.
+    def begin(self, command: Command, done: Done) -> None:
+        """Begin a command; one at a time. `done` gets the reply, or KernelExited if the kernel ends before it.
 
-        If the caller is cancelled the command runs on, and no other can be run until it ends. Stored values of
-        the command stay the caller's to close; those of the reply become the caller's.
+        It is called at once when the reply is read, since a trip through the event loop costs more than most
+        commands; it must not raise. KernelExited if the kernel has ended already. Stored values of the command
+        stay the caller's to close, once `done` was called; those of the reply become the caller's.
         """
         if self.exited.done():
             raise KernelExited(self.exited.result())
@@ -216,25 +222,34 @@ class KernelProcess:
             self._drain(name)  # what was written before belongs to nobody
         self._serial += 1
         frame = write_command(self._serial, command)
+        unsent = self._send_what_fits(frame)
         self._command = command
-        answer = self._answer = self._loop.create_future()
-        await self._send(frame)
-        reply = await answer
-        assert isinstance(reply, Reply)
-        return reply
+        self._answer = done
+        if unsent:
+            self._sending = self._loop.create_task(self._send(unsent), name=f"command for kernel {self.pid}")
 
-    async def _send(self, frame: Frame) -> None:
+    async def run(self, command: Command) -> Reply:
+        """Run a command, as `begin`. If the caller is cancelled the command runs on until it ends."""
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        self.begin(command, partial(_settle, future))
+        return await future
+
+    def _send_what_fits(self, frame: Frame) -> list[memoryview]:
+        """Send as much of a frame as the socket takes at once, and return the rest."""
         buffers: list[Buffer] = frame.pack()
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", frame.fds))] if frame.fds else []
         try:
-            try:
-                sent = self._socket.sendmsg(buffers[:_MAX_VECTOR], ancillary)
-            except BlockingIOError:  # never with nothing in flight, unless the system is out of buffers
-                raise WireError("the socket of the kernel takes nothing") from None
-            for view in rest(buffers, sent):
-                await self._loop.sock_sendall(self._socket, view)
+            sent = self._socket.sendmsg(buffers[:_MAX_VECTOR], ancillary)
+        except BlockingIOError:  # never with nothing in flight, unless the system is out of buffers
+            raise WireError("the socket of the kernel takes nothing") from None
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it has ended: the answer will say how
+            return []  # it has ended: the answer will say how
+        return rest(buffers, sent)
+
+    async def _send(self, unsent: list[memoryview]) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has ended: the answer will say how
+            for view in unsent:
+                await self._loop.sock_sendall(self._socket, view)
 
     def interrupt(self, operation_id: bytes = b"") -> bool:
         """Interrupt that operation, or whichever runs if empty. Returns whether it runs; never hits another."""
@@ -300,11 +315,10 @@ class KernelProcess:
                 self._add_output(message)
             self._command = None
             answer, self._answer = self._answer, None
-            if answer is None or answer.done():  # its caller was cancelled
-                if isinstance(message, Reply):
-                    message.close()
-            else:
-                answer.set_result(message)
+            if answer is not None:
+                answer(message)
+            elif isinstance(message, Reply):
+                message.close()
 
     def _add_output(self, reply: Reply) -> None:
         for name in self._pipes:
@@ -384,8 +398,8 @@ class KernelProcess:
         self._close()
         self.exited.set_result(exit_status)
         answer, self._answer, self._command = self._answer, None, None
-        if answer is not None and not answer.done():
-            answer.set_exception(KernelExited(exit_status, *self._take_output()))
+        if answer is not None:
+            answer(KernelExited(exit_status, *self._take_output()))
 
     def _read_last_frames(self) -> None:
         """It may have answered just before it ended."""
@@ -397,6 +411,8 @@ class KernelProcess:
         return self._buffers["stdout"].take()[0], self._buffers["stderr"].take()[0]
 
     def _close(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
         self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
         self._reader.close()
@@ -405,6 +421,16 @@ class KernelProcess:
         for fd in self._pipes.values():
             self._loop.remove_reader(fd)
             os.close(fd)
+
+
+def _settle(future: asyncio.Future[Any], answer: Ready | Reply | KernelExited) -> None:
+    if future.done():  # its caller was cancelled
+        if isinstance(answer, Reply):
+            answer.close()
+    elif isinstance(answer, KernelExited):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
 
 
 _EXIT_GRACE = 0.5  # seconds from the end of the socket to the end of the process

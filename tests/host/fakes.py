@@ -64,7 +64,13 @@ class FakeKernel:
         self.die(ExitStatus(0, ordered=True))
         return await self.exited
 
-    async def run(self, command: Command) -> Reply:
+    def begin(self, command: Command, done: Callable[[Reply | KernelExited], None]) -> None:
+        if self.exited.done():
+            raise KernelExited(self.exited.result())
+        self.running = asyncio.create_task(self._run(command))
+        self.running.add_done_callback(lambda task: done(task.exception() or task.result()))  # type: ignore[arg-type]
+
+    async def _run(self, command: Command) -> Reply:
         self.commands.append(command)
         word, _, rest = command.code.partition(" ")
         if self.reply is not None:
