@@ -123,6 +123,7 @@ class Controller:
         config, state = self.config, self.state
         identity = state.load_identity()
         epoch = state.next_epoch()
+        self.registry.begin(epoch)
         authority = None if config.insecure else await asyncio.to_thread(Authority.load_or_create, state.path)
         self._switchboard = Switchboard(
             self.registry, controller_epoch=epoch, waiting_limit=config.waiting_limit

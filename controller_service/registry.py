@@ -96,10 +96,15 @@ class Registry:
         self._newest: dict[str, int] = {}  # stream of each host
         self._retired: set[int] = set()
         self._lowest = 0  # no id below is free
+        self._first_epoch = 0
         self._last_epoch = 0
         self._epochs: dict[int, int] = {}  # highest epoch under which each id was held
         self._ever = 0
         self.observers = Observers()
+
+    def begin(self, controller_epoch: int) -> None:
+        """Issue epochs above that of this controller: lower ones were issued by a controller before it."""
+        self._first_epoch = self._last_epoch = controller_epoch
 
     def __repr__(self) -> str:
         """Show the ids."""
@@ -155,7 +160,7 @@ class Registry:
         if known is not None:
             self._come_back(known, hello, stream, now)
             return Admission(known, superseded)
-        self._settle_claim(hello)
+        hello = self._settle_claim(hello)
         engine_id = self._choose_id(hello)
         engine = Registration(
             engine_id=engine_id,
@@ -342,15 +347,23 @@ class Registry:
         self._incarnations[incarnation] = engine
         self.observers.tell(EngineEvent(EventKind.KERNEL_CHANGED, engine, reason))
 
-    def _settle_claim(self, hello: HelloReceived) -> None:
-        """Decide between a returning engine and the holder of its id: the higher epoch wins."""
+    def _settle_claim(self, hello: HelloReceived) -> HelloReceived:
+        """Decide between a returning engine and the holder of its id: the higher epoch wins.
+
+        But a new engine that was faster to reach a restarted controller must not end one that has a namespace:
+        what is returned then claims nothing.
+        """
         holder = None if hello.epoch is None else self._engines.get(hello.engine_id or 0)
         if hello.epoch is None or holder is None:
-            return
+            return hello
+        if hello.epoch < self._first_epoch <= holder.epoch:
+            logger.warning("engine %d returns, but a new one has its id: it gets another", holder.engine_id)
+            return replace(hello, engine_id=None, epoch=None)
         if hello.epoch <= holder.epoch:
             raise DeliveryError("FENCED", engine_id=holder.engine_id, epoch=holder.epoch)
         cause = "an engine with a higher epoch took its id"
         self._remove(holder, DeliveryError("ENGINE_LOST", engine_id=holder.engine_id, cause=cause), fenced=True)
+        return hello
 
     def _choose_id(self, hello: HelloReceived) -> int:
         wanted = hello.engine_id

@@ -1801,7 +1801,8 @@ class Hello(_message.Message):
     """
     epoch: _builtins.int
     """(Optional) The epoch of an earlier welcome. With it the hello is a return: it gets its id back, or is refused
-    as FENCED if that id has gone to another. Absent means a new engine.
+    as FENCED if that id has gone to another. If it went to a new engine before this one reached a restarted
+    controller, another id is granted instead. Absent means a new engine.
     """
     pid: _builtins.int
     """(Required) Process id of the kernel."""

@@ -167,6 +167,18 @@ def test_holder_of_an_id_that_was_given_away_is_fenced() -> None:
     assert reason(error) == "FENCED"
 
 
+def test_a_return_to_a_restarted_controller_is_never_stopped_by_a_new_engine() -> None:
+    """A new engine was faster and took the id: the one that returns lives on under another, its kernel kept."""
+    floor = Floor()
+    floor.registry.begin(9_000)
+    assert floor.hello("new", 1)[0] == 0
+    assert floor.hello("a", 2, kernel="k", engine_id=0, epoch=5_000) == (1, 9_002)
+    assert floor.hello("b", 3, engine_id=2, epoch=5_001) == (2, 5_001), "one whose id is free has it back"
+    with pytest.raises(DeliveryError) as error:
+        floor.hello("c", 4, engine_id=0, epoch=9_000)
+    assert reason(error) == "FENCED", "an epoch of this very controller"
+
+
 def test_after_a_restart_the_higher_epoch_wins() -> None:
     """A controller that knows nothing takes returns at their word, and a later holder over an earlier one."""
     floor = Floor()
