@@ -29,14 +29,17 @@ _SERVER_LIFE = dt.timedelta(days=730)  # issued anew whenever a controller start
 _SKEW = dt.timedelta(days=1)  # clocks of other machines may be behind
 
 
+_OWN_NAMES = ".enginery"
+
+
 def controller_name(cluster_id: str) -> str:
     """Return the name that the controller's certificate bears."""
-    return f"controller.{cluster_id}.enginery"
+    return f"controller.{cluster_id}{_OWN_NAMES}"
 
 
 def host_name(cluster_id: str) -> str:
     """Return the name that the certificate of every engine host bears."""
-    return f"host.{cluster_id}.enginery"
+    return f"host.{cluster_id}{_OWN_NAMES}"
 
 
 def make_request() -> tuple[bytes, bytes]:
@@ -115,7 +118,8 @@ class Authority:
     def sign_request(self, request_pem: bytes, server_name: str, *others: str) -> bytes:
         """Return a certificate, PEM, for the key of a signing request; names as in `issue_server`.
 
-        The names that the request itself asks for are ignored. Raises CertificateError if it is damaged.
+        The names that the request itself asks for are ignored. Raises CertificateError if it is damaged, or if
+        one of `others`, which the one who asks may have chosen, could stand for a server of the cluster.
         """
         try:
             request = x509.load_pem_x509_csr(request_pem)
@@ -125,6 +129,9 @@ class Authority:
             raise CertificateError(f"the certificate request is damaged: {error}") from error
         if not valid or not isinstance(key, ec.EllipticCurvePublicKey):
             raise CertificateError("the certificate request is not signed by its own P-256 key")
+        for other in others:
+            if "*" in other or other.lower().rstrip(".").endswith(_OWN_NAMES):
+                raise CertificateError(f"the name {other[:100]!r} is reserved")
         return self._sign(key, server_name, others)
 
     def _sign(self, key: ec.EllipticCurvePublicKey, server_name: str, others: Iterable[str]) -> bytes:

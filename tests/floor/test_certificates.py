@@ -49,6 +49,17 @@ def test_a_request_gets_the_names_that_the_authority_chooses(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    "name", ["controller.c.enginery", "CONTROLLER.c.Enginery", "*.c.enginery", "x.enginery.", "*"]
+)
+def test_no_request_gets_a_name_of_the_cluster(tmp_path: Path, name: str) -> None:
+    """What a host says of itself must not make it the controller: clients would send it their token."""
+    authority = Authority.load_or_create(tmp_path)
+    _, request = make_request()
+    with pytest.raises(CertificateError, match="reserved"):
+        authority.sign_request(request, "host.c.enginery", name)
+
+
+@pytest.mark.parametrize(
     "request_pem", [b"", b"nonsense", b"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END"]
 )
 def test_damaged_requests(tmp_path: Path, request_pem: bytes) -> None:
