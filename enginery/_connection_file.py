@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,9 @@ from enginery._files import read_private, write_private
 from enginery.errors import ConnectionFileError
 
 Role = Literal["engine", "client"]
+
+_HIGHEST_PORT = 65_535
+_WORD = re.compile(r"[!-~]+")  # ASCII that is seen: whatever else breaks metadata and TLS in odd ways
 
 FORMAT = 1
 """Version of the file. A reader refuses others."""
@@ -69,7 +73,7 @@ def read(path: Path | str, role: Role) -> ConnectionInfo:
         raise ConnectionFileError(f"the connection file cannot be trusted: {error}") from error
     try:
         info = _parse(json.loads(data), path)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ConnectionFileError(
             f"{path} is not a connection file ({reason}): copy it again from the controller"
@@ -96,8 +100,11 @@ def _parse(fields: object, path: Path) -> ConnectionInfo:
     if known["role"] not in ("engine", "client"):
         raise ValueError(f"role {known['role']!r}")
     host, _, port = str(known["address"]).rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > _HIGHEST_PORT:
         raise ValueError(f"address {known['address']!r}")
+    for name in ("token", "server_name") if not known.get("insecure") else ("token",):
+        if not _WORD.fullmatch(str(known[name])):
+            raise ValueError(f"{name} is empty, or has characters that none has")
     socket = known.pop("socket_path", None)
     return ConnectionInfo(**known, socket_path=Path(str(socket)) if socket else None, path=path)  # type: ignore[arg-type]
 

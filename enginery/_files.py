@@ -26,17 +26,25 @@ def write_private(path: Path, data: bytes) -> None:
 
 def read_private(path: Path) -> bytes:
     """Return the bytes of `path`; PermissionError if another user owns it or can read it, OSError as usual."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # or a pipe would keep us here
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{path} is not a file")
+        _check_owner(path, status)
+    except BaseException:
+        os.close(fd)
+        raise
     with os.fdopen(fd, "rb") as file:
-        status = os.fstat(file.fileno())
-        if status.st_uid != os.getuid():
-            raise PermissionError(f"{path} belongs to user {status.st_uid}, not to you (user {os.getuid()})")
-        if status.st_mode & 0o077:
-            mode = stat.S_IMODE(status.st_mode)
-            raise PermissionError(
-                f"{path} can be read or changed by others (mode {mode:04o}): chmod 600 {path}"
-            )
         return file.read()
+
+
+def _check_owner(path: Path, status: os.stat_result) -> None:
+    if status.st_uid != os.getuid():
+        raise PermissionError(f"{path} belongs to user {status.st_uid}, not to you (user {os.getuid()})")
+    if status.st_mode & 0o077:
+        mode = stat.S_IMODE(status.st_mode)
+        raise PermissionError(f"{path} can be read or changed by others (mode {mode:04o}): chmod 600 {path}")
 
 
 def make_private_directory(path: Path) -> None:

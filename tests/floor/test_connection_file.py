@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,14 @@ def test_readable_by_others(tmp_path: Path) -> None:
         read(path, "client")
 
 
+def test_what_is_no_file(tmp_path: Path) -> None:
+    """A pipe is refused at once, instead of waiting for somebody who writes into it."""
+    path = tmp_path / "client.json"
+    os.mkfifo(path, 0o600)
+    with pytest.raises(ConnectionFileError, match="is not a file"):
+        read(path, "client")
+
+
 def test_wrong_role(tmp_path: Path) -> None:
     """The other file is named."""
     path = tmp_path / "client.json"
@@ -86,6 +95,7 @@ def _fields() -> dict[str, object]:
         b"[]",
         b"{}",
         b"null",
+        b"[" * 100_000,
         *(
             json.dumps(fields).encode()
             for fields in (
@@ -93,6 +103,12 @@ def _fields() -> dict[str, object]:
                 _fields() | {"role": "admin"},
                 _fields() | {"address": "nowhere"},
                 _fields() | {"address": 5},
+                _fields() | {"address": "h:70000"},
+                _fields() | {"address": "h:\u0663"},
+                _fields() | {"token": ""},
+                _fields() | {"token": "two\nlines"},
+                _fields() | {"server_name": ""},
+                _fields() | {"server_name": "a\0b"},
                 _fields() | {"insecure": 1},
                 _fields() | {"pid": True},
                 _without("token"),
