@@ -53,13 +53,13 @@ def encode(obj: object, accept: Sequence[Codec] = (Codec.PICKLE,)) -> Encoded:
     SerializationError names the type, and why each codec does not fit.
     """
     reasons: list[str] = []
-    cause: Exception | None = None
+    cause: BaseException | None = None
     for codec in accept:
         try:
             return _ENCODERS[codec](obj)
         except _DoesNotFit as error:
             reasons.append(f"{codec.name}: {error}")
-            cause = error.__cause__ if isinstance(error.__cause__, Exception) else cause
+            cause = error.__cause__ or cause
     raise SerializationError(f"{_name(obj)} fits no accepted codec ({'; '.join(reasons)})") from cause
 
 
@@ -161,8 +161,12 @@ def rebind(function: types.FunctionType, namespace: dict[str, object]) -> types.
 
 def _name(obj: object) -> str:
     kind = type(obj)
-    where = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-    return f"an object of type {where}{kind.__qualname__}"
+    try:
+        module = type.__dict__["__module__"].__get__(kind)  # not what a metaclass makes of it
+    except AttributeError:  # made where `__name__` was deleted
+        module = ""
+    where = f"{module}." if type(module) is str and module not in ("", "builtins") else ""
+    return f"an object of type {where}{type.__dict__['__qualname__'].__get__(kind)}"
 
 
 class _ByValuePickler(_cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is untyped
@@ -199,7 +203,7 @@ def _encode_pickle(obj: object, by_value: set[int] | None = None) -> Encoded:
         else:
             pickler = cloudpickle.Pickler(file, protocol=5, buffer_callback=keep_in_band)
         pickler.dump(obj)
-    except Exception as error:  # whatever __reduce__ raises
+    except (Exception, SystemExit) as error:  # whatever __reduce__ raises
         raise _DoesNotFit(_shorten(error)) from error
     if buffers:
         file.write(bytes(-file.tell() % _ALIGNMENT))  # a reader stops at the pickle's own end
@@ -371,7 +375,7 @@ def _decode_pickle(
         return open_pickle(data, buffers).load()
     except PythonVersionMismatch:
         raise
-    except Exception as error:  # corrupt bytes make pickle raise anything
+    except (Exception, SystemExit) as error:  # corrupt bytes make pickle raise anything; none ends the reader
         if foreign:
             raise PythonVersionMismatch(_mismatch(value.python_version, _shorten(error))) from error
         raise SerializationError(f"cannot be unpickled: {_shorten(error)}") from error

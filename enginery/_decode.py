@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import contextlib
+from typing import Literal
 
 from enginery import _codec, _values
 from enginery.errors import RaisedError, RemoteError, RemoteFrame, UnpickleableException
 from enginery.v1 import error_pb2, value_pb2
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 Errors = Literal["raise", "wrap"]
 """How errors of user code are raised: as the original type from a RemoteError, or always as RemoteError."""
@@ -37,8 +35,11 @@ def to_exception(message: error_pb2.RemoteError, errors: Errors = "raise") -> Ex
             engine_id=remote.engine_id,
             operation_id=remote.operation_id,
         )
-    _add_missing_notes(original, remote.notes)
-    original.__cause__ = remote
+    with contextlib.suppress(Exception):  # its class may refuse notes; the RemoteError has them
+        if not getattr(original, "__notes__", None):
+            for note in remote.notes:
+                original.add_note(note)
+    BaseException.__dict__["__cause__"].__set__(original, remote)  # whatever its class makes of that name
     return original
 
 
@@ -53,13 +54,6 @@ def _original(message: error_pb2.RemoteError) -> Exception | None:
         # Unpickling runs code of any kind, here without the engine's modules: the text arrives all the same.
         return None
     return original if isinstance(original, Exception) else None
-
-
-def _add_missing_notes(error: Exception, notes: Sequence[str]) -> None:
-    present = getattr(error, "__notes__", ())
-    for note in notes:
-        if note not in present:
-            error.add_note(note)
 
 
 def to_remote_error(message: error_pb2.RemoteError) -> RemoteError:

@@ -71,6 +71,7 @@ class Commands:
 
     def run(self, command: Command, reply: Reply) -> None:
         """Carry out `command` and put what comes of it into `reply`."""
+        self._namespace.repair()
         self._namespace.engine_id = command.engine_id
         self._methods[command.method](command, reply)
 

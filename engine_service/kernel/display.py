@@ -6,6 +6,7 @@ from engine_service.kernel_wire import DisplayData
 
 MAX_TEXT = 1 << 20  # characters of a repr
 _MAX_PRETTY = 100_000  # pprint of more takes seconds
+_MAX_NAME = 1000
 _FORMS = {
     "text/html": "_repr_html_",
     "text/markdown": "_repr_markdown_",
@@ -23,15 +24,29 @@ _SAME_PRETTY = (bool, int, float, complex, bytes)
 def text_of(value: object) -> str:
     """Return `repr(value)`, its middle cut out if it is very long; a text that says so if that raises."""
     try:
-        return cut(repr(value), MAX_TEXT)
+        return cut(str.__str__(repr(value)), MAX_TEXT)
     except Exception as error:
-        kind = type(value).__qualname__
-        return f"<{kind} object whose repr() raised {type(error).__name__}: {_message(error)}>"
+        kind = type_name(type(value))
+        return f"<{kind} object whose repr() raised {type_name(type(error))}: {_message(error)}>"
+
+
+def type_name(kind: type) -> str:
+    """Return a class's own name, whatever its metaclass makes of that."""
+    return cut(str.__str__(type.__dict__["__qualname__"].__get__(kind)), _MAX_NAME)
+
+
+def module_name(kind: type) -> str:
+    """Return the name of a class's module; empty if it has none."""
+    try:
+        module = type.__dict__["__module__"].__get__(kind)
+    except AttributeError:  # made where `__name__` was deleted
+        return ""
+    return cut(module, _MAX_NAME) if type(module) is str else ""
 
 
 def _message(error: Exception) -> str:
     try:
-        return cut(str(error), 200)
+        return cut(str.__str__(str(error)), 200)
     except Exception:
         return "(and its text cannot be had)"
 
@@ -47,9 +62,9 @@ def pretty_of(value: object, text: str) -> str:
     """Return `value` as pprint shows it, `text` if that would take long or fails."""
     if type(value) in _SAME_PRETTY or len(text) > _MAX_PRETTY:
         return text
-    import pprint  # some milliseconds that few kernels need
-
     try:
+        import pprint  # some milliseconds that few kernels need
+
         return cut(pprint.pformat(value), MAX_TEXT)
     except Exception:
         return text
@@ -57,29 +72,32 @@ def pretty_of(value: object, text: str) -> str:
 
 def forms_of(value: object, text: str) -> DisplayData | None:
     """Return every form that `value` offers, None if only text. A method that raises offers nothing."""
-    kind = type(value)
-    if kind.__module__ == "builtins":
+    if module_name(type(value)) == "builtins":
         return None
     data: dict[str, str | bytes] = {}
     metadata: dict[str, object] = {}
     bundle = _offer(value, "_repr_mimebundle_")
-    offers = list(bundle.items()) if isinstance(bundle, dict) else []
+    offers = (
+        [(mime, form) for mime, form in bundle.items() if type(mime) is str] if type(bundle) is dict else []
+    )
     offers += [(mime, _offer(value, method)) for mime, method in _FORMS.items() if mime not in data]
     for mime, content in offers:
         if isinstance(content, tuple) and len(content) == 2:
             content, hints = content
-            metadata |= {str(mime): _as_json(hints)} if _as_json(hints) is not None else {}
+            metadata |= {mime: _as_json(hints)} if _as_json(hints) is not None else {}
         if isinstance(content, dict | list):
             content = _json_text(content)
-        if isinstance(content, str | bytes):
-            data.setdefault(str(mime), content)
+        if isinstance(content, str):
+            data.setdefault(mime, str.__str__(content))  # exact: a subclass may lie about its length
+        elif isinstance(content, bytes):
+            data.setdefault(mime, bytes(memoryview(content)))
     return DisplayData({"text/plain": text} | data, metadata) if data else None
 
 
 def _offer(value: object, method: str) -> object:
-    if getattr(type(value), method, None) is None:  # the type's: some objects have every attribute
-        return None
     try:
+        if getattr(type(value), method, None) is None:  # the type's: some objects have every attribute
+            return None
         offered = getattr(value, method)()
     except Exception:
         return None

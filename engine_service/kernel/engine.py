@@ -63,7 +63,8 @@ class ProgressReports:
         now = time.monotonic()
         if now >= self._next or fraction == 1:
             self._next = now + _PROGRESS_INTERVAL
-            self._send(Progress(float(fraction), str(text)[:_PROGRESS_TEXT]))
+            shown = str(text).encode("utf-8", "backslashreplace").decode()  # lone surrogates fit nowhere
+            self._send(Progress(float(fraction), shown[:_PROGRESS_TEXT]))
 
     def restart(self) -> None:
         """Let the next report pass: an operation begins."""

@@ -96,6 +96,14 @@ class Namespace:
         self.variables.update(id=self._engine_id, mpi=None, In=self._inputs, Out=self._outputs)
         self.variables.update(dict.fromkeys(("_", "__", "___"), ""))
 
+    def repair(self) -> None:
+        """Put back what makes it a module: user code may have emptied `globals()`, or replaced `__main__`."""
+        self.variables["__builtins__"] = builtins
+        if "__name__" not in self.variables:
+            self.variables.update(self._initial)
+        if sys.modules.get("__main__") is not self.module:
+            sys.modules["__main__"] = self.module
+
     @property
     def engine_id(self) -> int:
         """The engine's id."""

@@ -7,7 +7,6 @@ import faulthandler
 import os
 import signal
 import sys
-from contextlib import suppress
 
 _PR_SET_PDEATHSIG = 1
 _IONBF = 2
@@ -45,6 +44,10 @@ def _no_input(prompt: object = "", /) -> str:
 
 def flush() -> None:
     """Flush what stands for stdout and stderr; where user code put something else there, it may refuse."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
+    for name in ("stdout", "stderr"):
+        try:
+            getattr(sys, name).flush()
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # noqa: S112  # closed, deleted, None, or an object of the user's own
+            continue

@@ -64,10 +64,16 @@ class Properties(MutableMapping[str, object]):
         return decode(self._encoded[key])
 
     def __setitem__(self, key: str, value: object) -> None:
-        """Set a copy of `value`; InvalidProperty if it cannot be pickled, TypeError if `key` is no text."""
+        """Set a copy of `value`; InvalidProperty if it cannot be pickled or `key` is not
+        valid Unicode, TypeError if `key` is no text."""
         if not isinstance(key, str):
             raise TypeError(f"a property's key must be text, not {type(key).__qualname__}")
-        self.replace(self._encoded | {str(key): _encode(key, value)})
+        key = str.__str__(key)
+        try:
+            key.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidProperty(f"the key {key!r} of a property is not valid Unicode") from error
+        self.replace(self._encoded | {key: _encode(key, value)})
 
     def __delitem__(self, key: str) -> None:
         """Remove a property; KeyError if it is missing."""

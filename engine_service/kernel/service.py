@@ -5,10 +5,11 @@ from __future__ import annotations
 import _socket
 import builtins
 import os
+import select
 import sys
 import threading
-import time
 import traceback
+from time import perf_counter, time  # as they are now: user code may put others into `time`
 from typing import NoReturn
 
 from engine_service.kernel import process
@@ -23,6 +24,7 @@ from engine_service.kernel.source import Interpreter
 from engine_service.kernel_frames import Frame, FrameReader, WireError, send
 from engine_service.kernel_wire import (
     Command,
+    Failure,
     Progress,
     Ready,
     Reply,
@@ -94,24 +96,36 @@ class Kernel:
 
     def _answer(self, serial: int, command: Command) -> Reply:
         """Run a command. An interrupt is never lost and never leaves the nested `try`."""
-        reply = Reply(started_at=time.time())
-        began = time.perf_counter()
+        reply = Reply(started_at=time())
+        began = perf_counter()
         try:
             try:
                 self._interrupts.arm(serial)
                 self._commands.run(command, reply)
             except BaseException as error:
                 reply.close()
-                failure = describe(error, interrupted=True)
+                failure = self._describe(error)
                 reply = Reply(started_at=reply.started_at, failure=failure)
             process.flush()
             self._interrupts.disarm()
-        except BaseException as error:  # an interrupt, or an exception so odd that describing it raised
+        except KeyboardInterrupt as error:  # while an exception was described, or output flushed
             self._interrupts.disarm()
             reply.close()
             reply = Reply(started_at=reply.started_at, failure=bare_failure(error))
-        reply.duration = time.perf_counter() - began
+        reply.duration = perf_counter() - began
         return reply
+
+    def _describe(self, error: BaseException) -> Failure:
+        """Return everything about `error`, or what can be said of it."""
+        try:
+            return describe(error, interrupted=True)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as problem:
+            # It was too odd, or user code has spoilt what Python consists of. Where no exception at all can be
+            # described nothing works any more: then this raises, the kernel ends, and the engine gets another.
+            describe(Exception(), interrupted=True)
+            return bare_failure(error, problem)
 
     def _send_reply(self, serial: int, reply: Reply) -> None:
         stored = [value for value in reply.values.values() if isinstance(value, Stored)]
@@ -140,15 +154,29 @@ class Link:
     def __init__(self, sock: _socket.socket) -> None:
         """Take over a connected stream socket."""
         self._sock = sock
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
         self._reader = FrameReader()
         self._lock = threading.Lock()
 
     def receive(self) -> Frame | None:
         """Wait for the next frame; None if the host has gone."""
         while (frame := self._reader.take()) is None:
+            self._wait()
             if not self._reader.receive(self._sock):
                 return None
         return frame
+
+    def _wait(self) -> None:
+        """Wait until there is something to read. What handlers of signals raise meanwhile is printed."""
+        while True:
+            try:
+                self._poll.poll()
+                return
+            except KeyboardInterrupt:
+                raise
+            except Exception:  # as of a timer that an earlier command left behind
+                traceback.print_exc()
 
     def send(self, frame: Frame) -> None:
         """Send a whole frame."""
