@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of `python -m controller_service` and `enginery controller`."""
     options = argparse.ArgumentParser(
         prog="enginery controller",
+        usage="%(prog)s [options]",
         description="Run a controller: it knows the engines, and passes the calls of clients on to them.",
     )
     options.add_argument(
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--port",
         type=_port,
+        metavar="PORT",
         help="port to listen on, 0 for any free one (default: the last one of the state directory)",
     )
     options.add_argument(
@@ -89,8 +91,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="BYTES",
         help="calls that may wait for replies of one engine, in bytes (default: %(default)s)",
     )
-    options.add_argument("--log-level", choices=LEVELS, default="info", help="(default: %(default)s)")
-    options.add_argument("--log-file", type=Path, metavar="FILE", help="(default: one in DIR/logs)")
+    options.add_argument(
+        "--log-level", choices=LEVELS, default="info", help="how much is logged (default: %(default)s)"
+    )
+    options.add_argument(
+        "--log-file", type=Path, metavar="FILE", help="where to log beside stderr (default: one in DIR/logs)"
+    )
     options.add_argument("--life-line", action="store_true", help="stop when standard input ends")
     options.add_argument("--temporary", action="store_true", help="remove the state directory at the end")
     return options

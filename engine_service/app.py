@@ -56,7 +56,9 @@ class Host:
         read_connection = functools.partial(read, config.connection_file, "engine")
         self.link = Link(self.engines, read_connection, direct=self._direct)
         self._task = asyncio.create_task(self.link.run(), name="link to the controller")
-        logger.info("%d engines wait for %s", len(self.engines), config.connection_file)
+        count = len(self.engines)
+        waiting = "1 engine waits" if count == 1 else f"{count} engines wait"
+        logger.info("%s for %s", waiting, config.connection_file)
 
     async def wait_stopped(self) -> None:
         """Wait until all engines have left, by themselves or by `stop`."""

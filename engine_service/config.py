@@ -49,19 +49,25 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         prog="enginery engine",
+        usage="%(prog)s [options]",
         description="Serve Python engines. They register with a controller, or wait until there is one.",
     )
     made.add_argument(
         "-n", "--engines", dest="n", type=_positive, default=1, help="number of engines (default: 1)"
     )
     where = made.add_argument_group("which controller")
-    where.add_argument("--connection-file", type=Path, help="engine.json of the controller; may appear later")
+    where.add_argument(
+        "--connection-file", type=Path, metavar="FILE", help="engine.json of the controller; may appear later"
+    )
     where.add_argument(
         "--state-dir",
         type=Path,
+        metavar="DIR",
         help=f"state directory that holds engine.json (default: ${VARIABLE}, else per user)",
     )
-    where.add_argument("--engine-id", type=_natural, help="id to ask for, if it is free; with one engine only")
+    where.add_argument(
+        "--engine-id", type=_natural, metavar="ID", help="id to ask for, if it is free; with one engine only"
+    )
     start = made.add_argument_group("what engines start with")
     start.add_argument(
         "--property",
@@ -84,31 +90,48 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="run FILE first, after all --exec-line",
     )
-    limits = made.add_argument_group("limits of each engine, in bytes unless said")
+    limits = made.add_argument_group("limits of each engine")
     for name, default, text in (
         ("output-limit", DEFAULT_OUTPUT_LIMIT, "output kept of each stream of one call"),
         ("value-limit", DEFAULT_VALUE_LIMIT, "largest value that may be uploaded or returned"),
         ("queue-limit", DEFAULT_QUEUE_LIMIT, "calls that may wait"),
         ("queue-bytes", DEFAULT_QUEUE_BYTES, "bytes of calls that may wait"),
     ):
-        limits.add_argument(f"--{name}", type=_positive, default=default, help=f"{text} (default: {default:,})")
+        unit = "CALLS" if name == "queue-limit" else "BYTES"
+        limits.add_argument(
+            f"--{name}", type=_positive, default=default, metavar=unit, help=f"{text} (default: {default:,})"
+        )
     limits.add_argument(
         "--store-limit",
         type=_positive,
+        metavar="BYTES",
         help="all uploaded and returned values together (default: twice --value-limit)",
     )
     port = made.add_argument_group(
         "the host's own port, for direct calls; TLS and the client's token as everywhere"
     )
-    port.add_argument("--bind", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
-    port.add_argument("--port", type=_natural, default=0, help="port to listen at (default: any free one)")
     port.add_argument(
-        "--advertise", help="host name or address that clients should use (default: that of --bind)"
+        "--bind", default="127.0.0.1", metavar="HOST", help="address to listen at (default: 127.0.0.1)"
+    )
+    port.add_argument(
+        "--port", type=_natural, default=0, metavar="PORT", help="port to listen at (default: any free one)"
+    )
+    port.add_argument(
+        "--advertise",
+        metavar="HOST",
+        help="host name or address that clients should use (default: that of --bind)",
     )
     port.add_argument("--no-direct", dest="direct", action="store_false", help="open no port")
     logs = made.add_argument_group("logs")
-    logs.add_argument("--log-level", choices=_logs.LEVELS, default="info", help="(default: info)")
-    logs.add_argument("--log-file", type=Path, help="also log to this file")
+    logs.add_argument(
+        "--log-level", choices=_logs.LEVELS, default="info", help="how much is logged (default: info)"
+    )
+    logs.add_argument(
+        "--log-file",
+        type=Path,
+        metavar="FILE",
+        help="where to log beside stderr (default: in logs/ beside a local connection file)",
+    )
     logs.add_argument("--life-line", action="store_true", help="stop when standard input ends")
     return made
 

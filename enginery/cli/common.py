@@ -22,7 +22,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 StateDir = Annotated[
     Path | None,
     typer.Option(
-        envvar=VARIABLE, show_default=False,
+        envvar=VARIABLE, show_default=False, metavar="DIR",
         help="State directory of the cluster. Default: the one that runs, else a per-user runtime directory.",
     ),
 ]  # fmt: skip

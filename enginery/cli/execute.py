@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def execute(
-    code: Annotated[str, typer.Argument(help="Python source; - reads it from stdin.", show_default=False)],
+    code: Annotated[
+        str, typer.Argument(help="Python source; - reads it from stdin.", show_default=False, metavar="CODE")
+    ],
     targets: Annotated[
         str, typer.Option("-t", "--targets", metavar="IDS", help="all, one id, or several as 0,2.")
     ] = "all",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,6 +15,7 @@ from enginery.cli.common import err, plural
 if TYPE_CHECKING:
     from enginery.client import Client
 
+_Level = Literal["debug", "info", "warning", "error"]
 _C = "Controller"
 _E = "Engines"
 
@@ -23,19 +24,32 @@ def _option(text: str, *flags: str, panel: str | None = None, default: str | boo
     return typer.Option(*flags, help=text, rich_help_panel=panel, show_default=default, **more)
 
 
-N = Annotated[int | None, _option("How many engines.", "-n", default="one per CPU", min=0)]
+N = Annotated[int | None, _option("How many engines.", "-n", default="one per CPU", min=0, metavar="N")]
 Port = Annotated[
     int | None,
-    _option("Port of the controller.", panel=_C, default="the last one, else free", min=0, max=65535),
+    _option(
+        "Port of the controller.", panel=_C, default="the last one, else free", min=0, max=65535, metavar="PORT"
+    ),
 ]
-Bind = Annotated[str | None, _option("Address that the controller listens on.", panel=_C, default="127.0.0.1")]
-Advertise = Annotated[str | None, _option("Address that others should use, if not the bound one.", panel=_C)]
+Bind = Annotated[
+    str | None,
+    _option("Address that the controller listens on.", panel=_C, default="127.0.0.1", metavar="HOST"),
+]
+Advertise = Annotated[
+    str | None,
+    _option("Address that others should use.", panel=_C, default="that of --bind", metavar="HOST[:PORT]"),
+]
 Insecure = Annotated[bool, _option("No TLS; tokens stay. For loopback only.", "--insecure", panel=_C)]
 Lease = Annotated[
-    float | None, _option("Seconds that a lost engine keeps its id.", panel=_C, default="60", min=0)
+    float | None,
+    _option("How long a lost engine keeps its id.", panel=_C, default="60", min=0, metavar="SECONDS"),
 ]
 SaveIds = Annotated[
     bool, _option("Never give the id of an engine that left to another.", "--save-ids", panel=_C)
+]
+WaitingLimit = Annotated[
+    int | None,
+    _option("Calls that wait for an engine's replies.", panel=_C, default="256 MiB", min=1, metavar="BYTES"),
 ]
 Property = Annotated[
     list[str] | None,
@@ -48,30 +62,38 @@ ExecLine = Annotated[
 ]
 ExecFile = Annotated[
     list[Path] | None,
-    _option("File that each engine runs at start. Repeatable.", panel=_E, exists=True, dir_okay=False),
+    _option(
+        "File that each engine runs at start. Repeatable.",
+        panel=_E,
+        exists=True,
+        dir_okay=False,
+        metavar="FILE",
+    ),
 ]
 OutputLimit = Annotated[
-    int | None, _option("Output kept per call and stream, bytes.", panel=_E, default="64 MiB", min=0)
+    int | None,
+    _option("Output kept per call and stream.", panel=_E, default="64 MiB", min=1, metavar="BYTES"),
+]
+QueueLimit = Annotated[
+    int | None,
+    _option("How many calls may wait on an engine.", panel=_E, default="10000", min=1, metavar="CALLS"),
 ]
 QueueBytes = Annotated[
-    int | None, _option("Bytes of calls that may wait on an engine.", panel=_E, default="256 MiB", min=1)
+    int | None,
+    _option("Calls that may wait on an engine.", panel=_E, default="256 MiB", min=1, metavar="BYTES"),
 ]
 StoreLimit = Annotated[
     int | None,
-    _option("All large values held for an engine, bytes.", panel=_E, default="twice --value-limit", min=1),
-]
-WaitingLimit = Annotated[
-    int | None, _option("Bytes of calls that wait for an engine's replies.", panel=_C, default="256 MiB", min=1)
+    _option(
+        "All large values held for an engine.", panel=_E, default="twice --value-limit", min=1, metavar="BYTES"
+    ),
 ]
 Direct = Annotated[bool, _option("Whether hosts open a port of their own.", "--direct/--no-direct", panel=_E)]
-QueueLimit = Annotated[
-    int | None, _option("Calls that may wait on an engine.", panel=_E, default="10000", min=1)
-]
 ValueLimit = Annotated[
-    int | None, _option("Largest value that is taken or given, bytes.", default="4 GiB", min=1)
+    int | None, _option("Largest value that is taken or given.", default="4 GiB", min=1, metavar="BYTES")
 ]
-LogLevel = Annotated[str | None, _option("debug, info, warning or error.", default="info")]
-Timeout = Annotated[float, _option("Seconds in which all engines must be there.", min=0)]
+LogLevel = Annotated[_Level | None, _option("How much is logged.", default="info")]
+Timeout = Annotated[float, _option("In which all engines must be there.", min=0, metavar="SECONDS")]
 
 
 def options(
@@ -93,7 +115,7 @@ def options(
     direct: bool,
     value_limit: int | None,
     waiting_limit: int | None,
-    log_level: str | None,
+    log_level: _Level | None,
 ) -> LaunchOptions:
     """Return the options of a cluster from those of the command line."""
     return LaunchOptions(

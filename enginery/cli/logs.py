@@ -19,11 +19,13 @@ _POLL = 0.2  # seconds between looks at growing files
 
 def logs(
     engine: Annotated[
-        int | None, typer.Argument(help="Only what concerns this engine.", show_default=False)
+        int | None,
+        typer.Argument(help="Only what concerns this engine.", show_default=False, metavar="ENGINE"),
     ] = None,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what is logged later.")] = False,
     lines: Annotated[
-        int | None, typer.Option("--lines", "-n", min=0, help="Only the last so many.", show_default="all")
+        int | None,
+        typer.Option("--lines", "-n", min=0, help="Only the last so many.", show_default="all", metavar="N"),
     ] = None,
     state_dir: StateDir = None,
 ) -> None:

@@ -33,11 +33,18 @@ os.execv(command[0], command)
 
 def run(
     script: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, help="A Python script.", show_default=False)
+        Path,
+        typer.Argument(
+            exists=True, dir_okay=False, help="A Python script.", show_default=False, metavar="SCRIPT"
+        ),
     ],
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(help="Arguments of the script; behind -- whatever they look like.", show_default=False),
+        typer.Argument(
+            help="Arguments of the script; behind -- whatever they look like.",
+            show_default=False,
+            metavar="ARGUMENTS",
+        ),
     ] = None,
     n: launching.N = None,
     port: launching.Port = None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import time
 from pathlib import Path  # noqa: TC003 - typer reads annotations
 from typing import Annotated
@@ -9,16 +11,18 @@ from typing import Annotated
 import typer
 
 from enginery._launch import Launched
-from enginery._state_dir import VARIABLE, StateDirectory
+from enginery._state_dir import VARIABLE, StateDirectory, default_path
 from enginery.cli import launching
-from enginery.cli.common import out, plural, undisturbed
+from enginery.cli.common import plural, undisturbed
 
 
 def up(
     n: launching.N = None,
     state_dir: Annotated[
         Path | None,
-        typer.Option(envvar=VARIABLE, show_default="per-user", help="Where the cluster keeps its files."),
+        typer.Option(
+            envvar=VARIABLE, show_default="per-user", metavar="DIR", help="Where the cluster keeps its files."
+        ),
     ] = None,
     port: launching.Port = None,
     bind: launching.Bind = None,
@@ -58,13 +62,21 @@ def up(
     with client:
         address = launched.wait_for_controller(time.monotonic()).address
         ids = client.ids
-    out.print(f"{plural(len(ids), 'engine')} ready in {time.monotonic() - began:.1f} s")
-    out.print(f"  state directory  {state.path}")
-    out.print(f"  controller       {address} (pid {launched.pids['controller']})")
-    out.print("  from Python      enginery.connect()")
+    print(f"{plural(len(ids), 'engine')} ready in {time.monotonic() - began:.1f} s")
+    print(f"  state directory  {state.path}")
+    print(f"  controller       {address} (pid {launched.pids['controller']})")
+    _print_ways(state)
+
+
+def _print_ways(state: StateDirectory) -> None:
+    """Print what to type next, naming the state directory unless that is found without."""
+    found = state.path == default_path() and (VARIABLE in os.environ or len(StateDirectory.discover()) == 1)
+    argument = "" if found else repr(str(state.path))
+    option = "" if found else f" --state-dir {shlex.quote(str(state.path))}"
+    print(f"  from Python      enginery.connect({argument})")
     if state.client_socket is not None:
-        out.print(f"  from a shell     grpcurl -plaintext -unix {state.client_socket} list")
+        print(f"  from a shell     grpcurl -plaintext -unix {shlex.quote(str(state.client_socket))} list")
     else:
-        out.print(f"  {state.socket_warning()}")
-    out.print("  more engines     enginery engine -n 2")
-    out.print("  stop             enginery down")
+        print(f"  {state.socket_warning()}")
+    print(f"  more engines     enginery engine -n 2{option}")
+    print(f"  stop             enginery down{option}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -203,6 +205,20 @@ def test_several_clusters(shell: Shell, tmp_path: Path) -> None:
     assert shell.processes() == []
 
 
+def test_what_up_printed_works_where_it_is_pasted(shell: Shell, tmp_path: Path) -> None:
+    """A state directory that is not the default one is named in every line, quoted, whatever else runs."""
+    path = str(tmp_path / "a dir")
+    said = shell.run("up", "-n", "0", "--state-dir", path).stdout
+    lines = {line[2:19].strip(): line[19:] for line in said.splitlines()[1:]}
+    shell.run("up", "-n", "0")
+    script = f"import enginery; print({lines['from Python']}.ids)"
+    assert subprocess.check_output([sys.executable, "-c", script], env=shell.environment, text=True) == "[]\n"
+    assert shlex.split(lines["from a shell"])[3:] == [f"{path}/client.sock", "list"]
+    assert shlex.split(lines["more engines"]) == ["enginery", "engine", "-n", "2", "--state-dir", path]
+    assert path in shell.run(*shlex.split(lines["stop"])[1:]).stdout
+    shell.run("down")
+
+
 def test_up_that_fails_leaves_nothing(shell: Shell) -> None:
     """The error has the end of the log of what failed."""
     error = shell.run("up", "-n", "1", "--bind", "203.0.113.1", code=1).stderr
@@ -212,7 +228,8 @@ def test_up_that_fails_leaves_nothing(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("-n", "-1"), ("--property", "novalue"), ("--port", "70000"), ("--nonsense",)]
+    "arguments",
+    [("-n", "-1"), ("--property", "novalue"), ("--port", "70000"), ("--log-level", "loud"), ("--nonsense",)],
 )
 def test_wrong_usage(shell: Shell, arguments: tuple[str, ...]) -> None:
     """Exit code 2, before anything is started."""
