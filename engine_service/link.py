@@ -297,11 +297,7 @@ class Link:
         if message.ByteSize() > _PROPERTIES_LIMIT:
             logger.error("engine %d: properties over 1 MiB are not shown to the controller", engine.engine_id)
             return
-        # The last state is all that counts, and it keeps one message below its limit.
-        changed = stream.next_message.properties_changed
-        kept = [other for other in changed if other.engine_id != engine.engine_id]
-        del changed[:]
-        changed.extend([*kept, message])
+        stream.change_properties(message)
 
     def kernel_changed(self, engine: Engine, reason: str) -> None:
         """Tell the controller that an engine has a new kernel."""

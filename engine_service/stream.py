@@ -56,7 +56,7 @@ class RegistrationStream:
         self._call: grpc.aio.StreamStreamCall[Any, engine_pb2.ControllerMessage]
         self._call = open_stream(metadata=metadata)
         self._receive = receive
-        self._next = engine_pb2.EngineMessage()  # all but replies
+        self._pending = [engine_pb2.EngineMessage()]  # all but replies, which go with the last
         self._is_next_empty = True
         self._replies: deque[tuple[int, Answer]] = deque()
         self._reply_bytes = 0
@@ -71,10 +71,22 @@ class RegistrationStream:
 
     @property
     def next_message(self) -> engine_pb2.EngineMessage:
-        """The message that goes out next, to be added to; replies have a way of their own."""
+        """The message to add to; it goes out next but for full ones. Replies have a way of their own."""
         self._is_next_empty = False
         self._wake.set()
-        return self._next
+        if self._pending[-1].ByteSize() > MAX_BYTES:
+            self._pending.append(engine_pb2.EngineMessage())
+        return self._pending[-1]
+
+    def change_properties(self, message: engine_pb2.PropertiesChanged) -> None:
+        """Send an engine's properties, in the place of older ones that were not sent yet: the last count."""
+        for pending in self._pending:
+            changed = pending.properties_changed
+            kept = [other for other in changed if other.engine_id != message.engine_id]
+            if len(kept) < len(changed):
+                del changed[:]
+                changed.extend(kept)
+        self.next_message.properties_changed.append(message)
 
     def reply(self, call_id: int, answer: Answer) -> None:
         """Send the answer of a call. On a stream that is over it is dropped: the call will be sent again."""
@@ -143,11 +155,14 @@ class RegistrationStream:
                 else:
                     self._wake.clear()
                     await self._wake.wait()
+        self._drained.set()  # a reader that paused must learn that the stream is over
 
     def _take(self) -> engine_pb2.EngineMessage:
         """Return the next message. Fields are handled in order, so properties come before replies."""
-        message = self._next
-        self._next = engine_pb2.EngineMessage()
+        message = self._pending.pop(0)
+        if self._pending:
+            return message
+        self._pending.append(engine_pb2.EngineMessage())
         self._is_next_empty = True
         size = 0
         for _ in range(min(MAX_FRAMES, len(self._replies))):

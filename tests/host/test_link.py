@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from google.rpc import status_pb2
 
 from engine_service import link as link_module
+from engine_service import stream as stream_module
+from engine_service.kernel_process import Reply
 from engine_service.link import Link
 from enginery import _status, _values
 from enginery._encoded import Codec, Encoded
@@ -147,6 +149,54 @@ async def test_a_superseded_stream_is_opened_again() -> None:
         stream, (hello,) = await host.registered()
         assert hello.epoch == 7
         stream.end()
+
+
+async def test_hellos_with_large_properties_come_in_messages_that_are_taken() -> None:
+    """Ten engines with nearly 1 MiB of properties each: gRPC would refuse them in one message, for ever."""
+    async with linked(10) as host:
+        large = Encoded(Codec.TEXT, (b"x" * 900_000,))
+        first, _ = await host.registered()
+        for engine in host.engines:
+            engine.properties = {"large": large}
+            host.link.properties_changed(engine)
+            host.link.properties_changed(engine)
+        sizes = []
+        changed: list[int] = []
+        while len(changed) < 10:
+            message = await first.receive()
+            sizes.append(message.ByteSize())
+            changed += [one.engine_id for one in message.properties_changed]
+        assert changed == list(range(10)), "each once"
+        first.end()
+        second = await host.controller.stream()
+        hellos = 0
+        while hellos < 10:
+            message = await second.receive()
+            sizes.append(message.ByteSize())
+            hellos += len(message.hellos)
+        assert max(sizes) < 4 << 20
+        second.end()
+
+
+async def test_a_stream_that_is_not_read_is_left_even_while_calls_are_paused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unsent replies pause the reading of calls; that must not keep the host from learning of the end."""
+    monkeypatch.setattr(stream_module, "PAUSE_BYTES", 1 << 20)
+    monkeypatch.setattr(stream_module, "BREAK_BYTES", 32 << 20)
+    async with linked() as host:
+        stream, _ = await host.registered()
+        host.kernels[0].started[0].reply = lambda _: Reply(stdout=b"x" * 900_000)
+        for _ in range(12):
+            stream.call(code("large"))
+        opened = host.link._stream
+        assert opened is not None
+        await until(lambda: not opened._drained.is_set())
+        stream.call(code("the one that pauses the reader"))
+        await until(lambda: len(host.kernels[0].started[0].commands) == 13)
+        stream.end(DeliveryError("SHUTTING_DOWN", process="controller"))
+        again, _ = await host.registered()
+        again.end()
 
 
 async def test_a_fenced_engine_stops_and_the_others_stay() -> None:
