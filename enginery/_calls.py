@@ -187,11 +187,13 @@ def apply(
     if isinstance(function, str):
         message.function_name = function
     elif callable(function):
-        message.pickled_function.CopyFrom(_values.to_pickle(_codec.encode_function(function)))
+        message.pickled_function.CopyFrom(_values.to_pickle(_pickle(function, {"the function": function})))
     else:
         raise TypeError(f"apply calls a function or the name of one, not {type(function).__name__}")
     if args or kwargs:
-        arguments = _codec.encode((args, dict(kwargs)), (Codec.PICKLE,))
+        named = {f"argument {position}": value for position, value in enumerate(args, 1)}
+        named |= {f"argument {name!r}": value for name, value in kwargs.items()}
+        arguments = _pickle((args, dict(kwargs)), named)
         if blob := uploads.take(arguments):
             message.blob_arguments.CopyFrom(blob)
         else:
@@ -218,7 +220,8 @@ def get_result(number: int | None) -> Request[result.ExecuteResult]:
 
 def push(namespace: Mapping[str, object]) -> Request[None]:
     """Put a dictionary into the namespace."""
-    encoded = _codec.encode(_checked(namespace), (Codec.PICKLE,))
+    checked = _checked(namespace)
+    encoded = _pickle(checked, {repr(key): value for key, value in checked.items()})
     uploads = _Collector()
     blob = uploads.take(encoded)
     message = (
@@ -295,6 +298,19 @@ def kill() -> Request[None]:
     request = _request("Kill", engine_pb2.KillRequest(), _nothing)
     request.success_reasons = frozenset({"ENGINE_STOPPED", "ENGINE_LOST", "KERNEL_DIED", "CONTROLLER_LOST"})
     return request
+
+
+def _pickle(obj: object, parts: Mapping[str, object]) -> Encoded:
+    """Pickle `obj`; if that fails, the error names the first of its parts that is to blame."""
+    try:
+        return _codec.encode(obj)
+    except SerializationError:
+        for name, part in parts.items():
+            try:
+                _codec.encode(part)
+            except SerializationError as error:
+                raise SerializationError(f"{name}: {error}") from error.__cause__
+        raise
 
 
 def _checked(namespace: Mapping[str, T]) -> dict[str, T]:

@@ -60,6 +60,8 @@ def encode(obj: object, accept: Sequence[Codec] = (Codec.PICKLE,)) -> Encoded:
         except _DoesNotFit as error:
             reasons.append(f"{codec.name}: {error}")
             cause = error.__cause__ or cause
+    if tuple(accept) == (Codec.PICKLE,):
+        raise SerializationError(f"{_name(obj)} cannot be pickled: {reasons[0][len('PICKLE: ') :]}") from cause
     raise SerializationError(f"{_name(obj)} fits no accepted codec ({'; '.join(reasons)})") from cause
 
 

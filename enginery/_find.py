@@ -45,6 +45,8 @@ def _wait(path: Path, timeout: float) -> Path:
     deadline = time.monotonic() + timeout
     while not path.exists():
         if time.monotonic() >= deadline:
-            raise FileTimeoutError(f"no connection file {path} after {timeout:g} s: is a controller running?")
+            raise FileTimeoutError(
+                f"no connection file {path} after {timeout:g} s: is a controller running? {_START}"
+            )
         time.sleep(_POLL)
     return path

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from enginery._decode import Errors
+    from enginery.cluster import Cluster
     from enginery.engines import EngineInfo
     from enginery.operation import Operation
 
@@ -78,6 +79,7 @@ class Client:
         """Made by `connect`, or by `Cluster`."""
         self._link = link
         self.errors: Errors = errors
+        self._cluster: Cluster | None = None  # the one that it belongs to, which would end if it were dropped
         # A client that is dropped ends its connection; the end of the process is the loop thread's affair.
         self._finalizer = weakref.finalize(self, _abandon, link)
         self._finalizer.atexit = False
@@ -134,14 +136,12 @@ class Client:
                 raise TypeError(f'engines are named by id, slice, list of ids or "all", not {key!r}')
             return EnginesView(self, None, self.errors)
         if isinstance(key, slice):
-            return EnginesView(
-                self, self._known(ids[key], ids, f"[{_slice_text(key)}] of them selects none"), self.errors
-            )
+            return EnginesView(self, self._known(ids[key], ids, f"[{_slice_text(key)}]"), self.errors)
         if isinstance(key, Sequence):
             wanted = [_engine_id(item) for item in key]
             if len(set(wanted)) != len(wanted):
                 raise ValueError(f"an engine is named twice: {wanted}")
-            return EnginesView(self, self._known(wanted, ids, "the list names none"), self.errors)
+            return EnginesView(self, self._known(wanted, ids, "an empty list"), self.errors)
         engine_id = _engine_id(key)
         self._known([engine_id], ids, "")
         return EngineView(self, engine_id, self.errors)
@@ -155,22 +155,22 @@ class Client:
             if engine_id not in ids:
                 raise InvalidEngineID(f"no engine {engine_id}; {there}", engine_id=engine_id)
         if not wanted:
-            raise InvalidEngineID(f"no engine: {there}; {empty}")
+            raise InvalidEngineID(f"{empty} selects no engine; {there}")
         return wanted
 
     # ---- calls, for views
 
-    def start(
+    def _start(
         self, request: _calls.Request[T], engine_ids: Sequence[int], errors: Errors
     ) -> list[Operation[T]]:
         """Send a call to each engine at once. For views."""
         return self._link.submit(request, engine_ids, errors)
 
-    def kernels(self, engine_ids: list[int]) -> dict[int, str]:
+    def _kernels(self, engine_ids: list[int]) -> dict[int, str]:
         """Return the incarnation of each of the engines that is there. For views."""
         return self._link.roster.incarnations(engine_ids)
 
-    def wait_until_gone(self, kernels: dict[int, str]) -> None:
+    def _wait_until_gone(self, kernels: dict[int, str]) -> None:
         """Wait until none of these incarnations is registered; TimeoutError after 10 s. For views."""
         roster = self._link.roster
         ids = list(kernels)
@@ -196,9 +196,9 @@ class Client:
         if controller:
             self.shutdown()
             return
-        kernels = self.kernels(self.ids)
-        gather(self.start(_calls.kill(), list(kernels), self.errors))
-        self.wait_until_gone(kernels)
+        kernels = self._kernels(self.ids)
+        gather(self._start(_calls.kill(), list(kernels), self.errors))
+        self._wait_until_gone(kernels)
 
     def shutdown(self, *, keep_engines: bool = False) -> None:
         """Stop the engines and the controller, and close this client; `keep_engines` stops the controller

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import weakref
 from typing import TYPE_CHECKING, Self
 
 from enginery._launch import Launched, LaunchOptions, default_engines, temporary_state
+from enginery._logs import LEVELS
 from enginery._loop import is_forked
 from enginery._state_dir import StateDirectory
+from enginery.errors import InvalidProperty
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,10 +65,19 @@ class Cluster:
         log_level: str | None = None,
         timeout: float = 30.0,
     ) -> None:
-        """Take the options; nothing is started yet. ValueError if `n` is negative."""
+        """Take the options; nothing is started yet.
+
+        TypeError, ValueError or FileNotFoundError if one of them cannot be right, InvalidProperty if a property
+        does not fit JSON.
+        """
         n = default_engines() if n is None else n
+        if isinstance(n, bool) or not isinstance(n, int):
+            raise TypeError(f"n is how many engines to start, not {n!r}")
         if n < 0:
             raise ValueError(f"n is {n}: a cluster has 0 engines or more")
+        if log_level not in (None, *LEVELS):
+            raise ValueError(f"log_level is one of {', '.join(LEVELS)}, not {log_level!r}")
+        _check_start(properties or {}, exec_lines, exec_files)
         self._options = LaunchOptions(
             n=n,
             port=port,
@@ -114,6 +126,7 @@ class Cluster:
 
             info = launched.wait_for_controller(deadline)
             client = self._client = connect(info.path, timeout=max(1.0, deadline - time.monotonic()))
+            client._cluster = self  # `Cluster().start().client` alone keeps it running
             launched.wait_for_engines(lambda: len(client.ids), deadline)
         except BaseException:
             self.stop()
@@ -124,6 +137,7 @@ class Cluster:
         """Stop everything and remove a temporary state directory. Does nothing twice, or in a forked child."""
         client, self._client = self._client, None
         if client is not None and not is_forked():
+            client._cluster = None
             client.close()
         if self._finalizer is not None:
             self._finalizer()
@@ -156,6 +170,26 @@ class Cluster:
         """Show how many engines, and where."""
         where = self.state_dir if self._launched is not None else "not running"
         return f"Cluster(n={self._options.n}, {where})"
+
+
+def _check_start(
+    properties: Mapping[str, object], exec_lines: Sequence[str], exec_files: Sequence[Path | str]
+) -> None:
+    """Refuse what the engines would refuse, where it was written."""
+    given: dict[str, object] = {"exec_lines": exec_lines, "exec_files": exec_files}
+    for name, value in given.items():
+        if isinstance(value, str | os.PathLike):
+            raise TypeError(f"{name} is a list, even of one: [{value!r}]")
+    for file in exec_files:
+        if not os.path.isfile(file):  # noqa: PTH113 - a str, or a path of any kind
+            raise FileNotFoundError(f"there is no file {file} (of exec_files)")
+    for key, value in properties.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidProperty(
+                f"the property {key!r} does not fit JSON ({error}): set_properties takes it once engines run"
+            ) from error
 
 
 def _stop_in(launched: Launched, pid: int) -> None:

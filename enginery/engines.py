@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class EngineInfo:
     """One registered engine as it last was."""
 
@@ -53,6 +53,11 @@ class EngineInfo:
     def id(self) -> int:
         """The same as `engine_id`."""
         return self.engine_id
+
+    def __repr__(self) -> str:
+        """Show what tells it from the others, not every field."""
+        running = f" {self.operation_method}" if self.operation_method else ""
+        return f"<EngineInfo {self.engine_id}: {self.state}{running}, {self.hostname} pid {self.pid}>"
 
 
 def from_message(engine: cluster_pb2.Engine) -> EngineInfo:

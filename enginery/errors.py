@@ -344,7 +344,8 @@ def remote_of(error: BaseException) -> RemoteError | None:
     """Return the RemoteError behind an exception that a client raised, or None if it is not remote."""
     if isinstance(error, RemoteError):
         return error
-    return error.__cause__ if isinstance(error.__cause__, RemoteError) else None
+    cause = BaseException.__dict__["__cause__"].__get__(error)  # whatever its class makes of that name
+    return cause if isinstance(cause, RemoteError) else None
 
 
 def line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from enginery import _ids, _loop, _methods
 from enginery._decode import to_exception
 from enginery._reasons import DeliveryError, public
-from enginery.errors import CompositeError, EngineryError
+from enginery.errors import CompositeError, EngineryError, remote_of
 from enginery.v1 import frame_pb2
 
 if TYPE_CHECKING:
@@ -45,13 +45,17 @@ class _Late(Future[T]):
     def _wait(self, timeout: float | None) -> tuple[T | None, Exception | None]:
         if not self.done():
             _loop.check_wait()
-        super().result(timeout)  # a done future's own result means nothing: see _decode
+        try:
+            super().result(timeout)  # a done future's own result means nothing: see _decode
+        except KeyboardInterrupt as stop:
+            stop.add_note("the wait has ended, the call goes on: interrupt() of the view stops it")
+            raise
         with self._decoding:
             if self._outcome is None:
                 try:
                     self._outcome = (self._decode(), None)
                 except Exception as error:
-                    self._outcome = (None, error)
+                    self._outcome = (None, _bare(error))
                 self._forget()
             return self._outcome
 
@@ -63,7 +67,7 @@ class _Late(Future[T]):
         value, error = self._wait(timeout)
         try:
             if error is not None:
-                raise error
+                raise _bare(error)
             return value  # type: ignore[return-value]  # T may be None
         finally:
             error = None  # or the traceback would hold this frame, which holds the error
@@ -83,6 +87,16 @@ class _Late(Future[T]):
             return "done"
         error = self._outcome[1]
         return "succeeded" if error is None else f"raised {type(error).__name__}"
+
+
+def _bare(error: Exception) -> Exception:
+    """Take our own frames off what an engine or a connection says; a defect keeps them.
+
+    They say nothing to the reader, and would pile up on an error that is raised again.
+    """
+    if isinstance(error, EngineryError) or remote_of(error) is not None:
+        BaseException.with_traceback(error, None)
+    return error
 
 
 class Operation(_Late[T]):

@@ -208,7 +208,7 @@ class ExecuteResult(_ByName):
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class QueuedCall(_ByName):
     """One operation in an engine's queue."""
 
@@ -222,6 +222,12 @@ class QueuedCall(_ByName):
     progress_fraction: float | None = None
     """The fraction done that it last reported; None if it reported none."""
     progress_text: str = ""
+
+    def __repr__(self) -> str:
+        """Show what it is, and how far if it said."""
+        done = "" if self.progress_fraction is None else f", {self.progress_fraction:.0%} {self.progress_text}"
+        arguments = f" {_short(self.arguments)!r}" if self.arguments else ""
+        return f"<QueuedCall {self.method}{arguments}{done.rstrip()}>"
 
 
 @dataclass(frozen=True, slots=True)

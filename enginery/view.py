@@ -325,14 +325,14 @@ class EngineView:
     def _do(self, request: _calls.Request[T], block: bool) -> T | Operation[T]:
         if not block:
             request.own_uploads()
-        operation = self._client.start(request, [self._engine_id], self.errors)[0]
+        operation = self._client._start(request, [self._engine_id], self.errors)[0]
         return operation.result() if block else operation
 
     def _kill(self, block: bool) -> Operation[None] | None:
-        kernels = self._client.kernels([self._engine_id])
-        operation = self._client.start(_calls.kill(), [self._engine_id], self.errors)[0]
+        kernels = self._client._kernels([self._engine_id])
+        operation = self._client._start(_calls.kill(), [self._engine_id], self.errors)[0]
         if not block:
             return operation
         operation.result()
-        self._client.wait_until_gone(kernels)
+        self._client._wait_until_gone(kernels)
         return None

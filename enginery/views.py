@@ -310,15 +310,15 @@ class EnginesView:
     def _do(self, request: _calls.Request[T], block: bool) -> list[T] | Group[T]:
         if not block:
             request.own_uploads()
-        operations = self._client.start(request, self._some(), self.errors)
+        operations = self._client._start(request, self._some(), self.errors)
         return gather(operations) if block else Group(operations)
 
     def _kill(self, block: bool) -> Group[None] | None:
         targets = self._some()
-        kernels = self._client.kernels(targets)
-        operations = self._client.start(_calls.kill(), targets, self.errors)
+        kernels = self._client._kernels(targets)
+        operations = self._client._start(_calls.kill(), targets, self.errors)
         if not block:
             return Group(operations)
         gather(operations)
-        self._client.wait_until_gone(kernels)
+        self._client._wait_until_gone(kernels)
         return None

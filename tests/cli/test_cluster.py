@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -89,6 +90,35 @@ def test_a_start_that_fails(shell: Shell) -> None:
     with pytest.raises(EngineryError, match=r"ended while it started[\s\S]*nothing"):
         enginery.Cluster(1, exec_lines=["import nothing"]).start()
     assert shell.left() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"n": "4"}, TypeError),
+        ({"n": True}, TypeError),
+        ({"n": -1}, ValueError),
+        ({"log_level": "loud"}, ValueError),
+        ({"exec_lines": "import os"}, TypeError),
+        ({"exec_files": "setup.py"}, TypeError),
+        ({"exec_files": ["nowhere.py"]}, FileNotFoundError),
+        ({"properties": {"a": object()}}, enginery.errors.InvalidProperty),
+    ],
+)
+def test_options_that_cannot_be_right(options: dict[str, Any], error: type[Exception]) -> None:
+    """They are refused where they are written, before a process is started."""
+    with pytest.raises(error):
+        enginery.Cluster(**options)
+
+
+def test_its_client_keeps_it_running(shell: Shell) -> None:
+    """A cluster of which only the client, or a view, is held does not end; one that is dropped whole does."""
+    view = enginery.Cluster(1).start().client[0]
+    gc.collect()
+    assert view.apply(abs, -2) == 2
+    del view
+    gc.collect()
+    eventually(lambda: not shell.processes(), shell.processes)
 
 
 def test_without_a_start() -> None:

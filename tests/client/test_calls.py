@@ -192,8 +192,16 @@ def test_what_cannot_be_pickled_fails_before_anything_is_sent(
         lambda: client[0].push({"a": generator}, block=False),
         lambda: client[0].apply(lambda: generator),
     ):
-        with pytest.raises(SerializationError, match="generator"):
+        with pytest.raises(SerializationError, match=r"cannot be pickled.*generator"):
             call()
+    for where, named in (
+        ("'b': ", lambda: client[0].push({"a": 1, "b": generator})),
+        ("argument 2: ", lambda: client[0].apply(print, 1, generator)),
+        ("argument 'end': ", lambda: client[0].apply(print, 1, end=generator)),
+        ("the function: ", lambda: client[0].apply(lambda: generator)),
+    ):
+        with pytest.raises(SerializationError, match=f"^{where}an object of type "):
+            named()
     assert controller.engines[0].asked == []
     assert client.statistics()["calls"] == 0
 

@@ -42,6 +42,20 @@ def test_the_original_type_is_raised_from_the_remote_error(client: enginery.Clie
     assert "division by zero" in remote.traceback
 
 
+def test_errors_show_no_frames_of_ours(client: enginery.Client) -> None:
+    """How the client decoded it tells the reader nothing; raised again it has not grown."""
+    operation = client[0].execute("1/0", block=False)
+    lengths = set()
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError) as caught:
+            operation.result()
+        lengths.add(len(caught.traceback))
+    assert lengths == {2}
+    with pytest.raises(CompositeError) as several:
+        client[:].execute("1/0")
+    assert all(error.__traceback__ is None for error in several.value.exceptions)
+
+
 def test_wrap_never_unpickles(client: enginery.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """With errors="wrap" it is always a RemoteError, made without the codec; views can be set apart."""
     view = client[0]

@@ -128,11 +128,12 @@ def test_calls_that_pile_up_share_messages(client: enginery.Client, controller: 
 
 
 def test_ctrl_c_ends_the_waiting_only(client: enginery.Client, controller: FakeController) -> None:
-    """KeyboardInterrupt in a call that waits; the client and the engine go on."""
+    """KeyboardInterrupt in a call that waits, with a note; the client and the engine go on."""
     controller.frozen.add(0)
     threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         client[0].execute("a = 1")
+    assert "interrupt()" in caught.value.__notes__[0]
     controller.thaw()
     assert client[0].pull("a") == 1
 
