@@ -95,6 +95,8 @@ class Request(Generic[T]):
     success_reasons: frozenset[str] = frozenset()
     """Reasons of failed delivery that count as success, with `fallback` as the value."""
     fallback: T | None = None
+    owner: object = None
+    """The client that calls. It stays connected for as long as somebody has an operation or a result of it."""
 
     def own_uploads(self) -> None:
         """Copy what is to be uploaded, so that the caller may change it before it was sent."""
@@ -352,9 +354,9 @@ def _pick(namespace: object, keys: str | Sequence[str], names: list[str]) -> Any
 
 def set_properties(properties: Mapping[str, object]) -> Request[None]:
     """Update the properties."""
-    uploads = _Collector()
-    values = {key: uploads.value(_property(key, value)) for key, value in _checked(properties).items()}
-    return _request("SetProperties", engine_pb2.SetPropertiesRequest(properties=values), _nothing, uploads)
+    # Never uploaded: an engine takes at most 1 MiB of them, and blobs have no place there.
+    values = {key: _values.to_value(_property(key, value)) for key, value in _checked(properties).items()}
+    return _request("SetProperties", engine_pb2.SetPropertiesRequest(properties=values), _nothing)
 
 
 def _property(key: str, value: object) -> Encoded:

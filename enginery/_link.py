@@ -268,19 +268,24 @@ class Link:
                     transfers = await self._connected()
                     for blob, encoded in entry.uploads:
                         await transfers.upload(engine_id, blob, encoded)
-            except Exception as error:
-                self.session.upload_failed(entry, _translated(error))
+            except (Exception, asyncio.CancelledError) as error:
+                failure = _translated(error)
+                if failure.reason == "CONTROLLER_LOST":  # the value was lost on its way; the call never left
+                    failure = DeliveryError("NOT_SENT", cause=failure.metadata.get("cause", ""))
+                self.session.upload_failed(entry, failure)
                 return
             entry = self.session.uploaded(entry)
             self._sendable.set()
 
     async def _connected(self) -> Transfers:
+        if self._closing:
+            raise DeliveryError("NOT_SENT", cause="this client was closed")
         try:
             async with asyncio.timeout(self.timeout):
                 while self._connection is None:
                     await self._ready.wait()
         except TimeoutError:
-            raise DeliveryError("CONTROLLER_LOST", cause="not connected; it was not sent") from None
+            raise DeliveryError("NOT_SENT", cause=f"no connection within {self.timeout:g} s") from None
         return self._connection.transfers
 
     # ---- replies in
@@ -299,9 +304,8 @@ class Link:
             operation.fail(DeliveryError("MALFORMED_MESSAGE", message=f"{request.response.__name__} ({error})"))
             return
         engine_id = operation.engine_id
-        answer = _calls.Answer(
-            engine_id, reply.outcome, message, {}, partial(self.fetch, engine_id), operation.errors
-        )
+        fetch = partial(_fetch, self, request.owner, engine_id)
+        answer = _calls.Answer(engine_id, reply.outcome, message, {}, fetch, operation.errors)
         blobs = _calls.blobs_of(request.method, message)
         if blobs:
             self._start(self._complete(entry, answer, blobs))
@@ -332,7 +336,7 @@ class Link:
             async with self._slots:
                 transfers = await self._connected()
                 return await transfers.download(engine_id, blob, release=release)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             raise _translated(error) from None
 
     # ---- the cluster
@@ -406,9 +410,17 @@ class Link:
                     await self._drained.wait()
 
 
+def _fetch(link: Link, _owner: object, engine_id: int, blob: value_pb2.Blob) -> Encoded:
+    """Download a blob for a result, which so keeps its client, `_owner`, and with it the connection."""
+    return link.fetch(engine_id, blob)
+
+
 def _translated(error: BaseException) -> DeliveryError:
-    """Return what went wrong on a connection as an error of the table; a cancellation is raised."""
+    """Return what went wrong on a connection as an error of the table; a cancellation of the task is raised."""
     match error:
+        case asyncio.CancelledError() if not _is_cancelling():
+            # gRPC's word for a call whose channel was closed, as it is when the connection is given up.
+            return DeliveryError("CONTROLLER_LOST", cause="the connection was closed")
         case DeliveryError():
             return error
         case grpc.aio.AioRpcError():
@@ -419,6 +431,11 @@ def _translated(error: BaseException) -> DeliveryError:
             return DeliveryError("INTERNAL", cause=f"{type(error).__name__}: {error}", process="client")
         case _:
             raise error
+
+
+def _is_cancelling() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _cause(task: asyncio.Task[None]) -> str:

@@ -118,11 +118,16 @@ def is_forked() -> bool:
     return _forked
 
 
+def is_current() -> bool:
+    """Return whether the calling thread is the loop's."""
+    return _thread is not None and _thread.is_current()
+
+
 def check_wait() -> None:
     """Raise if the calling thread must not wait for an answer: in a forked child, or on the loop's own
     thread."""
     check_fork()
-    if _thread is not None and _thread.is_current():
+    if is_current():
         raise RuntimeError(WOULD_DEADLOCK)
 
 

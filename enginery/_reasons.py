@@ -95,6 +95,7 @@ TABLE: dict[str, Entry] = {
     "WRONG_CLUSTER": Entry(Code.FAILED_PRECONDITION, errors.ConnectionFileError, "that is cluster {cluster_id}, not the one of the connection file", Retry.NEVER),
     # The process
     "SHUTTING_DOWN": Entry(Code.UNAVAILABLE, errors.ControllerLost, "the {process} is shutting down", Retry.LATER),
+    "NOT_SENT": Entry(Code.UNAVAILABLE, errors.ControllerLost, "the call was not sent, and so has not run: {cause}", Retry.SAME_CALL),
     "CONTROLLER_LOST": Entry(Code.UNAVAILABLE, errors.ControllerLost, "the connection to the controller broke ({cause}); the call may have run", Retry.SAME_CALL),
     "INTERNAL": Entry(Code.INTERNAL, errors.EngineryError, "a defect in Enginery ({cause}): see the log of the {process}, and report it", Retry.NEVER),
 }  # fmt: skip

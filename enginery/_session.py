@@ -123,7 +123,7 @@ class Session:
                     )
                 self._room.wait()
             if self._closed:
-                raise DeliveryError("CONTROLLER_LOST", cause="this client was closed, so the call was not sent")
+                raise DeliveryError("NOT_SENT", cause="this client was closed")
             self._unsent_bytes += sum(len(entry.frame) for entry in entries)
             self._unsent_calls += len(entries)
             self._inbox.extend(entries)
@@ -216,7 +216,7 @@ class Session:
         self._outbox = deque(entry for entry in self._outbox if entry.submitted_at >= before)
         self._free(expired)
         for entry in expired:
-            self._fail(entry.operation, DeliveryError("CONTROLLER_LOST", cause=f"{cause}; it was not sent"))
+            self._fail(entry.operation, DeliveryError("NOT_SENT", cause=cause))
 
     def close(self) -> None:
         """End every call and take no more."""
@@ -230,7 +230,7 @@ class Session:
         self._free(unsent)
         cause = "this client was closed"
         for entry in unsent:
-            self._fail(entry.operation, DeliveryError("CONTROLLER_LOST", cause=f"{cause}; it was not sent"))
+            self._fail(entry.operation, DeliveryError("NOT_SENT", cause=cause))
         self.disconnected(cause)
 
     @property

@@ -58,7 +58,7 @@ class Transfers:
             refusal = _status.from_rpc(error)
             if refusal.reason not in _INCOMPLETE:
                 return refusal
-        return DeliveryError("CONTROLLER_LOST", cause="the upload of a value broke off; the call was not sent")
+        return DeliveryError("NOT_SENT", cause="the upload of a value broke off")
 
     async def download(self, engine_id: int, blob: value_pb2.Blob, *, release: bool) -> Encoded:
         """Return the value of `blob`; `release` lets the engine's host forget it."""

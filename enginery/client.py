@@ -164,6 +164,7 @@ class Client:
         self, request: _calls.Request[T], engine_ids: Sequence[int], errors: Errors
     ) -> list[Operation[T]]:
         """Send a call to each engine at once. For views."""
+        request.owner = self
         return self._link.submit(request, engine_ids, errors)
 
     def _kernels(self, engine_ids: list[int]) -> dict[int, str]:

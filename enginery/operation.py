@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import logging
 import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
@@ -14,13 +16,15 @@ from enginery.errors import CompositeError, EngineryError, remote_of
 from enginery.v1 import frame_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from enginery._calls import Answer, Request
     from enginery._decode import Errors
     from enginery.result import Display
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 class _Late(Future[T]):
@@ -80,6 +84,13 @@ class _Late(Future[T]):
         """Wait for the answer in a coroutine. Cancelling the wait does not stop the operation."""
         return asyncio.wrap_future(self).__await__()
 
+    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
+        """Call `fn` with this when it is done, at once if it is. What `fn` raises is logged.
+
+        On the thread that serves all calls that goes for SystemExit and KeyboardInterrupt too.
+        """
+        super().add_done_callback(functools.partial(_call_back, fn))
+
     def _state_text(self) -> str:
         if not self.done():
             return "waiting"
@@ -97,6 +108,15 @@ def _bare(error: Exception) -> Exception:
     if isinstance(error, EngineryError) or remote_of(error) is not None:
         BaseException.with_traceback(error, None)
     return error
+
+
+def _call_back(fn: Callable[[Future[T]], object], future: Future[T]) -> None:
+    try:
+        fn(future)
+    except (SystemExit, KeyboardInterrupt):
+        if not _loop.is_current():
+            raise
+        logger.exception("a done-callback wanted to end the thread that serves all calls: %r", fn)
 
 
 class Operation(_Late[T]):

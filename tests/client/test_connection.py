@@ -249,6 +249,31 @@ def test_a_client_that_is_dropped_ends_its_connection(controller: FakeController
     wait(lambda: not controller._watchers)
 
 
+def test_what_is_left_of_a_dropped_client_is_answered(controller: FakeController) -> None:
+    """An operation that waits, and a result whose value was not fetched yet, keep the connection."""
+    controller.frozen.add(0)
+    operation = enginery.connect(controller.path)[0].execute("b'x' * 3_000_000", block=False)
+    wait(lambda: len(controller.held) == 1)
+    gc.collect()
+    controller.thaw()
+    result = operation.result(10)
+    del operation
+    gc.collect()
+    assert len(result.value) == 3_000_000
+    assert len(controller._watchers) == 1
+    del result
+    gc.collect()
+    wait(lambda: not controller._watchers)
+
+
+def test_a_value_is_not_waited_for_on_a_closed_client(controller: FakeController) -> None:
+    """It says at once why it cannot be had."""
+    with enginery.connect(controller.path) as client:
+        result = client[0].execute("b'x' * 3_000_000")
+    with pytest.raises(ControllerLost, match="closed"):
+        _ = result.value
+
+
 def test_kill_waits_until_the_engines_are_gone(client: enginery.Client, controller: FakeController) -> None:
     """Losing an engine is the success of kill; when it returns the ids are true."""
     client[0].kill()

@@ -105,6 +105,26 @@ def test_callbacks_may_start_calls_but_not_wait(client: enginery.Client, control
     assert "done-callback" in str(seen[2])
 
 
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, ValueError])
+def test_a_callback_that_raises_harms_nobody(
+    client: enginery.Client, controller: FakeController, kind: type[BaseException]
+) -> None:
+    """Not even what ends a thread: it is logged, and the next call is answered."""
+
+    def callback(_: concurrent.futures.Future[object]) -> None:
+        raise kind
+
+    controller.frozen.add(0)
+    operation = client[0].pull("id", block=False)
+    operation.add_done_callback(callback)
+    controller.thaw()
+    assert operation.result(10) == 0
+    assert client[1].pull("id", block=False).result(10) == 1
+    if kind is not ValueError:
+        with pytest.raises(kind):
+            operation.add_done_callback(callback)  # on the caller's own thread it is the caller's
+
+
 def test_several_threads_share_a_client(client: enginery.Client) -> None:
     """Each gets its own answers."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 import enginery
 from enginery._reasons import DeliveryError
-from enginery.errors import BlobNotFound, DataLoss, QueueCleared, ValueTooLarge
+from enginery.errors import BlobNotFound, ControllerLost, DataLoss, QueueCleared, ValueTooLarge
 
 if TYPE_CHECKING:
     from tests.client.fake import FakeController
@@ -85,6 +86,22 @@ def test_a_refused_upload_fails_its_call_and_clears_those_behind(
         behind.result(10)
     assert client[0].execute("1").value == 1
     assert "Push" not in controller.engines[0].asked
+
+
+def test_a_connection_that_breaks_during_an_upload(client: enginery.Client, controller: FakeController) -> None:
+    """The call was not sent, and says so at once; it can be made again."""
+    controller.upload_gate = asyncio.Event()
+    operation = client[0].push({"a": big()}, block=False)
+    link = client._link
+    while not link._transfers:
+        time.sleep(0.001)
+    connection = link._connection
+    assert connection is not None
+    link.thread.loop.call_soon_threadsafe(connection.stream.cancel)  # the client gives the connection up
+    with pytest.raises(ControllerLost, match="not sent"):
+        operation.result(10)
+    controller.upload_gate = None
+    client[0].push({"a": big()})
 
 
 def test_a_damaged_chunk_is_noticed(client: enginery.Client, controller: FakeController) -> None:
