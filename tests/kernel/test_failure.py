@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,10 +26,11 @@ async def test_traceback_with_source_lines(kernel: Driver) -> None:
     """Lines of code typed in show, those of earlier commands too, and nothing of the kernel's own."""
     await kernel.execute("def f(x):\n    return x / 0\n", number=2)
     failure = await _failure(kernel, "y = 1\nf(y)")
+    marks = "    ~^^^\n" if sys.version_info >= (3, 13) else ""
     assert failure.traceback == (
         "Traceback (most recent call last):\n"
         '  File "<execute 3>", line 2, in <module>\n'
-        "    f(y)\n"
+        f"    f(y)\n{marks}"
         '  File "<execute 2>", line 2, in f\n'
         "    return x / 0\n"
         "           ~~^~~\n"
