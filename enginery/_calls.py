@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from enginery import _codec, _ids, _values, result
-from enginery._encoded import Codec, Encoded
+from enginery._encoded import MAX_PROPERTIES, Codec, Encoded
 from enginery._methods import METHODS
 from enginery._reasons import DeliveryError, public
 from enginery.errors import InvalidProperty, SerializationError
@@ -353,9 +353,14 @@ def _pick(namespace: object, keys: str | Sequence[str], names: list[str]) -> Any
 
 
 def set_properties(properties: Mapping[str, object]) -> Request[None]:
-    """Update the properties."""
-    # Never uploaded: an engine takes at most 1 MiB of them, and blobs have no place there.
-    values = {key: _values.to_value(_property(key, value)) for key, value in _checked(properties).items()}
+    """Update the properties. They ride in the request, however large: the engine takes no blobs for them."""
+    encoded = {key: _property(key, value) for key, value in _checked(properties).items()}
+    size = sum(len(key) + value.size for key, value in encoded.items())
+    if size > MAX_PROPERTIES:
+        raise InvalidProperty(
+            f"properties of {size} bytes are over the limit of {MAX_PROPERTIES}: push them instead"
+        )
+    values = {key: _values.to_value(value) for key, value in encoded.items()}
     return _request("SetProperties", engine_pb2.SetPropertiesRequest(properties=values), _nothing)
 
 

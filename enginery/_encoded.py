@@ -6,6 +6,9 @@ import enum
 import os
 from dataclasses import dataclass
 
+MAX_PROPERTIES = 1 << 20
+"""Bytes of all keys and values of an engine's properties, since they travel together with every change."""
+
 
 class Codec(enum.IntEnum):
     """Names of the forms of a value, with the contract's numbers."""

@@ -6,13 +6,11 @@ from collections.abc import Iterator, MutableMapping
 from typing import TYPE_CHECKING
 
 from enginery._codec import decode, encode
-from enginery._encoded import Codec, Encoded
+from enginery._encoded import MAX_PROPERTIES, Codec, Encoded
 from enginery.errors import InvalidProperty, SerializationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-MAX_SIZE = 1 << 20  # bytes of all keys and values, since they travel with every change
 
 
 class Properties(MutableMapping[str, object]):
@@ -52,9 +50,9 @@ class Properties(MutableMapping[str, object]):
     def replace(self, encoded: dict[str, Encoded]) -> None:
         """Take these for all properties; InvalidProperty if they are too large."""
         size = sum(len(key) + value.size for key, value in encoded.items())
-        if size > MAX_SIZE:
+        if size > MAX_PROPERTIES:
             raise InvalidProperty(
-                f"properties of {size} bytes are over the limit of {MAX_SIZE}: push them instead"
+                f"properties of {size} bytes are over the limit of {MAX_PROPERTIES}: push them instead"
             )
         self._encoded = encoded
         self._changed = True
