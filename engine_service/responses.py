@@ -7,7 +7,6 @@ engine to keep; composing a large reply takes time and may run in a thread.
 
 from __future__ import annotations
 
-import codecs
 import platform
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from engine_service.blobs import load, new_blob_id, save
 from enginery import _ids, _values
 from enginery._encoded import Codec, Encoded, Stored
 from enginery._methods import PYTHON_NAMES
+from enginery._output import as_text
 from enginery._reasons import DeliveryError
 from enginery.v1 import engine_pb2, error_pb2, frame_pb2, value_pb2
 
@@ -101,12 +101,12 @@ class Composer:
         """Return output as text, with a mark for its middle if it is long, and then a blob of all, if asked."""
         limit = max(0, min(OUTPUT_INLINE, self._room // 2))
         if len(data) <= limit:
-            text = _text(data)
+            text = as_text(data)
             size = len(text.encode())
             if size <= limit:
                 self._room -= size
                 return text, None
-        blob = self._keep(Encoded(Codec.TEXT, (_text(data).encode(),))) if keep else None
+        blob = self._keep(Encoded(Codec.TEXT, (as_text(data).encode(),))) if keep else None
         where = f"all of it is in blob {blob.blob_id}" if blob else "they were dropped"
         half = limit // 2
         mark = f"\n[{len(data) - 2 * half} bytes left out here; {where}]\n"
@@ -367,13 +367,9 @@ def _loaded(value: Encoded | Stored) -> Encoded:
         value.close()
 
 
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "backslashreplace")
-
-
 def _first(data: bytes, limit: int) -> str:
     """Return the beginning of output, no character cut in two, in at most `limit` bytes of UTF-8."""
-    whole = codecs.getincrementaldecoder("utf-8")("backslashreplace").decode(data[:limit])
+    whole = as_text(data[:limit], final=False)
     return whole.encode()[:limit].decode("utf-8", "ignore")
 
 
@@ -383,5 +379,5 @@ def _last(data: bytes, limit: int) -> str:
     skip = 0
     while skip < min(3, len(tail)) and tail[skip] & 0xC0 == 0x80:
         skip += 1
-    whole = _text(tail[skip:]).encode()
+    whole = as_text(tail[skip:]).encode()
     return whole[max(0, len(whole) - limit) :].decode("utf-8", "ignore")

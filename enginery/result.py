@@ -10,6 +10,7 @@ from google.protobuf import json_format
 
 from enginery import _codec, _values
 from enginery._decode import Errors, to_exception
+from enginery._output import as_text
 from enginery.errors import BlobNotFound, SerializationError
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class ExecuteResult(_ByName):
 
     def _long_output(self, short: str, blob: value_pb2.Blob) -> str:
         try:
-            return b"".join(self._fetch(blob).parts).decode(errors="backslashreplace")
+            return as_text(b"".join(self._fetch(blob).parts))
         except BlobNotFound:
             return short  # its middle is marked as missing
 

@@ -29,9 +29,9 @@ class Awaiting:
         self._interrupts.task = task
         try:
             return self._loop.run_until_complete(task)
-        except asyncio.CancelledError:
-            if self._interrupts.task_cancelled:
-                raise KeyboardInterrupt from None
+        except asyncio.CancelledError as error:
+            if self._interrupts.task_cancelled:  # it shows where it struck
+                raise KeyboardInterrupt().with_traceback(error.__traceback__) from None
             raise
         finally:
             self._interrupts.task = None

@@ -19,6 +19,7 @@ from enginery.errors import (
     KernelDied,
     QueueCleared,
     RemoteError,
+    SerializationError,
     UnpickleableException,
     remote_of,
 )
@@ -156,6 +157,35 @@ def test_engine_properties_are_seen_as_soon_as_a_call_ends(client: enginery.Clie
     while client.engines[0].properties.get("speed") != 3:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_properties_up_to_their_limit(client: enginery.Client) -> None:
+    """Properties of up to 1 MiB travel both ways; more is refused before it is sent."""
+    large = "x" * 900_000
+    client[0].set_properties({"a": large})
+    assert client[0].get_properties() == {"a": large}
+    with pytest.raises(InvalidProperty, match="limit of 1048576"):
+        client[0].set_properties({"b": "x" * (1 << 20)})
+    with pytest.raises(InvalidProperty, match="limit of 1048576"):
+        client[0].set_properties({"b": "x" * 200_000})
+    assert client[0].has_properties(["a", "b"]) == [True, False]
+
+
+def test_a_remote_value_does_not_end_the_callers_script(client: enginery.Client) -> None:
+    """A pulled value whose own code calls sys.exit() is a SerializationError of the caller."""
+    client[0].execute(
+        "class Exits:\n    def __reduce__(self): return exec, ('raise SystemExit(3)',)\nvalue = Exits()"
+    )
+    with pytest.raises(SerializationError, match="SystemExit: 3"):
+        client[0]["value"]
+
+
+def test_binary_output(client: enginery.Client) -> None:
+    """Megabytes that are no text are shown byte by byte, and soon."""
+    result = client[0].execute("import os\nfor _ in range(40): os.write(1, b'\\xff' * 100_000);")
+    began = time.monotonic()
+    assert len(result.stdout) == 4 * 4_000_000
+    assert time.monotonic() - began < 3
 
 
 def test_errors_arrive_as_they_were_raised(client: enginery.Client) -> None:

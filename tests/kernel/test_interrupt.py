@@ -143,3 +143,14 @@ async def test_a_storm_of_interrupts(kernel: Driver) -> None:
         assert failure is not None
         assert failure.category == "INTERRUPTED"
         assert (await kernel.ok("1+1")).text == "2"
+
+
+async def test_an_interrupted_await_shows_where(kernel: Driver) -> None:
+    """The traceback leads to the line that waited, as it does without `await`."""
+    code = (
+        "import asyncio\nasync def wait():\n    await asyncio.sleep(60)\nget_engine().progress(0)\nawait wait()"
+    )
+    reply = await _interrupted(kernel, code)
+    assert reply.failure is not None
+    assert reply.failure.errors[0].type_name == "KeyboardInterrupt"
+    assert "line 3, in wait\n    await asyncio.sleep(60)\n" in reply.failure.traceback
