@@ -35,12 +35,14 @@ setup: $(STAMP)  ## Make the environment in .venv, or renew it after a change of
 
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python from 3.11 on with venv found: install one, or say PYTHON=/path/to/python3" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --upgrade 'pip>=25.1' && $(BIN)/python -m pip install -q -e . --group dev && touch $@
+	@echo "Making the environment in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --upgrade 'pip>=25.1' && $(BIN)/python -m pip install -q -e . --group dev && touch $@
 
 $(VENV)-peers/.made: pyproject.toml
-	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install -q --upgrade 'pip>=25.1' && $(@D)/bin/python -m pip install -q --group peers && touch $@
+	@echo "Making the environment in $(@D)"
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install -q --upgrade 'pip>=25.1' && $(@D)/bin/python -m pip install -q --group peers && touch $@
 
 protos: fix-stubs fix-protos  ## Format the contract and generate its stubs.
 

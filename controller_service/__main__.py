@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import resource
 import shlex
@@ -21,6 +22,8 @@ from controller_service.app import Controller  # noqa: E402
 from enginery import _logs  # noqa: E402
 from enginery._stopping import StopReason, StopRequest  # noqa: E402
 from enginery.errors import EngineryError  # noqa: E402
+
+logger = logging.getLogger("controller_service")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,6 +50,8 @@ async def _run(arguments: argparse.Namespace) -> int:
             if not arguments.life_line:
                 print(_grpcurl(controller), flush=True)
             reason = await _wait(controller, stop)
+            if reason is not None:
+                logger.info("stopping: %s", reason.text)
             await controller.stop()
             return 0 if reason is None else reason.exit_code
     finally:

@@ -88,6 +88,19 @@ async def test_clear_queue_fails_what_waits(engine: EngineUnderTest, tmp_path: P
         assert not running.done()
 
 
+async def test_reset_clears_the_queue(engine: EngineUnderTest, tmp_path: Path) -> None:
+    """What waits when a reset is asked for fails with QUEUE_CLEARED; the reset comes after what runs."""
+    async with asyncio.timeout(20), busy(engine, tmp_path) as running:
+        waiting = asyncio.ensure_future(engine.execute("cleared = 1"))
+        await queued(engine, 1)
+        reset = asyncio.ensure_future(engine.call(engine_pb2.ResetRequest(), engine_pb2.ResetResponse))
+        with pytest.raises(DeliveryError) as caught:
+            await waiting
+        assert caught.value.reason == "QUEUE_CLEARED"
+        assert not running.done()
+    await reset
+
+
 async def test_a_failure_clears_what_its_session_queued_behind_it(
     engine: EngineUnderTest, tmp_path: Path
 ) -> None:
