@@ -411,8 +411,9 @@ class Engine:
         cleared = self.queue.finish(failed=failed)
         self._recent.answer(operation.operation_id, answer)
         if cleared:
-            name = f"{PYTHON_NAMES[operation.work.method]}, operation {_ids.show(operation.operation_id)}"
-            self._fail_all(cleared, self._cleared(f"{name}, before it in the same session failed"))
+            method, operation_id = PYTHON_NAMES[operation.work.method], _ids.show(operation.operation_id)
+            cause = f"{method} failed before it in the same session (operation {operation_id})"
+            self._fail_all(cleared, self._cleared(cause))
         self._begin_next()
 
     # ---- the one task: it watches over the kernel

@@ -114,7 +114,10 @@ class Link:
             except ConnectionFileError as error:
                 text = str(error)
             else:
-                text = f"controller {info.address}: {(await self._connect(info)).text}"
+                failure = await self._connect(info)
+                # its whole text is for callers: "the call may have run"
+                cause = failure.metadata["cause"] if failure.reason == "CONTROLLER_LOST" else failure.text
+                text = f"controller {info.address}: {cause}"
             if self._welcomes > welcomes:
                 delay, complaint = self._first_delay, ""
             if not self._present():
@@ -313,7 +316,8 @@ class Link:
 
     def engine_stopped(self, engine: Engine, reason: str) -> None:
         """Say goodbye for an engine that has stopped; the link ends with the last."""
-        logger.info("engine %d has stopped: %s", engine.engine_id, reason)
+        name = f"engine {engine.engine_id}" if engine.engine_id >= 0 else "an engine that was not registered"
+        logger.info("%s has stopped: %s", name, reason)
         member = self._members[engine.slot]
         self._by_id.pop(engine.engine_id, None)
         self._act(member, member.session.left())

@@ -208,8 +208,8 @@ def main(sock: int, page: int) -> None:
     kernel = Kernel(link, Interrupts(page), start)
     try:
         kernel.seed(start)
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        sys.stderr.write(describe(error, interrupted=False).traceback)
         sys.exit(1)
     try:
         kernel.serve()

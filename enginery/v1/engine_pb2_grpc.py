@@ -45,9 +45,10 @@ class EngineServiceStub(object):
     What user code raises is a RemoteError in a response whose status is OK. Every rpc may fail with
     UNAUTHENTICATED (no or wrong token: use a current connection file), PERMISSION_DENIED (the token's role may not
     call it), INVALID_ARGUMENT (reason says what was wrong: correct the request), UNAVAILABLE and reason ENGINE_AWAY
-    or ENGINE_LOST or SHUTTING_DOWN (the engine is not connected), ABORTED and reason KERNEL_DIED (metadata names
-    signal or exit code: the namespace is lost, the engine is back under the same id with a new incarnation), and
-    RESOURCE_EXHAUSTED and reason QUEUE_FULL or VALUE_TOO_LARGE. Where an rpc lists more, they come on top.
+    or SHUTTING_DOWN (the engine is not connected: call again), ABORTED and reason ENGINE_LOST or ENGINE_STOPPED (the
+    engine is gone) or KERNEL_DIED (metadata names signal or exit code: the namespace is lost, the engine is back
+    under the same id with a new incarnation), and RESOURCE_EXHAUSTED and reason QUEUE_FULL or VALUE_TOO_LARGE. Where
+    an rpc lists more, they come on top.
     """
 
     def __init__(self, channel):
@@ -198,9 +199,10 @@ class EngineServiceServicer(object):
     What user code raises is a RemoteError in a response whose status is OK. Every rpc may fail with
     UNAUTHENTICATED (no or wrong token: use a current connection file), PERMISSION_DENIED (the token's role may not
     call it), INVALID_ARGUMENT (reason says what was wrong: correct the request), UNAVAILABLE and reason ENGINE_AWAY
-    or ENGINE_LOST or SHUTTING_DOWN (the engine is not connected), ABORTED and reason KERNEL_DIED (metadata names
-    signal or exit code: the namespace is lost, the engine is back under the same id with a new incarnation), and
-    RESOURCE_EXHAUSTED and reason QUEUE_FULL or VALUE_TOO_LARGE. Where an rpc lists more, they come on top.
+    or SHUTTING_DOWN (the engine is not connected: call again), ABORTED and reason ENGINE_LOST or ENGINE_STOPPED (the
+    engine is gone) or KERNEL_DIED (metadata names signal or exit code: the namespace is lost, the engine is back
+    under the same id with a new incarnation), and RESOURCE_EXHAUSTED and reason QUEUE_FULL or VALUE_TOO_LARGE. Where
+    an rpc lists more, they come on top.
     """
 
     def GetId(self, request, context):
@@ -538,9 +540,10 @@ class EngineService(object):
     What user code raises is a RemoteError in a response whose status is OK. Every rpc may fail with
     UNAUTHENTICATED (no or wrong token: use a current connection file), PERMISSION_DENIED (the token's role may not
     call it), INVALID_ARGUMENT (reason says what was wrong: correct the request), UNAVAILABLE and reason ENGINE_AWAY
-    or ENGINE_LOST or SHUTTING_DOWN (the engine is not connected), ABORTED and reason KERNEL_DIED (metadata names
-    signal or exit code: the namespace is lost, the engine is back under the same id with a new incarnation), and
-    RESOURCE_EXHAUSTED and reason QUEUE_FULL or VALUE_TOO_LARGE. Where an rpc lists more, they come on top.
+    or SHUTTING_DOWN (the engine is not connected: call again), ABORTED and reason ENGINE_LOST or ENGINE_STOPPED (the
+    engine is gone) or KERNEL_DIED (metadata names signal or exit code: the namespace is lost, the engine is back
+    under the same id with a new incarnation), and RESOURCE_EXHAUSTED and reason QUEUE_FULL or VALUE_TOO_LARGE. Where
+    an rpc lists more, they come on top.
     """
 
     @staticmethod

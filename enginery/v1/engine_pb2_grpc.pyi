@@ -46,9 +46,10 @@ class EngineServiceStub:
     What user code raises is a RemoteError in a response whose status is OK. Every rpc may fail with
     UNAUTHENTICATED (no or wrong token: use a current connection file), PERMISSION_DENIED (the token's role may not
     call it), INVALID_ARGUMENT (reason says what was wrong: correct the request), UNAVAILABLE and reason ENGINE_AWAY
-    or ENGINE_LOST or SHUTTING_DOWN (the engine is not connected), ABORTED and reason KERNEL_DIED (metadata names
-    signal or exit code: the namespace is lost, the engine is back under the same id with a new incarnation), and
-    RESOURCE_EXHAUSTED and reason QUEUE_FULL or VALUE_TOO_LARGE. Where an rpc lists more, they come on top.
+    or SHUTTING_DOWN (the engine is not connected: call again), ABORTED and reason ENGINE_LOST or ENGINE_STOPPED (the
+    engine is gone) or KERNEL_DIED (metadata names signal or exit code: the namespace is lost, the engine is back
+    under the same id with a new incarnation), and RESOURCE_EXHAUSTED and reason QUEUE_FULL or VALUE_TOO_LARGE. Where
+    an rpc lists more, they come on top.
     """
 
     @_typing.overload
@@ -153,9 +154,10 @@ class EngineServiceAsyncStub(EngineServiceStub):
     What user code raises is a RemoteError in a response whose status is OK. Every rpc may fail with
     UNAUTHENTICATED (no or wrong token: use a current connection file), PERMISSION_DENIED (the token's role may not
     call it), INVALID_ARGUMENT (reason says what was wrong: correct the request), UNAVAILABLE and reason ENGINE_AWAY
-    or ENGINE_LOST or SHUTTING_DOWN (the engine is not connected), ABORTED and reason KERNEL_DIED (metadata names
-    signal or exit code: the namespace is lost, the engine is back under the same id with a new incarnation), and
-    RESOURCE_EXHAUSTED and reason QUEUE_FULL or VALUE_TOO_LARGE. Where an rpc lists more, they come on top.
+    or SHUTTING_DOWN (the engine is not connected: call again), ABORTED and reason ENGINE_LOST or ENGINE_STOPPED (the
+    engine is gone) or KERNEL_DIED (metadata names signal or exit code: the namespace is lost, the engine is back
+    under the same id with a new incarnation), and RESOURCE_EXHAUSTED and reason QUEUE_FULL or VALUE_TOO_LARGE. Where
+    an rpc lists more, they come on top.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -256,9 +258,10 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
     What user code raises is a RemoteError in a response whose status is OK. Every rpc may fail with
     UNAUTHENTICATED (no or wrong token: use a current connection file), PERMISSION_DENIED (the token's role may not
     call it), INVALID_ARGUMENT (reason says what was wrong: correct the request), UNAVAILABLE and reason ENGINE_AWAY
-    or ENGINE_LOST or SHUTTING_DOWN (the engine is not connected), ABORTED and reason KERNEL_DIED (metadata names
-    signal or exit code: the namespace is lost, the engine is back under the same id with a new incarnation), and
-    RESOURCE_EXHAUSTED and reason QUEUE_FULL or VALUE_TOO_LARGE. Where an rpc lists more, they come on top.
+    or SHUTTING_DOWN (the engine is not connected: call again), ABORTED and reason ENGINE_LOST or ENGINE_STOPPED (the
+    engine is gone) or KERNEL_DIED (metadata names signal or exit code: the namespace is lost, the engine is back
+    under the same id with a new incarnation), and RESOURCE_EXHAUSTED and reason QUEUE_FULL or VALUE_TOO_LARGE. Where
+    an rpc lists more, they come on top.
     """
 
     @_abc_1.abstractmethod
