@@ -41,7 +41,6 @@ from enginery.v1 import engine_pb2, frame_pb2
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
-    from engine_service.kernel_process import ExitStatus
     from enginery._encoded import Encoded, Stored
 
 logger = logging.getLogger(__name__)
@@ -442,7 +441,7 @@ class Engine:
     def _died(self, exited: KernelExited, operation: Queued[Work], composer: Composer) -> DeliveryError:
         if self.is_stopping:
             return self._stopped_error()
-        error = self._death(exited.status, operation)
+        error = self._death(exited, operation)
         self._fail_waiting(error)  # it was queued for a namespace that is no more
         if operation.work.method == frame_pb2.METHOD_EXECUTE:
             raised = RaisedError(
@@ -454,11 +453,11 @@ class Engine:
                 stored.close()
         return error
 
-    def _death(self, status: ExitStatus, operation: Queued[Work]) -> DeliveryError:
+    def _death(self, exited: KernelExited, operation: Queued[Work]) -> DeliveryError:
         return DeliveryError(
             "KERNEL_DIED",
             engine_id=self.engine_id,
-            cause=status.describe(),
+            cause=exited.describe(),
             method=PYTHON_NAMES[operation.work.method],
             operation_id=_ids.show(operation.operation_id),
         )

@@ -57,6 +57,15 @@ class KernelExited(Exception):
         self.stdout = stdout
         self.stderr = stderr
 
+    def describe(self) -> str:
+        """Return how it ended, for people; of one that ended itself with an error, what it said last."""
+        text = self.status.describe()
+        if self.status.returncode <= 0 or self.status.cause:
+            return text
+        said = self.stderr[-2000:].decode("utf-8", "backslashreplace").split("\n")
+        last = next((line.strip() for line in reversed(said) if line.strip()), "")
+        return f"{text}: {last[:300]}" if last else text
+
 
 def count_oom_kills() -> int:
     """Return how many processes the OOM killer took in our control group, 0 if nobody counts them."""

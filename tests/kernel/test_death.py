@@ -96,7 +96,7 @@ async def test_a_closed_socket_is_the_end() -> None:
     async with running() as kernel, asyncio.timeout(10):
         error = await _death(kernel, "import os; os.closerange(3, 100)")
         assert error.status.returncode != 0
-        assert "closed it" in str(error) or "closed its connection" in str(error)
+        assert "closed it" in error.describe() or "closed its connection" in error.describe()
 
 
 @pytest.mark.parametrize(
