@@ -126,7 +126,7 @@ def test_calls_that_cannot_be_sent_expire() -> None:
     early, late = submit(session, now=1.0), submit(session, now=5.0)
     session.accept()
     session.expire(2.0, "no controller")
-    assert "it was not sent" in str(early.operation.exception())
+    assert "was not sent" in str(early.operation.exception())
     assert not late.operation.done()
     assert sent(session) == [late.call_id]
 
