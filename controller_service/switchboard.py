@@ -74,8 +74,9 @@ class Switchboard:
             return reference
         if not self._references:
             raise DeliveryError("NO_ENGINES_REGISTERED")
-        reason = "MISSING_ENGINE_ID" if engine_id is None else "INVALID_ENGINE_ID"
-        raise DeliveryError(reason, engine_id=engine_id, engine_ids=self._show_ids())
+        if engine_id is None:
+            raise DeliveryError("MISSING_ENGINE_ID", engine_ids=self._show_ids())
+        raise DeliveryError("INVALID_ENGINE_ID", engine_id=engine_id, engine_ids=self._show_ids())
 
     def dismiss_all(self, reason: str) -> None:
         """Ask every connected engine to stop."""

@@ -88,6 +88,7 @@ async def test_bad_metadata(cluster: FakeCluster, given: dict[str, str], reason:
     assert found.reason == reason
     if reason.endswith("ENGINE_ID"):
         assert "0, 1" in found.text
+    assert "None" not in found.metadata.values()
 
 
 async def test_no_engines(cluster: FakeCluster) -> None:
