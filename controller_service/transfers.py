@@ -8,6 +8,7 @@ reader slows its writer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ class _Transfer:
     host: asyncio.Future[_Context]
     refused: asyncio.Future[DeliveryError]
     done: asyncio.Event = field(default_factory=asyncio.Event)
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while something is written to the host, whose end must not come before."""
     answered: bool = False
     moved_at: float = 0.0
     moved_bytes: int = 0
@@ -70,6 +73,7 @@ class Transfers:
         """Start with none. A value of more than `value_limit` bytes is refused."""
         self._value_limit = value_limit
         self._offered: dict[str, _Transfer] = {}
+        self.running: set[_Transfer] = set()
         self._pumps: set[asyncio.Task[Any]] = set()
 
     def __len__(self) -> int:
@@ -82,6 +86,7 @@ class Transfers:
         loop = asyncio.get_running_loop()
         transfer = _Transfer(self._value_limit, loop.create_future(), loop.create_future())
         self._offered[transfer_id] = transfer
+        self.running.add(transfer)
         try:
             await engine.offer(transfer_id, method)
             try:
@@ -91,6 +96,7 @@ class Transfers:
             await self._pump(transfer, engine.engine_id, caller, host)
         finally:
             self._offered.pop(transfer_id, None)
+            self.running.discard(transfer)
             transfer.done.set()
 
     async def accept(self, _requests: object, context: _Context) -> None:
@@ -107,6 +113,9 @@ class Transfers:
             raise DeliveryError("TRANSFER_NOT_FOUND")
         transfer.host.set_result(context)
         await transfer.done.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN), transfer.writing:
+                pass
         if not transfer.answered:
             raise DeliveryError("TRANSFER_NOT_FOUND")  # the caller has gone, or was refused
 
@@ -165,15 +174,16 @@ async def _to_host(transfer: _Transfer, caller: _Context, host: _Context) -> Non
     while isinstance(data := await caller.read(), bytes):
         transfer.moved(data)
         is_open = is_open and not transfer.done.is_set() and not transfer.refused.done()
-        is_open = is_open and await _write(host, frames.embed(frames.TO_HOST, data))
+        is_open = is_open and await _write(transfer, host, frames.embed(frames.TO_HOST, data))
     if is_open and not transfer.done.is_set():
-        await _write(host, _END)
+        await _write(transfer, host, _END)
 
 
-async def _write(host: _Context, message: bytes) -> bool:
+async def _write(transfer: _Transfer, host: _Context, message: bytes) -> bool:
     """Return whether the host could be written to; if not, the other direction learns why."""
     try:
-        await host.write(message)
+        async with transfer.writing:
+            await host.write(message)
     except Exception as error:  # a dead stream shows itself by many types
         logger.debug("a transfer can no longer be written: %r", error)
         return False

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 METHOD = "/enginery.v1.ControllerService/Transfer"
-MAX_RUNNING = 32
+MAX_RUNNING = 128
 MAX_OFFERS = 1_000
 """Transfers that run, and that wait to run, at a time."""
 
@@ -63,27 +63,28 @@ class Transfers:
             await self._channel.close()
 
     async def _run(self, offer: engine_pb2.TransferOffer) -> None:
-        async with self._slots:
-            if self._channel is None:
-                self._channel = open_channel(self._info)
-            open_stream = self._channel.stream_stream(
-                METHOD,
-                request_serializer=engine_pb2.TransferRequest.SerializeToString,
-                response_deserializer=engine_pb2.TransferResponse.FromString,
-            )
-            call: Call = open_stream(metadata=self._info.metadata)
-            try:
-                accept = engine_pb2.TransferAccept(transfer_id=offer.transfer_id)
-                await call.write(engine_pb2.TransferRequest(accept=accept))
+        if self._channel is None:
+            self._channel = open_channel(self._info)
+        open_stream = self._channel.stream_stream(
+            METHOD,
+            request_serializer=engine_pb2.TransferRequest.SerializeToString,
+            response_deserializer=engine_pb2.TransferResponse.FromString,
+        )
+        call: Call = open_stream(metadata=self._info.metadata)
+        try:
+            # At once, since the controller takes one that is not accepted for a host that is not there.
+            accept = engine_pb2.TransferAccept(transfer_id=offer.transfer_id)
+            await call.write(engine_pb2.TransferRequest(accept=accept))
+            async with self._slots:
                 status = await self._serve(offer, call)
-                await call.write(engine_pb2.TransferRequest(status=status.SerializeToString()))
-                await call.done_writing()
-                while isinstance(await call.read(), engine_pb2.TransferResponse):
-                    pass  # what the caller sent after it was refused
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-                logger.debug("a transfer for engine %d ended early: %s", offer.engine_id, error)
-            finally:
-                call.cancel()
+            await call.write(engine_pb2.TransferRequest(status=status.SerializeToString()))
+            await call.done_writing()
+            while isinstance(await call.read(), engine_pb2.TransferResponse):
+                pass  # what the caller sent after it was refused
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            logger.debug("a transfer for engine %d ended early: %s", offer.engine_id, error)
+        finally:
+            call.cancel()
 
     async def _serve(self, offer: engine_pb2.TransferOffer, call: Call) -> status_pb2.Status:
         """Run the streaming call and return the status that the caller is to see."""

@@ -93,6 +93,32 @@ async def test_upload(cluster: FakeCluster) -> None:
     await hosting
 
 
+async def test_a_host_that_answers_before_it_has_read(
+    cluster: FakeCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its stream ends only when nothing is being written on it: gRPC takes one operation at a time."""
+    host = cluster.host()
+    await host.hello()
+
+    async def refuse(side: HostSide) -> None:
+        refusal = _status.to_bytes(DeliveryError("BLOB_EXISTS", blob_id="b"))
+        await until(lambda: any(one.writing.locked() for one in cluster.controller._transfers.running))
+        await side.call.write(engine_pb2.TransferRequest(status=refusal))
+        await until(lambda: all(one.done.is_set() for one in cluster.controller._transfers.running))
+        await side.call.done_writing()
+        while await side.call.read() is not grpc.aio.EOF:
+            pass
+
+    async def first_is_large() -> AsyncIterator[engine_pb2.UploadRequest]:
+        yield engine_pb2.UploadRequest(chunk=value_pb2.Chunk(data=bytes(4 << 20)))
+
+    hosting = asyncio.create_task(serve(cluster, host, refuse))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await cluster.engines.Upload(first_is_large(), metadata=cluster.to(0))
+    await hosting
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_download(cluster: FakeCluster) -> None:
     """The request reaches the host, and every message of the host the caller."""
     host = cluster.host()

@@ -10,6 +10,7 @@ from google.rpc import status_pb2
 
 from engine_service import link as link_module
 from engine_service import stream as stream_module
+from engine_service import transfers as transfers_module
 from engine_service.kernel_process import Reply
 from engine_service.link import Link
 from enginery import _status, _values
@@ -417,6 +418,31 @@ async def _transfer(
                 return messages, _status.from_proto(status).reason if status.code else None
             messages.append(message.message)
     raise AssertionError("no status came")
+
+
+async def test_a_transfer_is_accepted_while_others_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for its turn after that, so that the controller does not take the host for gone."""
+    monkeypatch.setattr(transfers_module, "MAX_RUNNING", 1)
+    async with linked() as host:
+        stream, _ = await host.registered()
+        for name in "ab":
+            stream.send(
+                transfers=[
+                    engine_pb2.TransferOffer(transfer_id=name * 32, engine_id=0, method=frame_pb2.METHOD_UPLOAD)
+                ]
+            )
+        async with asyncio.timeout(10):
+            (first, answer), (second, other) = [await host.controller.transfers.get() for _ in "ab"]
+            accepted = {(await anext(incoming)).accept.transfer_id for incoming in (first, second)}
+            assert accepted == {"a" * 32, "b" * 32}
+            for outgoing in (answer, other):
+                outgoing.put_nowait(engine_pb2.TransferResponse(end=True))
+            for incoming in (first, second):
+                status = status_pb2.Status.FromString((await anext(incoming)).status)
+                assert _status.from_proto(status).reason == "PROTOCOL_ERROR"
+        answer.put_nowait(None)
+        other.put_nowait(None)
+        stream.end()
 
 
 async def test_a_transfer_whose_caller_has_gone_is_forgotten() -> None:
