@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument(
         "--advertise",
+        type=_address,
         default="",
         metavar="HOST[:PORT]",
         help="address that engines and clients should use, if it differs from the bound one",
@@ -116,6 +118,16 @@ def from_arguments(arguments: argparse.Namespace) -> Config:
         waiting_limit=arguments.waiting_limit,
         temporary=arguments.temporary,
     )
+
+
+def _address(text: str) -> str:
+    host, colon, port = text.rpartition(":") if text.count(":") == 1 or "]:" in text else (text, "", "")
+    good = re.fullmatch(r"\[[0-9A-Fa-f:.]+\]|[0-9A-Fa-f:]+|[A-Za-z0-9_.-]+", host) is not None
+    if colon:
+        good = good and port.isascii() and port.isdigit() and 0 < int(port) <= _HIGHEST_PORT
+    if text and not good:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST or HOST:PORT")
+    return text
 
 
 def _port(text: str) -> int:

@@ -27,6 +27,7 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from enginery._files import check_private_directory, make_private_directory, read_private, write_private
 from enginery.errors import EngineryError, StateDirectoryInUse
@@ -35,6 +36,8 @@ VARIABLE = "ENGINERY_STATE_DIR"
 """Environment variable that names the state directory."""
 
 _MAX_SOCKET_PATH = 100  # bytes; the system's limit is 108 on Linux and 104 on macOS, the end included
+_TOKEN_LENGTH = 32  # characters at least
+_HIGHEST_PORT = 65_535
 _LOCK_PATIENCE = 0.3  # seconds: `discover` probes the lock for a moment
 
 
@@ -206,12 +209,12 @@ class StateDirectory:
         """Return what is kept of the cluster, made now if there is nothing. For the holder of the lock only."""
         path = self.path / "cluster.json"
         try:
-            return ClusterIdentity(**json.loads(read_private(path)))
+            return _identity(json.loads(read_private(path)))
         except FileNotFoundError:
             identity = ClusterIdentity(str(uuid.uuid4()), secrets.token_urlsafe(32), secrets.token_urlsafe(32))
             self.save_identity(identity)
             return identity
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise EngineryError(f"{path} cannot be used ({error}): remove it to start a new cluster") from error
 
     def save_identity(self, identity: ClusterIdentity) -> None:
@@ -278,6 +281,22 @@ class StateDirectory:
             else:
                 link.unlink(missing_ok=True)
         return sorted(found, key=lambda state: state.path)
+
+
+def _identity(fields: Any) -> ClusterIdentity:
+    """Return what a file says; ValueError or TypeError if it is not whole. An empty token would let anybody in."""
+    identity = ClusterIdentity(**fields)
+    for name in ("engine_token", "client_token"):
+        if not isinstance(fields[name], str) or len(fields[name]) < _TOKEN_LENGTH:
+            raise ValueError(f"{name} is damaged")
+    for name in ("port", "controller_epoch"):
+        if type(fields.get(name, 0)) is not int:
+            raise ValueError(f"{name} is {fields[name]!r}")
+    if not 0 <= identity.port <= _HIGHEST_PORT:
+        raise ValueError(f"port is {identity.port}")
+    if str(uuid.UUID(str(identity.cluster_id))) != fields["cluster_id"]:
+        raise ValueError(f"cluster_id is {identity.cluster_id!r}")
+    return identity
 
 
 def _start_time(pid: int) -> float | None:

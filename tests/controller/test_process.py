@@ -113,7 +113,16 @@ async def test_insecure_is_for_loopback(tmp_path: Path) -> None:
     assert "--insecure is refused" in err
 
 
-@pytest.mark.parametrize("options", [("--port", "70000"), ("--lease", "0"), ("--value-limit", "-1")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--port", "70000"),
+        ("--lease", "0"),
+        ("--value-limit", "-1"),
+        ("--advertise", "two words"),
+        ("--advertise", "host:0"),
+    ],
+)
 async def test_impossible_options(tmp_path: Path, options: tuple[str, str]) -> None:
     """Options out of range are refused by name."""
     code, _, err = await finish(start(tmp_path / "state", *options))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -75,6 +76,27 @@ def test_damaged_identity_is_named(state: StateDirectory) -> None:
     """A file that cannot be read is an error that names it, never a new identity in silence."""
     (state.path / "cluster.json").write_text("{")
     (state.path / "cluster.json").chmod(0o600)
+    with pytest.raises(EngineryError, match=r"cluster\.json cannot be used"):
+        state.load_identity()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"port": "x"},
+        {"port": 70_000},
+        {"controller_epoch": "x"},
+        {"cluster_id": 5},
+        {"cluster_id": "../c"},
+        {"engine_token": ""},
+        {"client_token": None},
+    ],
+)
+def test_spoilt_identity_is_named(state: StateDirectory, damage: dict[str, object]) -> None:
+    """So is a part that is wrong: above all a token that is empty, which everybody has."""
+    path = state.path / "cluster.json"
+    state.load_identity()
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
     with pytest.raises(EngineryError, match=r"cluster\.json cannot be used"):
         state.load_identity()
 
