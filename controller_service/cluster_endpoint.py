@@ -20,7 +20,7 @@ from enginery._reasons import DeliveryError
 from enginery.v1 import cluster_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import grpc.aio
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _DEFAULT_PAGE = 100
 _LARGEST_PAGE = 1_000
 _PAGE_BYTES = 1 << 20  # properties may be large, and a message stays below 4 MiB
-_MAX_UNREAD = 16 << 20  # bytes of changes that a watcher may leave unread
+_MAX_UNREAD = 64 << 20  # bytes of changes that a watcher may leave unread
 _PREFIX = "after:"
 
 
@@ -85,11 +85,9 @@ class ClusterEndpoint:
             change.reason = event.reason
             stream.send(cluster_pb2.WatchEnginesResponse(events=(change,)).SerializeToString())
 
-        registered = _KINDS["REGISTERED"]
-        snapshot = cluster_pb2.WatchEnginesResponse(
-            events=[cluster_pb2.EngineEvent(kind=registered, engine=show(engine)) for engine in self._registry],
-            snapshot=True,
-        )
+        snapshot, rest = _snapshot(self._registry)
+        for change in rest:
+            stream.send(cluster_pb2.WatchEnginesResponse(events=(change,)).SerializeToString())
         self._registry.observers.subscribe(observe)
         try:
             # Before the stream's writer starts, since a batch would merge changes into the snapshot.
@@ -119,6 +117,27 @@ class ClusterEndpoint:
         """Begin to stop."""
         self._shut_down(request.keep_engines)
         return cluster_pb2.ShutdownResponse()
+
+
+def _snapshot(
+    engines: Iterable[Registration],
+) -> tuple[cluster_pb2.WatchEnginesResponse, list[cluster_pb2.EngineEvent]]:
+    """Return the whole list, and the properties that have no room in its message as changes to follow it."""
+    snapshot = cluster_pb2.WatchEnginesResponse(snapshot=True)
+    rest = []
+    total = 0
+    for engine in engines:
+        shown = show(engine)
+        size = shown.ByteSize()
+        if total + size > _PAGE_BYTES and shown.properties:
+            rest.append(cluster_pb2.EngineEvent(kind=_KINDS["PROPERTIES_CHANGED"], engine=shown))
+            shown = cluster_pb2.Engine()
+            shown.CopyFrom(rest[-1].engine)
+            shown.ClearField("properties")
+            size = shown.ByteSize()
+        total += size
+        snapshot.events.add(kind=_KINDS["REGISTERED"], engine=shown)
+    return snapshot, rest
 
 
 _KINDS = {name.removeprefix("ENGINE_EVENT_KIND_"): value for name, value in cluster_pb2.EngineEventKind.items()}

@@ -296,8 +296,9 @@ class WatchEnginesResponse(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     snapshot: _builtins.bool
-    """(Optional) True on the first message: its events are the whole list, every other engine is gone. Absent means
-    that the events add to what is known.
+    """(Optional) True on the first message: its events are the whole list, every other engine is gone. Properties
+    that have no room in it follow as ENGINE_EVENT_KIND_PROPERTIES_CHANGED. Absent means that the events add to
+    what is known.
     """
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___EngineEvent]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,27 @@ async def test_watch(cluster: FakeCluster) -> None:
     observers = cluster.controller.registry.statistics().observers
     watch.cancel()
     await until(lambda: cluster.controller.registry.statistics().observers == observers - 1)
+
+
+async def test_watch_of_engines_with_large_properties(cluster: FakeCluster) -> None:
+    """The first message lists all engines whatever they hold; what has no room in it follows."""
+    host = cluster.host()
+    large = {"large": value_pb2.Value(text="x" * 900_000)}
+    for slot in range(10):
+        await host.hello(slot, properties=large)
+    watch = cluster.cluster.WatchEngines(cluster_pb2.WatchEnginesRequest(), metadata=cluster.metadata)
+    engines: dict[int, cluster_pb2.Engine] = {}
+    first = True
+    async with asyncio.timeout(10):
+        while not engines or not all(engine.properties for engine in engines.values()):
+            message = await watch.read()
+            assert isinstance(message, cluster_pb2.WatchEnginesResponse)
+            assert message.snapshot is first
+            assert message.ByteSize() < 4 << 20
+            engines.update({event.engine.engine_id: event.engine for event in message.events})
+            assert len(engines) == 10
+            first = False
+    watch.cancel()
 
 
 async def test_info(cluster: FakeCluster) -> None:
