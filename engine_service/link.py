@@ -108,18 +108,21 @@ class Link:
         delay = self._first_delay
         complaint = ""
         while self._present():
-            welcomes = self._welcomes
+            welcomes, superseded = self._welcomes, False
             try:
                 info = await asyncio.to_thread(self._read_connection)
             except ConnectionFileError as error:
                 text = str(error)
             else:
                 failure = await self._connect(info)
+                superseded = failure.reason == "SUPERSEDED"  # by a process that was cloned from this one
                 # its whole text is for callers: "the call may have run"
                 cause = failure.metadata["cause"] if failure.reason == "CONTROLLER_LOST" else failure.text
                 text = f"controller {info.address}: {cause}"
             if self._welcomes > welcomes:
                 delay, complaint = self._first_delay, ""
+            if superseded:
+                delay = _MAX_DELAY  # or the two would push each other out without end
             if not self._present():
                 return
             if text != complaint:  # once is enough while nothing changes

@@ -200,6 +200,28 @@ async def test_a_stream_that_is_not_read_is_left_even_while_calls_are_paused(
         again.end()
 
 
+async def test_a_host_that_is_superseded_does_not_push_back_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another process has its host_id, as a copy of a machine does: the two must not take turns in a rush."""
+    pauses: list[float] = []
+    paused = asyncio.Event()
+
+    async def pause(_link: Link, seconds: float) -> None:
+        pauses.append(seconds)
+        paused.set()
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(Link, "_pause", pause)
+    async with linked() as host:
+        stream, _ = await host.registered()
+        stream.end(DeliveryError("SUPERSEDED"))
+        await asyncio.wait_for(paused.wait(), 10)
+        assert pauses[0] >= 4.0
+        again, _ = await host.registered()
+        again.end()
+
+
 async def test_a_fenced_engine_stops_and_the_others_stay() -> None:
     """FENCED names one engine; it stops, its neighbour serves on."""
     async with linked(2) as host:
