@@ -284,7 +284,7 @@ class StateDirectory:
 
 
 def _identity(fields: Any) -> ClusterIdentity:
-    """Return what a file says; ValueError or TypeError if it is not whole. An empty token would let anybody in."""
+    """Return what a file says; ValueError or TypeError if it is not whole: an empty token lets anybody in."""
     identity = ClusterIdentity(**fields)
     for name in ("engine_token", "client_token"):
         if not isinstance(fields[name], str) or len(fields[name]) < _TOKEN_LENGTH:
