@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 METHOD = "/enginery.v1.ControllerService/Transfer"
-MAX_RUNNING = 128
+MAX_RUNNING = 64
 MAX_OFFERS = 1_000
 """Transfers that run, and that wait to run, at a time."""
 
