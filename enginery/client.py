@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, SupportsIndex, TypeVar, overload
 
 from enginery import _calls, _connection_file, _find
@@ -103,6 +103,14 @@ class Client:
     def __bool__(self) -> bool:
         """Return True: a client is something even while there are no engines."""
         return True
+
+    def __iter__(self) -> Iterator[EngineView]:
+        """Iterate over a view of each engine there is now."""
+        return iter([EngineView(self, engine_id, self.errors) for engine_id in self.ids])
+
+    def __contains__(self, engine_id: object) -> bool:
+        """Return whether an engine of that id is registered."""
+        return engine_id in self.ids
 
     def wait_for_engines(self, n: int = 1, timeout: float = 60.0) -> list[int]:
         """Wait until at least `n` engines are registered and return their ids.

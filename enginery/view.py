@@ -23,8 +23,9 @@ class EngineView:
 
     Calls wait for their answer; with `block=False` they return an Operation at once. Calls on one engine run
     one at a time in the order in which they were made. One that fails clears what this client had queued behind
-    it, which then fails with QueueCleared. If the connection breaks while a call waits it is ControllerLost; if
-    the engine is gone, InvalidEngineID or EngineLost; if its process died, KernelDied.
+    it, which then fails with QueueCleared. Ctrl-C ends the waiting, `interrupt` ends it. If the connection
+    breaks while a call waits it is ControllerLost; if the engine is gone, InvalidEngineID or EngineLost; if its
+    process died, KernelDied.
     """
 
     def __init__(self, client: Client, engine_id: int, errors: Errors) -> None:
@@ -99,8 +100,9 @@ class EngineView:
         """Call a function with arguments and return its value; a text names a callable of the engine.
 
         A function of the caller's `__main__` has the engine's namespace as its globals. What a coroutine
-        function returns is awaited there. What it raises is raised here. SerializationError, before anything is
-        sent, if the function or an argument cannot be pickled.
+        function returns is awaited there. What it raises is raised here; what it prints is `stdout` of the
+        Operation, so with `block=False`. SerializationError, before anything is sent, if the function or an
+        argument cannot be pickled.
         """
         return self._do(_calls.apply(function, args, kwargs), block)
 
@@ -316,6 +318,8 @@ class EngineView:
     def __setitem__(self, key: str, value: object) -> None:
         """Push one name."""
         self.push({key: value})
+
+    __iter__ = None  # or Python would ask for the names 0, 1, 2, ...
 
     def __repr__(self) -> str:
         """Show the engine and whether it is there."""

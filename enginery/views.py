@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from enginery import _calls
 from enginery.errors import NoEnginesRegistered
 from enginery.operation import Group, gather
+from enginery.view import EngineView
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 
     from enginery._decode import Errors
     from enginery.client import Client
@@ -291,6 +292,12 @@ class EnginesView:
     def __len__(self) -> int:
         """Return how many engines there are in it."""
         return len(self.targets)
+
+    def __iter__(self) -> Iterator[EngineView]:
+        """Iterate over a view of each engine, in target order."""
+        return iter([EngineView(self._client, engine_id, self.errors) for engine_id in self.targets])
+
+    __contains__ = None  # names, or engines? `in` would look through the engines for either
 
     def __bool__(self) -> bool:
         """Return True: a view is something even while it has no engines."""

@@ -146,6 +146,17 @@ def test_views_are_fixed_or_follow(client: enginery.Client, controller: FakeCont
     assert client[[2, 0]].targets == [2, 0]
 
 
+def test_iterating_gives_engines(client: enginery.Client) -> None:
+    """Of a client and of a view of several: a view of each. One engine is no sequence; no name is looked up."""
+    assert [engine.id for engine in client] == [0, 1]
+    assert [engine.id for engine in client[[1, 0]]] == [1, 0]
+    assert 0 in client
+    assert 7 not in client
+    for wrong in (lambda: list(client[0]), lambda: "a" in client[0], lambda: "a" in client[:]):  # type: ignore[call-overload,operator]
+        with pytest.raises(TypeError, match=r"iter|contain"):
+            wrong()
+
+
 def test_engines_that_are_not_there(client: enginery.Client, controller: FakeController) -> None:
     """An unknown id is InvalidEngineID and says which there are; what is no id is TypeError."""
     for wrong in (7, -1, [0, 7], slice(5, 9), []):
