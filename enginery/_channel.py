@@ -66,7 +66,7 @@ def prepare_grpc() -> None:
     """Set environment defaults that gRPC reads when it is imported. What the user set stays."""
     if "grpc" in sys.modules:
         return
-    # User code and the launchers fork; the fork handlers only print noise here.
+    # User code and the launchers fork; gRPC's fork handlers print noise then, and have crashed the child.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     if "GRPC_EXPERIMENTS" not in os.environ and _experiments_known():

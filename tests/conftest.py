@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from enginery._channel import prepare_grpc
+
+prepare_grpc()  # as every program of ours does, before a test imports grpc by itself
+
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 

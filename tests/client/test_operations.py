@@ -178,9 +178,9 @@ def test_a_forked_child_is_told(client: enginery.Client, controller: FakeControl
                 told += "spawn" in str(error)
         os.write(write_end, str(told).encode())
         os._exit(0)
+    os.close(write_end)
     os.waitpid(child, 0)
     assert os.read(read_end, 10) == b"4"
     os.close(read_end)
-    os.close(write_end)
     controller.thaw()
     assert pending.result(5) == 0
