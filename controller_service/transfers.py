@@ -20,6 +20,7 @@ from google.rpc import status_pb2
 from controller_service import frames
 from enginery._engine import DEFAULT_VALUE_LIMIT
 from enginery._reasons import Code, DeliveryError
+from enginery._serving import abort
 from enginery._status import DETAILS_KEY, to_proto
 from enginery.v1 import engine_pb2
 
@@ -140,7 +141,7 @@ class Transfers:
         await asyncio.wait({up}, timeout=_DRAIN)
         if status.code != Code.OK:
             details = ((DETAILS_KEY, status.SerializeToString()),)
-            await caller.abort(_CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, details)
+            await abort(caller, _CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, details)
 
     def _start(self, pump: Coroutine[Any, Any, _Result]) -> asyncio.Task[_Result]:
         task = asyncio.create_task(pump)

@@ -7,6 +7,7 @@ Handlers must be those of grpc.aio: coroutines or async generators.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import inspect
@@ -204,7 +205,23 @@ def _checked(decode: Callable[[bytes], Any] | None, method: str) -> Callable[[by
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: DeliveryError) -> NoReturn:
     status_text = error.text.encode("ascii", "backslashreplace")[:1024].decode("ascii")
-    await context.abort(grpc_code(error), status_text, trailers(error))
+    await abort(context, grpc_code(error), status_text, trailers(error))
+
+
+async def abort(
+    context: grpc.aio.ServicerContext[Any, Any],
+    code: grpc.StatusCode,
+    text: str,
+    trailing: tuple[tuple[str, bytes], ...],
+) -> NoReturn:
+    """End an rpc with a status. A caller who has gone meanwhile cannot be told, which is nobody's defect."""
+    try:
+        await context.abort(code, text, trailing)
+    except grpc.aio.AbortError:
+        raise
+    except Exception as failure:  # grpc has no public type for it
+        logger.debug("a caller has gone before it was told %s (%s): %r", code.name, text, failure)
+        raise asyncio.CancelledError from None
     raise AssertionError("abort returned")  # it always raises; its stub says otherwise
 
 

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from enginery import _status
 from enginery._channel import open_channel
 from enginery._reasons import DeliveryError
-from enginery._serving import Authorizer, check_insecure, is_loopback, token_digest
+from enginery._serving import Authorizer, abort, check_insecure, is_loopback, token_digest
 from enginery.errors import EngineryError
 from enginery.v1 import cluster_pb2
 
@@ -210,3 +210,15 @@ async def test_the_certificate_must_be_of_the_cluster(served: Served) -> None:
                 b"", metadata=stranger.metadata, timeout=5
             )
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_caller_who_has_gone_is_no_defect(caplog: pytest.LogCaptureFixture) -> None:
+    """The status cannot be sent any more: the rpc counts as cancelled, and no traceback is logged."""
+
+    class Gone:
+        async def abort(self, *_: object) -> None:
+            raise RuntimeError("the call is over")
+
+    with pytest.raises(asyncio.CancelledError):
+        await abort(Gone(), grpc.StatusCode.NOT_FOUND, "no", ())  # type: ignore[arg-type]
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
