@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 
 from engine_service.servicer import engine_handlers
-from enginery._certificates import make_request
+from enginery._certificates import issuer, make_request
 from enginery._channel import SERVER_OPTIONS
 from enginery._methods import ENGINE_SERVICE
 from enginery._serving import (
@@ -26,6 +26,7 @@ from enginery._serving import (
     server_credentials,
     service_roles,
 )
+from enginery.errors import CertificateError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +56,7 @@ class DirectPort:
         self._reserved: socket.socket | None = _reserve(bind, port)
         self.port: int = self._reserved.getsockname()[1]
         self._server: grpc.aio.Server | None = None
-        self._known: tuple[str, bytes] | None = None
+        self._known: tuple[str, bytes, bytes] | None = None
 
     @property
     def addresses(self) -> list[str]:
@@ -70,9 +71,15 @@ class DirectPort:
     async def open(self, cluster_id: str, certificate: str, client_token_digest: bytes) -> None:
         """Serve clients that have the token of this digest; without a certificate in plaintext, on loopback.
 
-        Called again with the same cluster and digest it does nothing; with others it serves those alone.
+        Called again with the same cluster, digest and authority it does nothing; with others, or with TLS in
+        the place of plaintext, it serves those alone.
         """
-        if self._known == (cluster_id, client_token_digest):
+        try:
+            known = (cluster_id, client_token_digest, issuer(certificate.encode()) if certificate else b"")
+        except CertificateError:
+            logger.exception("the host's own port stays as it is")
+            return
+        if self._known == known:
             return
         if self._server is not None:
             await self._server.stop(_GRACE)
@@ -101,7 +108,7 @@ class DirectPort:
             await server.stop(None)
             return
         self._server = server
-        self._known = (cluster_id, client_token_digest)
+        self._known = known
         self._let_go()
         logger.info("direct calls at %s", ", ".join(self.addresses))
 

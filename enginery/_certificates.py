@@ -51,6 +51,16 @@ def make_request() -> tuple[bytes, bytes]:
     return _key_pem(key), request.public_bytes(serialization.Encoding.PEM)
 
 
+def issuer(certificate_pem: bytes) -> bytes:
+    """Return what names the authority that signed a certificate; CertificateError if it is damaged."""
+    try:
+        certificate = x509.load_pem_x509_certificate(certificate_pem)
+        extension = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise CertificateError(f"the certificate is damaged: {error}") from error
+    return extension.value.key_identifier or b""
+
+
 class Authority:
     """Signs the certificates of one cluster."""
 

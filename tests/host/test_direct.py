@@ -121,3 +121,21 @@ async def test_a_new_token_replaces_the_old(tmp_path: Path) -> None:
                     assert await reason(call) == expected
                 else:
                     assert (await call).engine_id == 0
+
+
+async def test_a_new_authority_replaces_the_old(tmp_path: Path) -> None:
+    """After --insecure, or with another authority, the port does not stay as it was: true TLS or none."""
+    (tmp_path / "new").mkdir()
+    authority = Authority.load_or_create(tmp_path / "new")
+    async with open_port(tmp_path) as (_, port):
+        await port.open(CLUSTER, "", token_digest("client"))
+        for certificate in (
+            authority.sign_request(port.certificate_request.encode(), host_name(CLUSTER)).decode(),
+            "damaged",
+        ):
+            await port.open(CLUSTER, certificate, token_digest("client"))
+            info = as_client(authority, port)
+            async with open_channel(info) as channel:
+                stub = engine_pb2_grpc.EngineServiceStub(channel)
+                answer = await stub.GetId(engine_pb2.GetIdRequest(), metadata=info.metadata)
+                assert answer.engine_id == 0
