@@ -382,11 +382,17 @@ class Link:
         keeper, self._keeper = self._keeper, None
         if keeper is None:
             return
-        await self._flush()
+        try:
+            await self._flush()
+            self._closing = True
+            self._sendable.set()
+            if self.session.waiting_count:  # or the controller might never see the last calls
+                await asyncio.wait({keeper}, timeout=_LINGER)
+        finally:  # Ctrl-C ends the waiting, not the closing
+            await self._end(keeper)
+
+    async def _end(self, keeper: asyncio.Task[None]) -> None:
         self._closing = True
-        self._sendable.set()
-        if self.session.waiting_count:  # or the controller might never see the last calls
-            await asyncio.wait({keeper}, timeout=_LINGER)
         keeper.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
         self.session.close()

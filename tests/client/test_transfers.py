@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +104,22 @@ def test_a_connection_that_breaks_during_an_upload(client: enginery.Client, cont
         operation.result(10)
     controller.upload_gate = None
     client[0].push({"a": big()})
+
+
+def test_ctrl_c_while_closing_closes(controller: FakeController) -> None:
+    """It ends the wait for what is not sent yet, which is told so; nothing of the client is left."""
+    controller.upload_gate = asyncio.Event()
+    client = enginery.connect(controller.path)
+    operation = client[0].push({"a": big()}, block=False)
+    main = threading.main_thread().ident
+    assert main is not None
+    threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        client.close()
+    with pytest.raises(ControllerLost, match="closed"):
+        operation.result(10)
+    assert client.closed
+    client.close()
 
 
 def test_a_damaged_chunk_is_noticed(client: enginery.Client, controller: FakeController) -> None:
