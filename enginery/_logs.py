@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +27,7 @@ def setup(process: str, level: str = "info", file: Path | None = None) -> None:
 
     If stderr is that file already, because the starter made it so to catch crashes as well, lines come once.
     """
-    formatter = logging.Formatter(_FORMAT.format(process=process))
+    formatter = _Formatter(_FORMAT.format(process=process))
     handlers: list[logging.Handler] = []
     if file is not None:
         fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -46,6 +46,16 @@ def setup(process: str, level: str = "info", file: Path | None = None) -> None:
         handler.setFormatter(formatter)
         root.addHandler(handler)
     root.setLevel(level.upper())
+
+
+class _Formatter(logging.Formatter):
+    """Shows what others said, such as a host's reason to leave, so that it cannot pose as a line of its own."""
+
+    _CONTROLS: ClassVar = {code: f"\\x{code:02x}" for code in (*range(32), 127) if chr(code) not in "\n\t"}
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base class's name
+        """Return the line; further lines of the message are indented, control characters escaped."""
+        return super().formatMessage(record).translate(self._CONTROLS).replace("\n", "\n    ")
 
 
 def claim(directory: Path, process: str) -> tuple[Path, int]:

@@ -28,25 +28,27 @@ class Shell:
     """Where state directories are made."""
     environment: dict[str, str]
 
-    def start(self, *arguments: str, **more: str) -> subprocess.Popen[str]:
-        """Start `enginery ARGUMENTS`; `more` is environment."""
-        return subprocess.Popen(
+    @contextlib.contextmanager
+    def start(self, *arguments: str, **more: str) -> Iterator[subprocess.Popen[str]]:
+        """Start `enginery ARGUMENTS`; `more` is environment. A test that fails does not leave it running."""
+        with subprocess.Popen(
             [sys.executable, "-m", "enginery", *arguments],
             env=self.environment | more,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-        )
+        ) as process:
+            try:
+                yield process
+            except BaseException:
+                process.kill()
+                raise
 
     def run(self, *arguments: str, code: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
         """Run `enginery ARGUMENTS` to its end, which must have the exit code `code` and no traceback."""
         with self.start(*arguments, **more) as process:
-            try:
-                out, error = process.communicate(timeout=TIMEOUT)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
+            out, error = process.communicate(timeout=TIMEOUT)
         assert process.returncode == code, (process.returncode, out, error)
         if code != 1:
             assert "Traceback" not in error, error

@@ -72,7 +72,7 @@ def test_engines_wait_for_a_controller(shell: Shell, number: signal.Signals) -> 
     """Started first, they wait; a signal ends them cleanly; so does the end of the cluster."""
     with shell.start("engine", "-n", "1") as waiting:
         eventually(lambda: len(shell.processes()) >= 2, shell.processes)
-        wait_for(waiting, "wait for")
+        wait_for(waiting, "waits for")
         waiting.send_signal(number)
         _, error = waiting.communicate(timeout=20)
         assert waiting.returncode == 128 + number
@@ -83,7 +83,7 @@ def test_engines_wait_for_a_controller(shell: Shell, number: signal.Signals) -> 
 def test_an_engine_comes_before_its_controller(shell: Shell) -> None:
     """The engine finds the controller that is started after it."""
     with shell.start("engine") as engine:
-        wait_for(engine, "wait for")
+        wait_for(engine, "waits for")
         with shell.start("controller") as controller:
             wait_for(engine, "registered")
             assert shell.run("exec", "6 * 7").stdout == "42\n"

@@ -99,3 +99,14 @@ def test_lone_surrogates_are_logged(tmp_path: Path) -> None:
     path = tmp_path / "x.log"
     run("_logs.setup('host', 'info', Path(sys.argv[1])); logging.info('a\\udcffb')", str(path))
     assert "a\\udcffb" in path.read_text()
+
+
+def test_a_message_cannot_pose_as_a_line_of_its_own(
+    root_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Further lines of a message are indented, and control characters are shown, not sent to the terminal."""
+    _logs.setup("controller")
+    logging.getLogger("test").info("engine %d: gone: %s", 3, "bye\n2026-01-01 ERROR   forged\x1b[2J")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("engine 3: gone: bye")
+    assert second == "    2026-01-01 ERROR   forged\\x1b[2J"
