@@ -65,8 +65,12 @@ async def call(
 
 
 async def refusal(info: ConnectionInfo, method: str, data: bytes = b"", **options: object) -> DeliveryError:
-    answer = await call(info, method, data, **options)  # type: ignore[arg-type]
-    assert isinstance(answer, DeliveryError), answer
+    """Return why a call is refused. grpc hides that if the refusal comes just while it writes: then ask again."""
+    for _ in range(5):
+        answer = await call(info, method, data, **options)  # type: ignore[arg-type]
+        assert isinstance(answer, DeliveryError), answer
+        if answer.reason != "CONTROLLER_LOST":
+            break
     return answer
 
 
