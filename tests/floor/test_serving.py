@@ -65,13 +65,13 @@ async def call(
 
 
 async def refusal(info: ConnectionInfo, method: str, data: bytes = b"", **options: object) -> DeliveryError:
-    """Return why a call is refused. grpc hides that if the refusal comes just while it writes: then ask again."""
+    """Return why a call is refused. gRPC hides it if the refusal comes amid a write: then ask again."""
     for _ in range(5):
         answer = await call(info, method, data, **options)  # type: ignore[arg-type]
         assert isinstance(answer, DeliveryError), answer
         if answer.reason != "CONTROLLER_LOST":
-            break
-    return answer
+            return answer
+    raise AssertionError(f"{method}: no status in five tries")
 
 
 @pytest.mark.parametrize("kind", KINDS)
