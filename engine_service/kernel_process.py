@@ -27,9 +27,8 @@ from typing import TYPE_CHECKING, Any, Self
 import psutil
 
 from engine_service.kernel_exit import ExitStatus, KernelExited, count_oom_kills
-from engine_service.kernel_frames import FrameReader, rest
-from engine_service.kernel_output import OutputBuffer
-from engine_service.kernel_wire import (
+from engine_service.kernel_frames import FrameReader, WireError, rest
+from engine_service.kernel_messages import (
     Command,
     DisplayData,
     Failure,
@@ -38,11 +37,9 @@ from engine_service.kernel_wire import (
     Reply,
     Start,
     Transferred,
-    WireError,
-    read_from_kernel,
-    write_command,
-    write_start,
 )
+from engine_service.kernel_output import OutputBuffer
+from engine_service.kernel_wire import read_from_kernel, write_command, write_start
 from enginery import _ids
 from enginery._engine import DEFAULT_VALUE_LIMIT
 

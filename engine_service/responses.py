@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from google.protobuf import duration_pb2, timestamp_pb2
     from google.protobuf.message import Message
 
-    from engine_service.kernel_wire import DisplayData, Failure, Reply
+    from engine_service.kernel_messages import DisplayData, Failure, Reply
     from enginery.errors import RaisedError
 
 MAX_RESPONSE = (4 << 20) - (64 << 10)

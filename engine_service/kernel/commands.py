@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from engine_service.kernel.namespace import Namespace
     from engine_service.kernel.properties import Properties
     from engine_service.kernel.source import Interpreter
-    from engine_service.kernel_wire import Command, Reply, Transferred
+    from engine_service.kernel_messages import Command, Reply, Transferred
 
 _MAX_STORED = 200  # files of one reply
 

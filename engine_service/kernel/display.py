@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine_service.kernel_wire import DisplayData
+from engine_service.kernel_messages import DisplayData
 
 MAX_TEXT = 1 << 20  # characters of a repr
 _MAX_PRETTY = 100_000  # pprint of more takes seconds

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from engine_service.kernel.display import forms_of, text_of
-from engine_service.kernel_wire import DisplayData, Progress
+from engine_service.kernel_messages import DisplayData, Progress
 from enginery._codec import encode
 from enginery._encoded import Codec
 from enginery.errors import ValueTooLarge

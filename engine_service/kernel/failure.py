@@ -9,7 +9,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from engine_service.kernel.display import cut, module_name, type_name
-from engine_service.kernel_wire import Failure
+from engine_service.kernel_messages import Failure
 from enginery import _codec
 from enginery._codec import decode, encode
 from enginery.errors import RaisedError, RemoteFrame, SerializationError, ValueTooLarge

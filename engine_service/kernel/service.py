@@ -22,13 +22,8 @@ from engine_service.kernel.namespace import Namespace
 from engine_service.kernel.properties import Properties
 from engine_service.kernel.source import Interpreter
 from engine_service.kernel_frames import Frame, FrameReader, WireError, send
+from engine_service.kernel_messages import Command, Failure, Progress, Ready, Reply, Start
 from engine_service.kernel_wire import (
-    Command,
-    Failure,
-    Progress,
-    Ready,
-    Reply,
-    Start,
     read_command,
     read_start,
     write_progress,

@@ -18,6 +18,7 @@ MAY_PICKLE = ("enginery._codec", "engine_service.kernel")
 WITHOUT_WIRE = (
     "enginery._codec",
     "enginery._encoded",
+    "engine_service.kernel_messages",
     "engine_service.kernel_wire",
     "engine_service.kernel_frames",
     "engine_service.kernel",

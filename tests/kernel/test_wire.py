@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine_service import kernel_messages as messages
 from engine_service import kernel_wire as wire
 from engine_service.kernel_frames import MAX_FDS, Frame, FrameReader, WireError, send
 from enginery._encoded import Codec, Encoded, Stored
@@ -87,7 +88,7 @@ def _carried(frame: Frame) -> Frame:
     return Frame(json.loads(json.dumps(frame.meta)), frame.parts, frame.fds)
 
 
-def _reply() -> wire.Reply:
+def _reply() -> messages.Reply:
     line = RemoteFrame("<execute 1>", 1, "f", "1/0", 1, 0, None)
     errors = (
         RaisedError(
@@ -106,14 +107,14 @@ def _reply() -> wire.Reply:
         ),
         RaisedError("m", "E", (), "", ""),
     )
-    return wire.Reply(
-        failure=wire.Failure(errors, "Traceback", "USER", Encoded(Codec.PICKLE, (b"p",), "3.11.7")),
+    return messages.Reply(
+        failure=messages.Failure(errors, "Traceback", "USER", Encoded(Codec.PICKLE, (b"p",), "3.11.7")),
         values={"a": Encoded(Codec.NDARRAY, (b"12345678",), dtype="<f8", shape=(1,), fortran_order=True)},
         text="t",
         pretty="p",
         value_error="none fits",
         keys=("k",),
-        displays=[wire.DisplayData({"text/plain": "x", "image/png": b"\x89"}, {"image/png": {"w": [1]}})],
+        displays=[messages.DisplayData({"text/plain": "x", "image/png": b"\x89"}, {"image/png": {"w": [1]}})],
         started_at=1.5,
         duration=0.25,
         properties={"p": Encoded(Codec.JSON, (b"1",))},
@@ -124,15 +125,15 @@ def test_a_reply_reads_back() -> None:
     """Everything that a reply can hold survives."""
     reply = _reply()
     assert wire.read_from_kernel(_carried(wire.write_reply(4, reply)), 4) == reply
-    ready = wire.Ready("3.11.7", {"p": Encoded(Codec.JSON, (b"1",))})
+    ready = messages.Ready("3.11.7", {"p": Encoded(Codec.JSON, (b"1",))})
     assert wire.read_from_kernel(_carried(wire.write_ready(ready)), 0) == ready
-    progress = wire.Progress(0.5, "half")
+    progress = messages.Progress(0.5, "half")
     assert wire.read_from_kernel(_carried(wire.write_progress(progress)), 4) == progress
 
 
 def test_a_command_reads_back() -> None:
     """Everything that a command can hold survives, but its operation id, which the kernel need not know."""
-    command = wire.Command(
+    command = messages.Command(
         "apply", b"", -1, 5, "code", "name", ("k",), (("v", Encoded(Codec.TEXT, (b"x",))),), (Codec.JSON,), 7
     )
     assert wire.read_command(_carried(wire.write_command(9, command))) == (9, command)
@@ -166,8 +167,8 @@ def test_a_reply_with_any_field_spoilt(data: st.DataObject) -> None:
         break
     with contextlib.suppress(WireError):
         reply = wire.read_from_kernel(frame, 4)
-        assert isinstance(reply, wire.Reply | wire.Progress)
-        if isinstance(reply, wire.Reply):
+        assert isinstance(reply, messages.Reply | messages.Progress)
+        if isinstance(reply, messages.Reply):
             texts = [reply.text or "", *reply.keys, *(f"{d.data}{d.metadata}" for d in reply.displays)]
             "".join(texts).encode()
 
@@ -180,7 +181,7 @@ def test_files_of_a_kernel_are_checked() -> None:
     for fd in (read_end, unsealed):
         stored = Stored(Codec.TEXT, os.dup(fd), (5,))
         with pytest.raises(WireError):
-            wire.read_from_kernel(wire.write_reply(1, wire.Reply(values={"v": stored})), 1)
+            wire.read_from_kernel(wire.write_reply(1, messages.Reply(values={"v": stored})), 1)
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(stored.fd)
     for fd in (read_end, write_end, unsealed):
