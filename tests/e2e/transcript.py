@@ -31,6 +31,7 @@ NORMALISED = (
     (re.compile(r"\bin \d+\.\d+ s\b"), "in SECONDS s"),
     (re.compile(r'("epoch": *)"\d+"'), r'\1"NUMBER"'),
     (re.compile(r'^ *"resident_bytes".*\n', re.MULTILINE), ""),  # there since the first heartbeat
+    (re.compile(r"\\n +[~^]+(?=\\n)"), ""),  # Pythons differ in which expressions a traceback marks
     (re.compile(r",$", re.MULTILINE), ""),
     (re.compile(r"127\.0\.0\.1:\d+"), "127.0.0.1:PORT"),
     (re.compile(r'("port": *)\d+'), r"\1PORT"),
