@@ -47,7 +47,7 @@ def module_name(kind: type) -> str:
 def _message(error: Exception) -> str:
     try:
         return cut(str.__str__(str(error)), 200)
-    except Exception:
+    except Exception:  # its own __str__ ran
         return "(and its text cannot be had)"
 
 
@@ -66,7 +66,7 @@ def pretty_of(value: object, text: str) -> str:
         import pprint  # some milliseconds that few kernels need
 
         return cut(pprint.pformat(value), MAX_TEXT)
-    except Exception:
+    except Exception:  # a __repr__ of the user's ran
         return text
 
 
@@ -99,7 +99,7 @@ def _offer(value: object, method: str) -> object:
         if getattr(type(value), method, None) is None:  # the type's: some objects have every attribute
             return None
         offered = getattr(value, method)()
-    except Exception:
+    except Exception:  # the user's method ran: only this form is lost
         return None
     if method == "_repr_mimebundle_" and isinstance(offered, tuple) and offered:
         return offered[0]
