@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from enginery._reasons import DeliveryError
 from enginery.v1.frame_pb2 import CallOptions
 
 DEFAULT_INLINE_LIMIT = 1 << 20
@@ -19,16 +20,29 @@ MAX_CHUNK = 1 << 20
 """Largest chunk of a blob, in bytes."""
 DEFAULT_VALUE_LIMIT = 4 << 30
 """Largest value that may be uploaded or returned, in bytes, unless set otherwise."""
+DEFAULT_GRACE = 5.0
+"""Seconds that a running operation gets after each of two interrupts before its kernel is killed."""
+MAX_SECONDS = 1e9
+"""Longest timeout and grace: 31 years."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """Who calls and how: the operation (16 bytes), the session (8 bytes, or empty for none) and options."""
+    """Who calls and how: the operation (16 bytes), the session (8 bytes, or empty for none) and options.
+
+    `timeout` (None for ever) and `grace` are in seconds; see CallOptions in frame.proto. `known` says that the
+    request is empty, since the engine knows the operation.
+    """
 
     operation_id: bytes
     session_id: bytes = b""
     keep_queue: bool = False
     inline_limit: int = DEFAULT_INLINE_LIMIT
+    timeout: float | None = None
+    grace: float = DEFAULT_GRACE
+    interrupt_only: bool = False
+    any_incarnation: bool = False
+    known: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +66,37 @@ class EngineBase(Protocol):
 
 def context_options(context: CallContext) -> CallOptions | None:
     """Return the options of `context` as a frame carries them, None if all are defaults."""
-    if not context.keep_queue and context.inline_limit == DEFAULT_INLINE_LIMIT:
-        return None
-    return CallOptions(keep_queue=context.keep_queue, inline_limit=context.inline_limit)
+    options = CallOptions(
+        keep_queue=context.keep_queue,
+        interrupt_only=context.interrupt_only,
+        any_incarnation=context.any_incarnation,
+    )
+    if context.inline_limit != DEFAULT_INLINE_LIMIT:
+        options.inline_limit = context.inline_limit
+    if context.timeout is not None:
+        options.timeout.FromNanoseconds(round(context.timeout * 1e9))
+    if context.grace != DEFAULT_GRACE:
+        options.grace.FromNanoseconds(round(context.grace * 1e9))
+    return options if options.ByteSize() else None
+
+
+def read_context(operation_id: bytes, session_id: bytes, options: CallOptions, *, known: bool) -> CallContext:
+    """Return the context of a call frame that has options; BAD_REQUEST if one of them makes no sense."""
+    timeout = options.timeout.ToNanoseconds() / 1e9 if options.HasField("timeout") else None
+    grace = options.grace.ToNanoseconds() / 1e9 if options.HasField("grace") else DEFAULT_GRACE
+    for name, seconds in (("timeout", timeout), ("grace", grace)):
+        if seconds is not None and not 0 <= seconds <= MAX_SECONDS:
+            raise DeliveryError(
+                "BAD_REQUEST", field=name, cause=f"{seconds:g} s is not within 0 and {MAX_SECONDS:g}"
+            )
+    return CallContext(
+        operation_id,
+        session_id,
+        keep_queue=options.keep_queue,
+        inline_limit=min(options.inline_limit or DEFAULT_INLINE_LIMIT, MAX_INLINE_LIMIT),
+        timeout=timeout,
+        grace=grace,
+        interrupt_only=options.interrupt_only,
+        any_incarnation=options.any_incarnation,
+        known=known,
+    )

@@ -5,13 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from enginery import _ids
-from enginery._engine import DEFAULT_INLINE_LIMIT, MAX_INLINE_LIMIT, CallContext
+from enginery._engine import (
+    DEFAULT_GRACE,
+    DEFAULT_INLINE_LIMIT,
+    MAX_INLINE_LIMIT,
+    MAX_SECONDS,
+    CallContext,
+)
 from enginery._methods import (
+    ANY_INCARNATION_KEY,
+    CANCEL_ON_DISCONNECT_KEY,
     ENGINE_ID_KEY,
+    GRACE_KEY,
     INLINE_LIMIT_KEY,
+    INTERRUPT_ONLY_KEY,
     KEEP_QUEUE_KEY,
     OPERATION_ID_KEY,
     SESSION_ID_KEY,
+    TIMEOUT_KEY,
 )
 from enginery._reasons import DeliveryError
 
@@ -27,16 +38,30 @@ def read_call(metadata: Iterable[tuple[str, str | bytes]]) -> tuple[int | None, 
 
     An operation without id gets one. Raises DeliveryError BAD_REQUEST, naming the key, on what is not valid.
     """
-    given = {key: value for key, value in metadata if isinstance(value, str) and key.startswith("enginery-")}
+    given = _given(metadata)
     engine_id = _integer(given, ENGINE_ID_KEY)
     session_id = _session(given)
+    grace = _seconds(given, GRACE_KEY)
     context = CallContext(
         operation_id=_operation(given) or _OPERATIONS.mint(),
         session_id=session_id,
         keep_queue=_flag(given, KEEP_QUEUE_KEY),
         inline_limit=_inline_limit(given),
+        timeout=_seconds(given, TIMEOUT_KEY),
+        grace=DEFAULT_GRACE if grace is None else grace,
+        interrupt_only=_flag(given, INTERRUPT_ONLY_KEY),
+        any_incarnation=_flag(given, ANY_INCARNATION_KEY),
     )
     return engine_id, context
+
+
+def cancels_on_disconnect(metadata: Iterable[tuple[str, str | bytes]]) -> bool:
+    """Return whether the caller wants its operation cancelled when it stops waiting; BAD_REQUEST as above."""
+    return _flag(_given(metadata), CANCEL_ON_DISCONNECT_KEY)
+
+
+def _given(metadata: Iterable[tuple[str, str | bytes]]) -> dict[str, str]:
+    return {key: value for key, value in metadata if isinstance(value, str) and key.startswith("enginery-")}
 
 
 def _refuse(key: str, cause: str) -> DeliveryError:
@@ -77,6 +102,19 @@ def _flag(given: dict[str, str], key: str) -> bool:
     if text not in ("true", "false"):
         raise _refuse(key, f"{text!r} is neither true nor false")
     return text == "true"
+
+
+def _seconds(given: dict[str, str], key: str) -> float | None:
+    text = given.get(key)
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise _refuse(key, f"{text!r} is not a number of seconds") from None
+    if not 0 <= seconds <= MAX_SECONDS:
+        raise _refuse(key, f"{text} s is not within 0 and {MAX_SECONDS:g}")
+    return seconds
 
 
 def _inline_limit(given: dict[str, str]) -> int:

@@ -9,6 +9,11 @@ OPERATION_ID_KEY = "enginery-operation-id"
 SESSION_ID_KEY = "enginery-session-id"
 KEEP_QUEUE_KEY = "enginery-keep-queue"
 INLINE_LIMIT_KEY = "enginery-inline-limit"
+TIMEOUT_KEY = "enginery-timeout"
+GRACE_KEY = "enginery-grace"
+INTERRUPT_ONLY_KEY = "enginery-interrupt-only"
+ANY_INCARNATION_KEY = "enginery-any-incarnation"
+CANCEL_ON_DISCONNECT_KEY = "enginery-cancel-on-disconnect"
 
 ENGINE_SERVICE = engine_pb2.DESCRIPTOR.services_by_name["EngineService"]
 
@@ -31,3 +36,8 @@ PYTHON_NAMES: dict[int, str] = {
     for number, name in NAMES.items()
 }
 """Name of each method as Python and people spell it, such as `push_function`."""
+OPERATIONS: dict[int, str] = {
+    METHODS["".join(part.title() for part in field.name.split("_"))]: field.name
+    for field in engine_pb2.SubmitRequest.DESCRIPTOR.fields
+}
+"""Methods whose calls are operations, and the field of SubmitRequest that each has."""

@@ -68,10 +68,15 @@ TABLE: dict[str, Entry] = {
     "ENGINE_LOST": Entry(Code.ABORTED, errors.EngineLost, "engine {engine_id} was lost while the call waited ({cause}); it may have run", Retry.REBUILD),
     "ENGINE_STOPPED": Entry(Code.ABORTED, errors.EngineStopped, "engine {engine_id} was stopped ({cause})", Retry.REBUILD),
     "KERNEL_DIED": Entry(Code.ABORTED, errors.KernelDied, "the kernel of engine {engine_id} died ({cause}) while it ran {method}, operation {operation_id}; its namespace is lost, the engine starts anew", Retry.REBUILD),
+    "MEMORY_LIMIT_EXCEEDED": Entry(Code.ABORTED, errors.MemoryLimitExceeded, "the kernel of engine {engine_id} was killed at {size} bytes of resident memory, over its limit of {limit} (--memory-limit), while it ran {method}, operation {operation_id}; its namespace is lost, the engine starts anew", Retry.REBUILD),
     "KERNEL_NOT_STARTING": Entry(Code.FAILED_PRECONDITION, errors.EngineError, "the kernel of engine {engine_id} does not start ({cause}): see `enginery logs`", Retry.NEVER),
     # The operation
     "QUEUE_CLEARED": Entry(Code.ABORTED, errors.QueueCleared, "taken out of the queue of engine {engine_id} before it ran: {cause}", Retry.REBUILD),
     "QUEUE_FULL": Entry(Code.RESOURCE_EXHAUSTED, errors.QueueFull, "the queue of engine {engine_id} is full ({size}): wait for replies, or raise {option}", Retry.LATER),
+    "OPERATION_CANCELLED": Entry(Code.CANCELLED, errors.OperationCancelled, "operation {operation_id} on engine {engine_id} was cancelled: {cause}", Retry.NEVER),
+    "OPERATION_TIMED_OUT": Entry(Code.DEADLINE_EXCEEDED, errors.OperationTimedOut, "operation {operation_id} on engine {engine_id} ran for {timeout} s, its timeout, and was stopped: {cause}", Retry.NEVER),
+    "OPERATION_EXISTS": Entry(Code.ALREADY_EXISTS, errors.ProtocolError, "operation {operation_id} is another call: use a new id", Retry.NEVER),
+    "OPERATION_NOT_FOUND": Entry(Code.NOT_FOUND, errors.OperationNotFound, "no operation {operation_id}: no engine that is connected knows it, nor does the journal", Retry.NEVER),
     "OPERATION_RELEASED": Entry(Code.FAILED_PRECONDITION, errors.OperationError, "operation {operation_id} has run, and its answer was released: it is not run again", Retry.NEVER),
     # The value
     "VALUE_TOO_LARGE": Entry(Code.RESOURCE_EXHAUSTED, errors.ValueTooLarge, "{size} bytes are over the limit of {limit} bytes, set by {option}", Retry.NEVER),

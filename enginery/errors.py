@@ -17,9 +17,13 @@
     │   ├── EngineLost                        it was unregistered while the call waited
     │   ├── EngineStopped                     it was told to stop
     │   └── KernelDied                        its kernel died; the namespace is gone, the engine is back
+    │       └── MemoryLimitExceeded           it was killed at its memory limit
     ├── OperationError                        one operation ended without running to its end
     │   ├── QueueCleared                      an earlier failure, or clear_queue, took it out of the queue
-    │   └── QueueFull                         the engine's queue is at its limit
+    │   ├── QueueFull                         the engine's queue is at its limit
+    │   ├── OperationCancelled                it was stopped by `cancel`
+    │   ├── OperationTimedOut (also TimeoutError)  it was stopped at its timeout
+    │   └── OperationNotFound (also LookupError)   no engine that is connected knows it, nor does the journal
     ├── SerializationError                    a value does not fit any accepted codec
     │   ├── UnpickleableException             a remote exception that cannot be pickled
     │   ├── InvalidProperty (also ValueError) a property value that cannot be pickled
@@ -137,6 +141,10 @@ class KernelDied(EngineError):
     """The engine's kernel died while the call ran: its namespace is gone, the engine is back with a new one."""
 
 
+class MemoryLimitExceeded(KernelDied):
+    """The kernel was killed at its memory limit while it ran the call; the namespace is gone."""
+
+
 class OperationError(EngineryError):
     """One operation ended without running to its end."""
 
@@ -147,6 +155,31 @@ class QueueCleared(OperationError):
 
 class QueueFull(OperationError):
     """The engine's queue is at its limit. The call did not run; try again later."""
+
+
+class OperationCancelled(OperationError):
+    """The operation was stopped by `cancel`. `namespace_lost` says whether its kernel had to be killed for it.
+
+    If its code was interrupted, `__cause__` is the RemoteError that shows where.
+    """
+
+    @property
+    def namespace_lost(self) -> bool:
+        """Whether the namespace went with it: the engine has a new kernel."""
+        return self.metadata.get("namespace") == "lost"
+
+
+class OperationTimedOut(OperationError, TimeoutError):
+    """The operation was stopped at the timeout of its call, as by `cancel`."""
+
+    @property
+    def namespace_lost(self) -> bool:
+        """Whether the namespace went with it: the engine has a new kernel."""
+        return self.metadata.get("namespace") == "lost"
+
+
+class OperationNotFound(OperationError, LookupError):
+    """No engine that is connected knows the operation, nor does the journal: it was released, or never was."""
 
 
 class SerializationError(EngineryError):

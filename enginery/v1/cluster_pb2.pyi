@@ -39,6 +39,10 @@ class _EngineStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EngineSta
     """Connected, but without a heartbeat for 30 seconds."""
     ENGINE_STATE_AWAY: _EngineState.ValueType  # 4
     """Not connected; its lease runs."""
+    ENGINE_STATE_DRAINING: _EngineState.ValueType  # 5
+    """Connected, and told to stop: it finishes what runs and takes no more."""
+    ENGINE_STATE_LOST: _EngineState.ValueType  # 6
+    """Not registered any more; listed on request for a while."""
 
 class EngineState(_EngineState, metaclass=_EngineStateEnumTypeWrapper):
     """EngineState says how an engine is. May grow; treat an unknown value as ENGINE_STATE_AWAY."""
@@ -53,6 +57,10 @@ ENGINE_STATE_UNRESPONSIVE: EngineState.ValueType  # 3
 """Connected, but without a heartbeat for 30 seconds."""
 ENGINE_STATE_AWAY: EngineState.ValueType  # 4
 """Not connected; its lease runs."""
+ENGINE_STATE_DRAINING: EngineState.ValueType  # 5
+"""Connected, and told to stop: it finishes what runs and takes no more."""
+ENGINE_STATE_LOST: EngineState.ValueType  # 6
+"""Not registered any more; listed on request for a while."""
 Global___EngineState: _TypeAlias = EngineState  # noqa: Y015
 
 class _EngineEventKind:
@@ -103,19 +111,25 @@ class ListEnginesRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    INCLUDE_LOST_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """(Optional) How many at most. Absent means 100; at most 1,000."""
     page_token: _builtins.str
     """(Optional) The `next_page_token` of the page before. Absent means the first page."""
+    include_lost: _builtins.bool
+    """(Optional) True lists engines too that were lost within the last hour, at most 100, after all others. Absent
+    means only those that are registered.
+    """
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        include_lost: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_lost", b"include_lost", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -133,7 +147,7 @@ class ListEnginesResponse(_message.Message):
     """(Optional) Where the next page begins. Empty means that this is the last."""
     @_builtins.property
     def engines(self) -> _containers.RepeatedCompositeFieldContainer[Global___Engine]:
-        """(Required) The engines, by rising id."""
+        """(Required) The engines, by rising id; then those that were lost, if asked for, the newest first."""
 
     def __init__(
         self,
@@ -194,6 +208,9 @@ class Engine(_message.Message):
     OPERATION_START_TIME_FIELD_NUMBER: _builtins.int
     OPERATION_METHOD_FIELD_NUMBER: _builtins.int
     LAST_FAILURE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    STATE_TIME_FIELD_NUMBER: _builtins.int
+    MEMORY_LIMIT_FIELD_NUMBER: _builtins.int
     engine_id: _builtins.int
     """(Required) Its id."""
     incarnation: _builtins.str
@@ -222,6 +239,10 @@ class Engine(_message.Message):
     """(Optional) Its method."""
     last_failure: _builtins.str
     """(Optional) How its last kernel died. Absent means never."""
+    reason: _builtins.str
+    """(Optional) Why it is away, draining or lost, for people to read."""
+    memory_limit: _builtins.int
+    """(Optional) Resident memory in bytes at which its kernel is killed. Absent means no limit."""
     @_builtins.property
     def register_time(self) -> _timestamp_pb2.Timestamp:
         """(Required) When it was registered."""
@@ -239,6 +260,10 @@ class Engine(_message.Message):
     @_builtins.property
     def operation_start_time(self) -> _timestamp_pb2.Timestamp:
         """(Optional) When that operation began to run."""
+
+    @_builtins.property
+    def state_time(self) -> _timestamp_pb2.Timestamp:
+        """(Optional) When it came into its state. Absent for READY and BUSY."""
 
     def __init__(
         self,
@@ -261,10 +286,13 @@ class Engine(_message.Message):
         operation_start_time: _timestamp_pb2.Timestamp | None = ...,
         operation_method: _builtins.str = ...,
         last_failure: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        state_time: _timestamp_pb2.Timestamp | None = ...,
+        memory_limit: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["operation_start_time", b"operation_start_time", "register_time", b"register_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation_start_time", b"operation_start_time", "register_time", b"register_time", "state_time", b"state_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["direct_addresses", b"direct_addresses", "engine_id", b"engine_id", "epoch", b"epoch", "hostname", b"hostname", "incarnation", b"incarnation", "ip", b"ip", "last_failure", b"last_failure", "operation_id", b"operation_id", "operation_method", b"operation_method", "operation_start_time", b"operation_start_time", "pid", b"pid", "port", b"port", "properties", b"properties", "python_version", b"python_version", "queued_count", b"queued_count", "register_time", b"register_time", "resident_bytes", b"resident_bytes", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["direct_addresses", b"direct_addresses", "engine_id", b"engine_id", "epoch", b"epoch", "hostname", b"hostname", "incarnation", b"incarnation", "ip", b"ip", "last_failure", b"last_failure", "memory_limit", b"memory_limit", "operation_id", b"operation_id", "operation_method", b"operation_method", "operation_start_time", b"operation_start_time", "pid", b"pid", "port", b"port", "properties", b"properties", "python_version", b"python_version", "queued_count", b"queued_count", "reason", b"reason", "register_time", b"register_time", "resident_bytes", b"resident_bytes", "state", b"state", "state_time", b"state_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -438,16 +466,22 @@ class ShutdownRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     KEEP_ENGINES_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
     keep_engines: _builtins.bool
     """(Optional) True leaves the engines running; they wait for a controller. Absent means that they stop too."""
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """(Optional) How long engines get to finish what they run. Absent means not at all."""
+
     def __init__(
         self,
         *,
         keep_engines: _builtins.bool = ...,
+        grace: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_engines", b"keep_engines"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace", "keep_engines", b"keep_engines"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -56,7 +56,9 @@ class ClusterServiceStub:
     The first message holds `hello`, and only the first; otherwise the stream fails with INVALID_ARGUMENT and
     reason PROTOCOL_ERROR. Calls of one engine run in the order in which they were sent; replies come as they are
     ready, in any order. A call that cannot be delivered gets a reply with its error; the stream goes on. The end
-    of the stream ends no operation. RESOURCE_EXHAUSTED and reason SLOW_READER: replies were not read; open it
+    of the stream ends no operation: a client that opens another with the same `session_id` sends what was not
+    answered again, in order, with the same ids and `sent_epoch`, and gets the answers; nothing runs twice.
+    RESOURCE_EXHAUSTED and reason SLOW_READER: replies were not read; open it
     again. UNAVAILABLE: open it again.
     """
 
@@ -88,7 +90,9 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     The first message holds `hello`, and only the first; otherwise the stream fails with INVALID_ARGUMENT and
     reason PROTOCOL_ERROR. Calls of one engine run in the order in which they were sent; replies come as they are
     ready, in any order. A call that cannot be delivered gets a reply with its error; the stream goes on. The end
-    of the stream ends no operation. RESOURCE_EXHAUSTED and reason SLOW_READER: replies were not read; open it
+    of the stream ends no operation: a client that opens another with the same `session_id` sends what was not
+    answered again, in order, with the same ids and `sent_epoch`, and gets the answers; nothing runs twice.
+    RESOURCE_EXHAUSTED and reason SLOW_READER: replies were not read; open it
     again. UNAVAILABLE: open it again.
     """
 
@@ -147,7 +151,9 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         The first message holds `hello`, and only the first; otherwise the stream fails with INVALID_ARGUMENT and
         reason PROTOCOL_ERROR. Calls of one engine run in the order in which they were sent; replies come as they are
         ready, in any order. A call that cannot be delivered gets a reply with its error; the stream goes on. The end
-        of the stream ends no operation. RESOURCE_EXHAUSTED and reason SLOW_READER: replies were not read; open it
+        of the stream ends no operation: a client that opens another with the same `session_id` sends what was not
+        answered again, in order, with the same ids and `sent_epoch`, and gets the answers; nothing runs twice.
+        RESOURCE_EXHAUSTED and reason SLOW_READER: replies were not read; open it
         again. UNAVAILABLE: open it again.
         """
 

@@ -6,6 +6,7 @@ The engine, and how it registers with a controller."""
 from collections import abc as _abc
 from enginery.v1 import error_pb2 as _error_pb2
 from enginery.v1 import frame_pb2 as _frame_pb2
+from enginery.v1 import operation_pb2 as _operation_pb2
 from enginery.v1 import value_pb2 as _value_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -1642,6 +1643,128 @@ class ClearQueueResponse(_message.Message):
 Global___ClearQueueResponse: _TypeAlias = ClearQueueResponse  # noqa: Y015
 
 @_typing.final
+class SubmitRequest(_message.Message):
+    """SubmitRequest asks to begin an operation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTE_FIELD_NUMBER: _builtins.int
+    APPLY_FIELD_NUMBER: _builtins.int
+    PUSH_FIELD_NUMBER: _builtins.int
+    PULL_FIELD_NUMBER: _builtins.int
+    PUSH_FUNCTION_FIELD_NUMBER: _builtins.int
+    PULL_FUNCTION_FIELD_NUMBER: _builtins.int
+    PUSH_SERIALIZED_FIELD_NUMBER: _builtins.int
+    PULL_SERIALIZED_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    RESET_FIELD_NUMBER: _builtins.int
+    SET_PROPERTIES_FIELD_NUMBER: _builtins.int
+    DEL_PROPERTIES_FIELD_NUMBER: _builtins.int
+    CLEAR_PROPERTIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def execute(self) -> Global___ExecuteRequest:
+        """EngineService.Execute."""
+
+    @_builtins.property
+    def apply(self) -> Global___ApplyRequest:
+        """EngineService.Apply."""
+
+    @_builtins.property
+    def push(self) -> Global___PushRequest:
+        """EngineService.Push."""
+
+    @_builtins.property
+    def pull(self) -> Global___PullRequest:
+        """EngineService.Pull."""
+
+    @_builtins.property
+    def push_function(self) -> Global___PushFunctionRequest:
+        """EngineService.PushFunction."""
+
+    @_builtins.property
+    def pull_function(self) -> Global___PullFunctionRequest:
+        """EngineService.PullFunction."""
+
+    @_builtins.property
+    def push_serialized(self) -> Global___PushSerializedRequest:
+        """EngineService.PushSerialized."""
+
+    @_builtins.property
+    def pull_serialized(self) -> Global___PullSerializedRequest:
+        """EngineService.PullSerialized."""
+
+    @_builtins.property
+    def keys(self) -> Global___KeysRequest:
+        """EngineService.Keys."""
+
+    @_builtins.property
+    def reset(self) -> Global___ResetRequest:
+        """EngineService.Reset."""
+
+    @_builtins.property
+    def set_properties(self) -> Global___SetPropertiesRequest:
+        """EngineService.SetProperties."""
+
+    @_builtins.property
+    def del_properties(self) -> Global___DelPropertiesRequest:
+        """EngineService.DelProperties."""
+
+    @_builtins.property
+    def clear_properties(self) -> Global___ClearPropertiesRequest:
+        """EngineService.ClearProperties."""
+
+    def __init__(
+        self,
+        *,
+        execute: Global___ExecuteRequest | None = ...,
+        apply: Global___ApplyRequest | None = ...,
+        push: Global___PushRequest | None = ...,
+        pull: Global___PullRequest | None = ...,
+        push_function: Global___PushFunctionRequest | None = ...,
+        pull_function: Global___PullFunctionRequest | None = ...,
+        push_serialized: Global___PushSerializedRequest | None = ...,
+        pull_serialized: Global___PullSerializedRequest | None = ...,
+        keys: Global___KeysRequest | None = ...,
+        reset: Global___ResetRequest | None = ...,
+        set_properties: Global___SetPropertiesRequest | None = ...,
+        del_properties: Global___DelPropertiesRequest | None = ...,
+        clear_properties: Global___ClearPropertiesRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["apply", b"apply", "call", b"call", "clear_properties", b"clear_properties", "del_properties", b"del_properties", "execute", b"execute", "keys", b"keys", "pull", b"pull", "pull_function", b"pull_function", "pull_serialized", b"pull_serialized", "push", b"push", "push_function", b"push_function", "push_serialized", b"push_serialized", "reset", b"reset", "set_properties", b"set_properties"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["apply", b"apply", "call", b"call", "clear_properties", b"clear_properties", "del_properties", b"del_properties", "execute", b"execute", "keys", b"keys", "pull", b"pull", "pull_function", b"pull_function", "pull_serialized", b"pull_serialized", "push", b"push", "push_function", b"push_function", "push_serialized", b"push_serialized", "reset", b"reset", "set_properties", b"set_properties"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["execute", "apply", "push", "pull", "push_function", "pull_function", "push_serialized", "pull_serialized", "keys", "reset", "set_properties", "del_properties", "clear_properties"]  # noqa: Y015
+    _WhichOneofArgType_call: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_call) -> _WhichOneofReturnType_call | None: ...
+
+Global___SubmitRequest: _TypeAlias = SubmitRequest  # noqa: Y015
+
+@_typing.final
+class SubmitResponse(_message.Message):
+    """SubmitResponse says that the operation is queued, or how it stands if it was submitted before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> _operation_pb2.Operation:
+        """(Required) The operation."""
+
+    def __init__(
+        self,
+        *,
+        operation: _operation_pb2.Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitResponse: _TypeAlias = SubmitResponse  # noqa: Y015
+
+@_typing.final
 class EngineMessage(_message.Message):
     """EngineMessage is what a host sends. Fields are handled in the order of their numbers."""
 
@@ -1653,6 +1776,12 @@ class EngineMessage(_message.Message):
     PROPERTIES_CHANGED_FIELD_NUMBER: _builtins.int
     REPLIES_FIELD_NUMBER: _builtins.int
     GOODBYES_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    ACCEPTED_COUNT_FIELD_NUMBER: _builtins.int
+    accepted_count: _builtins.int
+    """(Optional) Calls of this stream that were accepted or answered so far, counted from its beginning. The
+    controller need not keep their requests. Absent means no news.
+    """
     @_builtins.property
     def hellos(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hello]:
         """(Optional) Engines that ask to be registered."""
@@ -1677,6 +1806,12 @@ class EngineMessage(_message.Message):
     def goodbyes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Goodbye]:
         """(Optional) Engines that leave."""
 
+    @_builtins.property
+    def ended(self) -> _containers.RepeatedCompositeFieldContainer[Global___OperationEnded]:
+        """(Optional) Operations that ended without a reply on this stream: submitted, called directly, or called on a
+        stream that broke.
+        """
+
     def __init__(
         self,
         *,
@@ -1686,10 +1821,12 @@ class EngineMessage(_message.Message):
         properties_changed: _abc.Iterable[Global___PropertiesChanged] | None = ...,
         replies: _abc.Iterable[_frame_pb2.Reply] | None = ...,
         goodbyes: _abc.Iterable[Global___Goodbye] | None = ...,
+        ended: _abc.Iterable[Global___OperationEnded] | None = ...,
+        accepted_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["goodbyes", b"goodbyes", "heartbeat", b"heartbeat", "hellos", b"hellos", "kernels_changed", b"kernels_changed", "properties_changed", b"properties_changed", "replies", b"replies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_count", b"accepted_count", "ended", b"ended", "goodbyes", b"goodbyes", "heartbeat", b"heartbeat", "hellos", b"hellos", "kernels_changed", b"kernels_changed", "properties_changed", b"properties_changed", "replies", b"replies"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1707,6 +1844,11 @@ class ControllerMessage(_message.Message):
     TRANSFERS_FIELD_NUMBER: _builtins.int
     HEARTBEAT_ACK_FIELD_NUMBER: _builtins.int
     DISMISSALS_FIELD_NUMBER: _builtins.int
+    JOURNALED_COUNT_FIELD_NUMBER: _builtins.int
+    journaled_count: _builtins.int
+    """(Optional) Replies and `ended` of this stream that the controller has taken for good, counted together from its
+    beginning in the order in which they were sent: the host need not keep their answers. Absent means no news.
+    """
     @_builtins.property
     def welcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Welcome]:
         """(Optional) Engines that were registered."""
@@ -1740,14 +1882,61 @@ class ControllerMessage(_message.Message):
         transfers: _abc.Iterable[Global___TransferOffer] | None = ...,
         heartbeat_ack: Global___HeartbeatAck | None = ...,
         dismissals: _abc.Iterable[Global___Dismissal] | None = ...,
+        journaled_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_ack", b"heartbeat_ack"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "dismissals", b"dismissals", "heartbeat_ack", b"heartbeat_ack", "refusals", b"refusals", "transfers", b"transfers", "welcomes", b"welcomes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "dismissals", b"dismissals", "heartbeat_ack", b"heartbeat_ack", "journaled_count", b"journaled_count", "refusals", b"refusals", "transfers", b"transfers", "welcomes", b"welcomes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ControllerMessage: _TypeAlias = ControllerMessage  # noqa: Y015
+
+@_typing.final
+class OperationEnded(_message.Message):
+    """OperationEnded says that an operation ended, with its answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENGINE_ID_FIELD_NUMBER: _builtins.int
+    OPERATION_ID_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    engine_id: _builtins.int
+    """(Required) The engine."""
+    operation_id: _builtins.bytes
+    """(Required) The operation: 16 bytes."""
+    method: _frame_pb2.Method.ValueType
+    """(Required) Its method."""
+    session_id: _builtins.bytes
+    """(Optional) The session that submitted it: 8 bytes. Absent if none did."""
+    outcome: _frame_pb2.Outcome.ValueType
+    """(Required) How it ended."""
+    error: _builtins.bytes
+    """(Optional) A serialized google.rpc.Status; see `Reply.error`."""
+    response: _builtins.bytes
+    """(Optional) The serialized response of the method; see `Reply.response`."""
+    def __init__(
+        self,
+        *,
+        engine_id: _builtins.int = ...,
+        operation_id: _builtins.bytes = ...,
+        method: _frame_pb2.Method.ValueType = ...,
+        session_id: _builtins.bytes = ...,
+        outcome: _frame_pb2.Outcome.ValueType = ...,
+        error: _builtins.bytes = ...,
+        response: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine_id", b"engine_id", "error", b"error", "method", b"method", "operation_id", b"operation_id", "outcome", b"outcome", "response", b"response", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OperationEnded: _TypeAlias = OperationEnded  # noqa: Y015
 
 @_typing.final
 class Hello(_message.Message):
@@ -1789,6 +1978,8 @@ class Hello(_message.Message):
     CERTIFICATE_REQUEST_FIELD_NUMBER: _builtins.int
     DIRECT_ADDRESSES_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
+    OPERATION_IDS_FIELD_NUMBER: _builtins.int
+    MEMORY_LIMIT_FIELD_NUMBER: _builtins.int
     slot: _builtins.int
     """(Required) Names the engine on this host, from 0; answers repeat it."""
     host_id: _builtins.str
@@ -1814,6 +2005,8 @@ class Hello(_message.Message):
     """(Required) Version of Enginery on the host."""
     certificate_request: _builtins.str
     """(Optional) PEM of a certificate request for the host's own port. Absent means that the host serves none."""
+    memory_limit: _builtins.int
+    """(Optional) Resident memory in bytes at which the kernel is killed. Absent means no limit."""
     @_builtins.property
     def properties(self) -> _containers.MessageMap[_builtins.str, _value_pb2.Value]:
         """(Optional) The engine's properties."""
@@ -1825,6 +2018,12 @@ class Hello(_message.Message):
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """(Optional) Capabilities of the host, lower_snake. Unknown ones are ignored."""
+
+    @_builtins.property
+    def operation_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """(Optional) The inventory: operations that the host knows and that have not ended, or whose answer the controller
+        has not taken for good; 16 bytes each, at most 16,384, the newest.
+        """
 
     def __init__(
         self,
@@ -1842,10 +2041,12 @@ class Hello(_message.Message):
         certificate_request: _builtins.str = ...,
         direct_addresses: _abc.Iterable[_builtins.str] | None = ...,
         capabilities: _abc.Iterable[_builtins.str] | None = ...,
+        operation_ids: _abc.Iterable[_builtins.bytes] | None = ...,
+        memory_limit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_engine_id", b"_engine_id", "_epoch", b"_epoch", "engine_id", b"engine_id", "epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_engine_id", b"_engine_id", "_epoch", b"_epoch", "capabilities", b"capabilities", "certificate_request", b"certificate_request", "direct_addresses", b"direct_addresses", "engine_id", b"engine_id", "enginery_version", b"enginery_version", "epoch", b"epoch", "host_id", b"host_id", "hostname", b"hostname", "incarnation", b"incarnation", "pid", b"pid", "properties", b"properties", "python_version", b"python_version", "slot", b"slot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_engine_id", b"_engine_id", "_epoch", b"_epoch", "capabilities", b"capabilities", "certificate_request", b"certificate_request", "direct_addresses", b"direct_addresses", "engine_id", b"engine_id", "enginery_version", b"enginery_version", "epoch", b"epoch", "host_id", b"host_id", "hostname", b"hostname", "incarnation", b"incarnation", "memory_limit", b"memory_limit", "operation_ids", b"operation_ids", "pid", b"pid", "properties", b"properties", "python_version", b"python_version", "slot", b"slot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__engine_id: _TypeAlias = _typing.Literal["engine_id"]  # noqa: Y015
     _WhichOneofArgType__engine_id: _TypeAlias = _typing.Literal["_engine_id", b"_engine_id"]  # noqa: Y015
@@ -2009,6 +2210,7 @@ class EngineStatus(_message.Message):
     QUEUED_COUNT_FIELD_NUMBER: _builtins.int
     RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
     LAST_FAILURE_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     engine_id: _builtins.int
     """(Required) The engine."""
     operation_id: _builtins.str
@@ -2021,6 +2223,8 @@ class EngineStatus(_message.Message):
     """(Required) Resident memory of the kernel in bytes."""
     last_failure: _builtins.str
     """(Optional) How the last kernel of this engine died, such as `SIGSEGV`. Absent means never."""
+    draining: _builtins.bool
+    """(Optional) True once it was told to stop: it finishes what runs and takes no more. Absent means that it serves."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """(Optional) When it began to run. Absent with `operation_id`."""
@@ -2035,10 +2239,11 @@ class EngineStatus(_message.Message):
         queued_count: _builtins.int = ...,
         resident_bytes: _builtins.int = ...,
         last_failure: _builtins.str = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine_id", b"engine_id", "last_failure", b"last_failure", "method", b"method", "operation_id", b"operation_id", "queued_count", b"queued_count", "resident_bytes", b"resident_bytes", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "engine_id", b"engine_id", "last_failure", b"last_failure", "method", b"method", "operation_id", b"operation_id", "queued_count", b"queued_count", "resident_bytes", b"resident_bytes", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2161,19 +2366,25 @@ class Dismissal(_message.Message):
 
     ENGINE_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
     engine_id: _builtins.int
     """(Required) The engine."""
     reason: _builtins.str
     """(Required) Why, for people to read."""
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """(Optional) How long it gets to finish what it runs. Absent means not at all."""
+
     def __init__(
         self,
         *,
         engine_id: _builtins.int = ...,
         reason: _builtins.str = ...,
+        grace: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine_id", b"engine_id", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine_id", b"engine_id", "grace", b"grace", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from enginery.v1 import engine_pb2 as enginery_dot_v1_dot_engine__pb2
+from enginery.v1 import operation_pb2 as enginery_dot_v1_dot_operation__pb2
 
 GRPC_GENERATED_VERSION = '1.80.0'
 GRPC_VERSION = grpc.__version__
@@ -36,19 +37,25 @@ class EngineServiceStub(object):
 
     Calls that touch the namespace are operations: they run one at a time in the order in which they were
     submitted. GetId, GetResult, GetProperties, HasProperties, QueueStatus, ClearQueue and Interrupt never wait
-    behind them. Metadata `enginery-operation-id` (a UUID) names an operation, and is minted by the host if absent;
-    initial metadata returns it. Metadata `enginery-session-id` (16 hexadecimal digits) says which client calls: an
+    behind them, nor do the calls about operations. Metadata `enginery-operation-id` (a UUID) names an operation, and is
+    minted by the host if absent; initial metadata returns it. The same id again never runs twice: it waits for the
+    operation, or returns its answer; another request under the same id fails with ALREADY_EXISTS and reason
+    OPERATION_EXISTS, and one whose answer is not kept any more with FAILED_PRECONDITION and reason OPERATION_RELEASED.
+    Metadata `enginery-session-id` (16 hexadecimal digits) says which client calls: an
     operation that fails clears those that the same session queued behind it, which then fail with ABORTED and
-    reason QUEUE_CLEARED, unless `enginery-keep-queue: true` was given. Cancelling an rpc, or its deadline, ends the
-    waiting, never the operation.
+    reason QUEUE_CLEARED, unless `enginery-keep-queue: true` was given. Metadata of CallOptions (frame.proto) says how long
+    it may run and how it is stopped. Cancelling an rpc, or its deadline, ends the waiting, never the operation, unless
+    metadata `enginery-cancel-on-disconnect: true` was given: then it is cancelled, if whoever serves the rpc still runs.
 
     What user code raises is a RemoteError in a response whose status is OK. Every rpc may fail with
     UNAUTHENTICATED (no or wrong token: use a current connection file), PERMISSION_DENIED (the token's role may not
     call it), INVALID_ARGUMENT (reason says what was wrong: correct the request), UNAVAILABLE and reason ENGINE_AWAY
     or SHUTTING_DOWN (the engine is not connected: call again), ABORTED and reason ENGINE_LOST or ENGINE_STOPPED (the
-    engine is gone) or KERNEL_DIED (metadata names signal or exit code: the namespace is lost, the engine is back
-    under the same id with a new incarnation), and RESOURCE_EXHAUSTED and reason QUEUE_FULL or VALUE_TOO_LARGE. Where
-    an rpc lists more, they come on top.
+    engine is gone) or KERNEL_DIED or MEMORY_LIMIT_EXCEEDED (metadata names signal, exit code or sizes: the namespace is
+    lost, the engine is back under the same id with a new incarnation), CANCELLED and reason OPERATION_CANCELLED or
+    DEADLINE_EXCEEDED and reason OPERATION_TIMED_OUT (it was stopped without a response; metadata `namespace` is `kept` or
+    `lost`), and RESOURCE_EXHAUSTED and reason QUEUE_FULL (with a google.rpc.RetryInfo: call again after its delay, the
+    same operation id) or VALUE_TOO_LARGE. Where an rpc lists more, they come on top.
     """
 
     def __init__(self, channel):
@@ -177,6 +184,36 @@ class EngineServiceStub(object):
                 request_serializer=enginery_dot_v1_dot_engine__pb2.ClearQueueRequest.SerializeToString,
                 response_deserializer=enginery_dot_v1_dot_engine__pb2.ClearQueueResponse.FromString,
                 _registered_method=True)
+        self.Submit = channel.unary_unary(
+                '/enginery.v1.EngineService/Submit',
+                request_serializer=enginery_dot_v1_dot_engine__pb2.SubmitRequest.SerializeToString,
+                response_deserializer=enginery_dot_v1_dot_engine__pb2.SubmitResponse.FromString,
+                _registered_method=True)
+        self.GetOperation = channel.unary_unary(
+                '/enginery.v1.EngineService/GetOperation',
+                request_serializer=enginery_dot_v1_dot_operation__pb2.GetOperationRequest.SerializeToString,
+                response_deserializer=enginery_dot_v1_dot_operation__pb2.GetOperationResponse.FromString,
+                _registered_method=True)
+        self.ListOperations = channel.unary_unary(
+                '/enginery.v1.EngineService/ListOperations',
+                request_serializer=enginery_dot_v1_dot_operation__pb2.ListOperationsRequest.SerializeToString,
+                response_deserializer=enginery_dot_v1_dot_operation__pb2.ListOperationsResponse.FromString,
+                _registered_method=True)
+        self.Attach = channel.unary_stream(
+                '/enginery.v1.EngineService/Attach',
+                request_serializer=enginery_dot_v1_dot_operation__pb2.AttachRequest.SerializeToString,
+                response_deserializer=enginery_dot_v1_dot_operation__pb2.AttachResponse.FromString,
+                _registered_method=True)
+        self.Cancel = channel.unary_unary(
+                '/enginery.v1.EngineService/Cancel',
+                request_serializer=enginery_dot_v1_dot_operation__pb2.CancelRequest.SerializeToString,
+                response_deserializer=enginery_dot_v1_dot_operation__pb2.CancelResponse.FromString,
+                _registered_method=True)
+        self.Release = channel.unary_unary(
+                '/enginery.v1.EngineService/Release',
+                request_serializer=enginery_dot_v1_dot_operation__pb2.ReleaseRequest.SerializeToString,
+                response_deserializer=enginery_dot_v1_dot_operation__pb2.ReleaseResponse.FromString,
+                _registered_method=True)
 
 
 class EngineServiceServicer(object):
@@ -190,19 +227,25 @@ class EngineServiceServicer(object):
 
     Calls that touch the namespace are operations: they run one at a time in the order in which they were
     submitted. GetId, GetResult, GetProperties, HasProperties, QueueStatus, ClearQueue and Interrupt never wait
-    behind them. Metadata `enginery-operation-id` (a UUID) names an operation, and is minted by the host if absent;
-    initial metadata returns it. Metadata `enginery-session-id` (16 hexadecimal digits) says which client calls: an
+    behind them, nor do the calls about operations. Metadata `enginery-operation-id` (a UUID) names an operation, and is
+    minted by the host if absent; initial metadata returns it. The same id again never runs twice: it waits for the
+    operation, or returns its answer; another request under the same id fails with ALREADY_EXISTS and reason
+    OPERATION_EXISTS, and one whose answer is not kept any more with FAILED_PRECONDITION and reason OPERATION_RELEASED.
+    Metadata `enginery-session-id` (16 hexadecimal digits) says which client calls: an
     operation that fails clears those that the same session queued behind it, which then fail with ABORTED and
-    reason QUEUE_CLEARED, unless `enginery-keep-queue: true` was given. Cancelling an rpc, or its deadline, ends the
-    waiting, never the operation.
+    reason QUEUE_CLEARED, unless `enginery-keep-queue: true` was given. Metadata of CallOptions (frame.proto) says how long
+    it may run and how it is stopped. Cancelling an rpc, or its deadline, ends the waiting, never the operation, unless
+    metadata `enginery-cancel-on-disconnect: true` was given: then it is cancelled, if whoever serves the rpc still runs.
 
     What user code raises is a RemoteError in a response whose status is OK. Every rpc may fail with
     UNAUTHENTICATED (no or wrong token: use a current connection file), PERMISSION_DENIED (the token's role may not
     call it), INVALID_ARGUMENT (reason says what was wrong: correct the request), UNAVAILABLE and reason ENGINE_AWAY
     or SHUTTING_DOWN (the engine is not connected: call again), ABORTED and reason ENGINE_LOST or ENGINE_STOPPED (the
-    engine is gone) or KERNEL_DIED (metadata names signal or exit code: the namespace is lost, the engine is back
-    under the same id with a new incarnation), and RESOURCE_EXHAUSTED and reason QUEUE_FULL or VALUE_TOO_LARGE. Where
-    an rpc lists more, they come on top.
+    engine is gone) or KERNEL_DIED or MEMORY_LIMIT_EXCEEDED (metadata names signal, exit code or sizes: the namespace is
+    lost, the engine is back under the same id with a new incarnation), CANCELLED and reason OPERATION_CANCELLED or
+    DEADLINE_EXCEEDED and reason OPERATION_TIMED_OUT (it was stopped without a response; metadata `namespace` is `kept` or
+    `lost`), and RESOURCE_EXHAUSTED and reason QUEUE_FULL (with a google.rpc.RetryInfo: call again after its delay, the
+    same operation id) or VALUE_TOO_LARGE. Where an rpc lists more, they come on top.
     """
 
     def GetId(self, request, context):
@@ -367,8 +410,8 @@ class EngineServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Interrupt(self, request, context):
-        """Interrupt raises KeyboardInterrupt in the operation that is running. Answers at once; it does not wait for
-        the operation to end.
+        """Interrupt raises KeyboardInterrupt once in the operation that is running, and leaves it at that; Cancel stops it.
+        Answers at once; it does not wait for the operation to end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -384,6 +427,58 @@ class EngineServiceServicer(object):
     def ClearQueue(self, request, context):
         """ClearQueue fails every waiting operation with ABORTED and reason QUEUE_CLEARED; the running one goes on.
         Answers at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Submit(self, request, context):
+        """Submit begins an operation and answers as soon as it is queued. Submitting the same again under the same id
+        answers how it stands.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetOperation(self, request, context):
+        """GetOperation returns an operation, with its answer once it has ended, and on request its events. The controller
+        does not require `enginery-engine-id` for this rpc and the four below. NOT_FOUND and reason OPERATION_NOT_FOUND:
+        no engine that is connected knows it, nor does the journal. UNAVAILABLE and reason ENGINE_AWAY: it may belong to
+        an engine that is away, call again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListOperations(self, request, context):
+        """ListOperations returns the operations that are known, the newest first: on the controller without
+        `enginery-engine-id` those of all engines that are connected, then those that only the journal knows.
+        INVALID_ARGUMENT and reason BAD_PAGE_TOKEN: start again without a token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Attach(self, request, context):
+        """Attach returns the events of an operation, those that have happened and then each as it happens, and ends after
+        its outcome. A stream that ends without an outcome was interrupted: attach again after the last sequence. Any
+        number of clients may be attached. Errors as for GetOperation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Cancel(self, request, context):
+        """Cancel stops an operation: a queued one is taken out of the queue; a running one is interrupted, after a grace
+        interrupted again, and after another grace its kernel is killed and the engine gets a new one. One that has ended
+        stays as it is. Answers at once. Errors as for GetOperation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Release(self, request, context):
+        """Release drops the answers and output of operations, in the journal too. Ids that are not known are ignored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -512,6 +607,36 @@ def add_EngineServiceServicer_to_server(servicer, server):
                     request_deserializer=enginery_dot_v1_dot_engine__pb2.ClearQueueRequest.FromString,
                     response_serializer=enginery_dot_v1_dot_engine__pb2.ClearQueueResponse.SerializeToString,
             ),
+            'Submit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Submit,
+                    request_deserializer=enginery_dot_v1_dot_engine__pb2.SubmitRequest.FromString,
+                    response_serializer=enginery_dot_v1_dot_engine__pb2.SubmitResponse.SerializeToString,
+            ),
+            'GetOperation': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetOperation,
+                    request_deserializer=enginery_dot_v1_dot_operation__pb2.GetOperationRequest.FromString,
+                    response_serializer=enginery_dot_v1_dot_operation__pb2.GetOperationResponse.SerializeToString,
+            ),
+            'ListOperations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOperations,
+                    request_deserializer=enginery_dot_v1_dot_operation__pb2.ListOperationsRequest.FromString,
+                    response_serializer=enginery_dot_v1_dot_operation__pb2.ListOperationsResponse.SerializeToString,
+            ),
+            'Attach': grpc.unary_stream_rpc_method_handler(
+                    servicer.Attach,
+                    request_deserializer=enginery_dot_v1_dot_operation__pb2.AttachRequest.FromString,
+                    response_serializer=enginery_dot_v1_dot_operation__pb2.AttachResponse.SerializeToString,
+            ),
+            'Cancel': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cancel,
+                    request_deserializer=enginery_dot_v1_dot_operation__pb2.CancelRequest.FromString,
+                    response_serializer=enginery_dot_v1_dot_operation__pb2.CancelResponse.SerializeToString,
+            ),
+            'Release': grpc.unary_unary_rpc_method_handler(
+                    servicer.Release,
+                    request_deserializer=enginery_dot_v1_dot_operation__pb2.ReleaseRequest.FromString,
+                    response_serializer=enginery_dot_v1_dot_operation__pb2.ReleaseResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'enginery.v1.EngineService', rpc_method_handlers)
@@ -531,19 +656,25 @@ class EngineService(object):
 
     Calls that touch the namespace are operations: they run one at a time in the order in which they were
     submitted. GetId, GetResult, GetProperties, HasProperties, QueueStatus, ClearQueue and Interrupt never wait
-    behind them. Metadata `enginery-operation-id` (a UUID) names an operation, and is minted by the host if absent;
-    initial metadata returns it. Metadata `enginery-session-id` (16 hexadecimal digits) says which client calls: an
+    behind them, nor do the calls about operations. Metadata `enginery-operation-id` (a UUID) names an operation, and is
+    minted by the host if absent; initial metadata returns it. The same id again never runs twice: it waits for the
+    operation, or returns its answer; another request under the same id fails with ALREADY_EXISTS and reason
+    OPERATION_EXISTS, and one whose answer is not kept any more with FAILED_PRECONDITION and reason OPERATION_RELEASED.
+    Metadata `enginery-session-id` (16 hexadecimal digits) says which client calls: an
     operation that fails clears those that the same session queued behind it, which then fail with ABORTED and
-    reason QUEUE_CLEARED, unless `enginery-keep-queue: true` was given. Cancelling an rpc, or its deadline, ends the
-    waiting, never the operation.
+    reason QUEUE_CLEARED, unless `enginery-keep-queue: true` was given. Metadata of CallOptions (frame.proto) says how long
+    it may run and how it is stopped. Cancelling an rpc, or its deadline, ends the waiting, never the operation, unless
+    metadata `enginery-cancel-on-disconnect: true` was given: then it is cancelled, if whoever serves the rpc still runs.
 
     What user code raises is a RemoteError in a response whose status is OK. Every rpc may fail with
     UNAUTHENTICATED (no or wrong token: use a current connection file), PERMISSION_DENIED (the token's role may not
     call it), INVALID_ARGUMENT (reason says what was wrong: correct the request), UNAVAILABLE and reason ENGINE_AWAY
     or SHUTTING_DOWN (the engine is not connected: call again), ABORTED and reason ENGINE_LOST or ENGINE_STOPPED (the
-    engine is gone) or KERNEL_DIED (metadata names signal or exit code: the namespace is lost, the engine is back
-    under the same id with a new incarnation), and RESOURCE_EXHAUSTED and reason QUEUE_FULL or VALUE_TOO_LARGE. Where
-    an rpc lists more, they come on top.
+    engine is gone) or KERNEL_DIED or MEMORY_LIMIT_EXCEEDED (metadata names signal, exit code or sizes: the namespace is
+    lost, the engine is back under the same id with a new incarnation), CANCELLED and reason OPERATION_CANCELLED or
+    DEADLINE_EXCEEDED and reason OPERATION_TIMED_OUT (it was stopped without a response; metadata `namespace` is `kept` or
+    `lost`), and RESOURCE_EXHAUSTED and reason QUEUE_FULL (with a google.rpc.RetryInfo: call again after its delay, the
+    same operation id) or VALUE_TOO_LARGE. Where an rpc lists more, they come on top.
     """
 
     @staticmethod
@@ -1184,6 +1315,168 @@ class EngineService(object):
             '/enginery.v1.EngineService/ClearQueue',
             enginery_dot_v1_dot_engine__pb2.ClearQueueRequest.SerializeToString,
             enginery_dot_v1_dot_engine__pb2.ClearQueueResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Submit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/enginery.v1.EngineService/Submit',
+            enginery_dot_v1_dot_engine__pb2.SubmitRequest.SerializeToString,
+            enginery_dot_v1_dot_engine__pb2.SubmitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetOperation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/enginery.v1.EngineService/GetOperation',
+            enginery_dot_v1_dot_operation__pb2.GetOperationRequest.SerializeToString,
+            enginery_dot_v1_dot_operation__pb2.GetOperationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOperations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/enginery.v1.EngineService/ListOperations',
+            enginery_dot_v1_dot_operation__pb2.ListOperationsRequest.SerializeToString,
+            enginery_dot_v1_dot_operation__pb2.ListOperationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Attach(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/enginery.v1.EngineService/Attach',
+            enginery_dot_v1_dot_operation__pb2.AttachRequest.SerializeToString,
+            enginery_dot_v1_dot_operation__pb2.AttachResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cancel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/enginery.v1.EngineService/Cancel',
+            enginery_dot_v1_dot_operation__pb2.CancelRequest.SerializeToString,
+            enginery_dot_v1_dot_operation__pb2.CancelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Release(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/enginery.v1.EngineService/Release',
+            enginery_dot_v1_dot_operation__pb2.ReleaseRequest.SerializeToString,
+            enginery_dot_v1_dot_operation__pb2.ReleaseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,6 +5,7 @@ The engine, and how it registers with a controller."""
 
 from collections import abc as _abc
 from enginery.v1 import engine_pb2 as _engine_pb2
+from enginery.v1 import operation_pb2 as _operation_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -37,19 +38,25 @@ class EngineServiceStub:
 
     Calls that touch the namespace are operations: they run one at a time in the order in which they were
     submitted. GetId, GetResult, GetProperties, HasProperties, QueueStatus, ClearQueue and Interrupt never wait
-    behind them. Metadata `enginery-operation-id` (a UUID) names an operation, and is minted by the host if absent;
-    initial metadata returns it. Metadata `enginery-session-id` (16 hexadecimal digits) says which client calls: an
+    behind them, nor do the calls about operations. Metadata `enginery-operation-id` (a UUID) names an operation, and is
+    minted by the host if absent; initial metadata returns it. The same id again never runs twice: it waits for the
+    operation, or returns its answer; another request under the same id fails with ALREADY_EXISTS and reason
+    OPERATION_EXISTS, and one whose answer is not kept any more with FAILED_PRECONDITION and reason OPERATION_RELEASED.
+    Metadata `enginery-session-id` (16 hexadecimal digits) says which client calls: an
     operation that fails clears those that the same session queued behind it, which then fail with ABORTED and
-    reason QUEUE_CLEARED, unless `enginery-keep-queue: true` was given. Cancelling an rpc, or its deadline, ends the
-    waiting, never the operation.
+    reason QUEUE_CLEARED, unless `enginery-keep-queue: true` was given. Metadata of CallOptions (frame.proto) says how long
+    it may run and how it is stopped. Cancelling an rpc, or its deadline, ends the waiting, never the operation, unless
+    metadata `enginery-cancel-on-disconnect: true` was given: then it is cancelled, if whoever serves the rpc still runs.
 
     What user code raises is a RemoteError in a response whose status is OK. Every rpc may fail with
     UNAUTHENTICATED (no or wrong token: use a current connection file), PERMISSION_DENIED (the token's role may not
     call it), INVALID_ARGUMENT (reason says what was wrong: correct the request), UNAVAILABLE and reason ENGINE_AWAY
     or SHUTTING_DOWN (the engine is not connected: call again), ABORTED and reason ENGINE_LOST or ENGINE_STOPPED (the
-    engine is gone) or KERNEL_DIED (metadata names signal or exit code: the namespace is lost, the engine is back
-    under the same id with a new incarnation), and RESOURCE_EXHAUSTED and reason QUEUE_FULL or VALUE_TOO_LARGE. Where
-    an rpc lists more, they come on top.
+    engine is gone) or KERNEL_DIED or MEMORY_LIMIT_EXCEEDED (metadata names signal, exit code or sizes: the namespace is
+    lost, the engine is back under the same id with a new incarnation), CANCELLED and reason OPERATION_CANCELLED or
+    DEADLINE_EXCEEDED and reason OPERATION_TIMED_OUT (it was stopped without a response; metadata `namespace` is `kept` or
+    `lost`), and RESOURCE_EXHAUSTED and reason QUEUE_FULL (with a google.rpc.RetryInfo: call again after its delay, the
+    same operation id) or VALUE_TOO_LARGE. Where an rpc lists more, they come on top.
     """
 
     @_typing.overload
@@ -123,8 +130,8 @@ class EngineServiceStub:
     produced it again.
     """
     Interrupt: _grpc.UnaryUnaryMultiCallable[_engine_pb2.InterruptRequest, _engine_pb2.InterruptResponse]
-    """Interrupt raises KeyboardInterrupt in the operation that is running. Answers at once; it does not wait for
-    the operation to end.
+    """Interrupt raises KeyboardInterrupt once in the operation that is running, and leaves it at that; Cancel stops it.
+    Answers at once; it does not wait for the operation to end.
     """
     QueueStatus: _grpc.UnaryUnaryMultiCallable[_engine_pb2.QueueStatusRequest, _engine_pb2.QueueStatusResponse]
     """QueueStatus returns the operation that runs and those that wait. Answers at once."""
@@ -132,6 +139,33 @@ class EngineServiceStub:
     """ClearQueue fails every waiting operation with ABORTED and reason QUEUE_CLEARED; the running one goes on.
     Answers at once.
     """
+    Submit: _grpc.UnaryUnaryMultiCallable[_engine_pb2.SubmitRequest, _engine_pb2.SubmitResponse]
+    """Submit begins an operation and answers as soon as it is queued. Submitting the same again under the same id
+    answers how it stands.
+    """
+    GetOperation: _grpc.UnaryUnaryMultiCallable[_operation_pb2.GetOperationRequest, _operation_pb2.GetOperationResponse]
+    """GetOperation returns an operation, with its answer once it has ended, and on request its events. The controller
+    does not require `enginery-engine-id` for this rpc and the four below. NOT_FOUND and reason OPERATION_NOT_FOUND:
+    no engine that is connected knows it, nor does the journal. UNAVAILABLE and reason ENGINE_AWAY: it may belong to
+    an engine that is away, call again.
+    """
+    ListOperations: _grpc.UnaryUnaryMultiCallable[_operation_pb2.ListOperationsRequest, _operation_pb2.ListOperationsResponse]
+    """ListOperations returns the operations that are known, the newest first: on the controller without
+    `enginery-engine-id` those of all engines that are connected, then those that only the journal knows.
+    INVALID_ARGUMENT and reason BAD_PAGE_TOKEN: start again without a token.
+    """
+    Attach: _grpc.UnaryStreamMultiCallable[_operation_pb2.AttachRequest, _operation_pb2.AttachResponse]
+    """Attach returns the events of an operation, those that have happened and then each as it happens, and ends after
+    its outcome. A stream that ends without an outcome was interrupted: attach again after the last sequence. Any
+    number of clients may be attached. Errors as for GetOperation.
+    """
+    Cancel: _grpc.UnaryUnaryMultiCallable[_operation_pb2.CancelRequest, _operation_pb2.CancelResponse]
+    """Cancel stops an operation: a queued one is taken out of the queue; a running one is interrupted, after a grace
+    interrupted again, and after another grace its kernel is killed and the engine gets a new one. One that has ended
+    stays as it is. Answers at once. Errors as for GetOperation.
+    """
+    Release: _grpc.UnaryUnaryMultiCallable[_operation_pb2.ReleaseRequest, _operation_pb2.ReleaseResponse]
+    """Release drops the answers and output of operations, in the journal too. Ids that are not known are ignored."""
 
 @_typing.type_check_only
 class EngineServiceAsyncStub(EngineServiceStub):
@@ -145,19 +179,25 @@ class EngineServiceAsyncStub(EngineServiceStub):
 
     Calls that touch the namespace are operations: they run one at a time in the order in which they were
     submitted. GetId, GetResult, GetProperties, HasProperties, QueueStatus, ClearQueue and Interrupt never wait
-    behind them. Metadata `enginery-operation-id` (a UUID) names an operation, and is minted by the host if absent;
-    initial metadata returns it. Metadata `enginery-session-id` (16 hexadecimal digits) says which client calls: an
+    behind them, nor do the calls about operations. Metadata `enginery-operation-id` (a UUID) names an operation, and is
+    minted by the host if absent; initial metadata returns it. The same id again never runs twice: it waits for the
+    operation, or returns its answer; another request under the same id fails with ALREADY_EXISTS and reason
+    OPERATION_EXISTS, and one whose answer is not kept any more with FAILED_PRECONDITION and reason OPERATION_RELEASED.
+    Metadata `enginery-session-id` (16 hexadecimal digits) says which client calls: an
     operation that fails clears those that the same session queued behind it, which then fail with ABORTED and
-    reason QUEUE_CLEARED, unless `enginery-keep-queue: true` was given. Cancelling an rpc, or its deadline, ends the
-    waiting, never the operation.
+    reason QUEUE_CLEARED, unless `enginery-keep-queue: true` was given. Metadata of CallOptions (frame.proto) says how long
+    it may run and how it is stopped. Cancelling an rpc, or its deadline, ends the waiting, never the operation, unless
+    metadata `enginery-cancel-on-disconnect: true` was given: then it is cancelled, if whoever serves the rpc still runs.
 
     What user code raises is a RemoteError in a response whose status is OK. Every rpc may fail with
     UNAUTHENTICATED (no or wrong token: use a current connection file), PERMISSION_DENIED (the token's role may not
     call it), INVALID_ARGUMENT (reason says what was wrong: correct the request), UNAVAILABLE and reason ENGINE_AWAY
     or SHUTTING_DOWN (the engine is not connected: call again), ABORTED and reason ENGINE_LOST or ENGINE_STOPPED (the
-    engine is gone) or KERNEL_DIED (metadata names signal or exit code: the namespace is lost, the engine is back
-    under the same id with a new incarnation), and RESOURCE_EXHAUSTED and reason QUEUE_FULL or VALUE_TOO_LARGE. Where
-    an rpc lists more, they come on top.
+    engine is gone) or KERNEL_DIED or MEMORY_LIMIT_EXCEEDED (metadata names signal, exit code or sizes: the namespace is
+    lost, the engine is back under the same id with a new incarnation), CANCELLED and reason OPERATION_CANCELLED or
+    DEADLINE_EXCEEDED and reason OPERATION_TIMED_OUT (it was stopped without a response; metadata `namespace` is `kept` or
+    `lost`), and RESOURCE_EXHAUSTED and reason QUEUE_FULL (with a google.rpc.RetryInfo: call again after its delay, the
+    same operation id) or VALUE_TOO_LARGE. Where an rpc lists more, they come on top.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -228,8 +268,8 @@ class EngineServiceAsyncStub(EngineServiceStub):
     produced it again.
     """
     Interrupt: _aio.UnaryUnaryMultiCallable[_engine_pb2.InterruptRequest, _engine_pb2.InterruptResponse]  # type: ignore[assignment]
-    """Interrupt raises KeyboardInterrupt in the operation that is running. Answers at once; it does not wait for
-    the operation to end.
+    """Interrupt raises KeyboardInterrupt once in the operation that is running, and leaves it at that; Cancel stops it.
+    Answers at once; it does not wait for the operation to end.
     """
     QueueStatus: _aio.UnaryUnaryMultiCallable[_engine_pb2.QueueStatusRequest, _engine_pb2.QueueStatusResponse]  # type: ignore[assignment]
     """QueueStatus returns the operation that runs and those that wait. Answers at once."""
@@ -237,6 +277,33 @@ class EngineServiceAsyncStub(EngineServiceStub):
     """ClearQueue fails every waiting operation with ABORTED and reason QUEUE_CLEARED; the running one goes on.
     Answers at once.
     """
+    Submit: _aio.UnaryUnaryMultiCallable[_engine_pb2.SubmitRequest, _engine_pb2.SubmitResponse]  # type: ignore[assignment]
+    """Submit begins an operation and answers as soon as it is queued. Submitting the same again under the same id
+    answers how it stands.
+    """
+    GetOperation: _aio.UnaryUnaryMultiCallable[_operation_pb2.GetOperationRequest, _operation_pb2.GetOperationResponse]  # type: ignore[assignment]
+    """GetOperation returns an operation, with its answer once it has ended, and on request its events. The controller
+    does not require `enginery-engine-id` for this rpc and the four below. NOT_FOUND and reason OPERATION_NOT_FOUND:
+    no engine that is connected knows it, nor does the journal. UNAVAILABLE and reason ENGINE_AWAY: it may belong to
+    an engine that is away, call again.
+    """
+    ListOperations: _aio.UnaryUnaryMultiCallable[_operation_pb2.ListOperationsRequest, _operation_pb2.ListOperationsResponse]  # type: ignore[assignment]
+    """ListOperations returns the operations that are known, the newest first: on the controller without
+    `enginery-engine-id` those of all engines that are connected, then those that only the journal knows.
+    INVALID_ARGUMENT and reason BAD_PAGE_TOKEN: start again without a token.
+    """
+    Attach: _aio.UnaryStreamMultiCallable[_operation_pb2.AttachRequest, _operation_pb2.AttachResponse]  # type: ignore[assignment]
+    """Attach returns the events of an operation, those that have happened and then each as it happens, and ends after
+    its outcome. A stream that ends without an outcome was interrupted: attach again after the last sequence. Any
+    number of clients may be attached. Errors as for GetOperation.
+    """
+    Cancel: _aio.UnaryUnaryMultiCallable[_operation_pb2.CancelRequest, _operation_pb2.CancelResponse]  # type: ignore[assignment]
+    """Cancel stops an operation: a queued one is taken out of the queue; a running one is interrupted, after a grace
+    interrupted again, and after another grace its kernel is killed and the engine gets a new one. One that has ended
+    stays as it is. Answers at once. Errors as for GetOperation.
+    """
+    Release: _aio.UnaryUnaryMultiCallable[_operation_pb2.ReleaseRequest, _operation_pb2.ReleaseResponse]  # type: ignore[assignment]
+    """Release drops the answers and output of operations, in the journal too. Ids that are not known are ignored."""
 
 class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
     """EngineService is one engine: a live Python namespace in which code runs.
@@ -249,19 +316,25 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Calls that touch the namespace are operations: they run one at a time in the order in which they were
     submitted. GetId, GetResult, GetProperties, HasProperties, QueueStatus, ClearQueue and Interrupt never wait
-    behind them. Metadata `enginery-operation-id` (a UUID) names an operation, and is minted by the host if absent;
-    initial metadata returns it. Metadata `enginery-session-id` (16 hexadecimal digits) says which client calls: an
+    behind them, nor do the calls about operations. Metadata `enginery-operation-id` (a UUID) names an operation, and is
+    minted by the host if absent; initial metadata returns it. The same id again never runs twice: it waits for the
+    operation, or returns its answer; another request under the same id fails with ALREADY_EXISTS and reason
+    OPERATION_EXISTS, and one whose answer is not kept any more with FAILED_PRECONDITION and reason OPERATION_RELEASED.
+    Metadata `enginery-session-id` (16 hexadecimal digits) says which client calls: an
     operation that fails clears those that the same session queued behind it, which then fail with ABORTED and
-    reason QUEUE_CLEARED, unless `enginery-keep-queue: true` was given. Cancelling an rpc, or its deadline, ends the
-    waiting, never the operation.
+    reason QUEUE_CLEARED, unless `enginery-keep-queue: true` was given. Metadata of CallOptions (frame.proto) says how long
+    it may run and how it is stopped. Cancelling an rpc, or its deadline, ends the waiting, never the operation, unless
+    metadata `enginery-cancel-on-disconnect: true` was given: then it is cancelled, if whoever serves the rpc still runs.
 
     What user code raises is a RemoteError in a response whose status is OK. Every rpc may fail with
     UNAUTHENTICATED (no or wrong token: use a current connection file), PERMISSION_DENIED (the token's role may not
     call it), INVALID_ARGUMENT (reason says what was wrong: correct the request), UNAVAILABLE and reason ENGINE_AWAY
     or SHUTTING_DOWN (the engine is not connected: call again), ABORTED and reason ENGINE_LOST or ENGINE_STOPPED (the
-    engine is gone) or KERNEL_DIED (metadata names signal or exit code: the namespace is lost, the engine is back
-    under the same id with a new incarnation), and RESOURCE_EXHAUSTED and reason QUEUE_FULL or VALUE_TOO_LARGE. Where
-    an rpc lists more, they come on top.
+    engine is gone) or KERNEL_DIED or MEMORY_LIMIT_EXCEEDED (metadata names signal, exit code or sizes: the namespace is
+    lost, the engine is back under the same id with a new incarnation), CANCELLED and reason OPERATION_CANCELLED or
+    DEADLINE_EXCEEDED and reason OPERATION_TIMED_OUT (it was stopped without a response; metadata `namespace` is `kept` or
+    `lost`), and RESOURCE_EXHAUSTED and reason QUEUE_FULL (with a google.rpc.RetryInfo: call again after its delay, the
+    same operation id) or VALUE_TOO_LARGE. Where an rpc lists more, they come on top.
     """
 
     @_abc_1.abstractmethod
@@ -462,8 +535,8 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _engine_pb2.InterruptRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_engine_pb2.InterruptResponse, _abc.Awaitable[_engine_pb2.InterruptResponse]]:
-        """Interrupt raises KeyboardInterrupt in the operation that is running. Answers at once; it does not wait for
-        the operation to end.
+        """Interrupt raises KeyboardInterrupt once in the operation that is running, and leaves it at that; Cancel stops it.
+        Answers at once; it does not wait for the operation to end.
         """
 
     @_abc_1.abstractmethod
@@ -483,6 +556,69 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
         """ClearQueue fails every waiting operation with ABORTED and reason QUEUE_CLEARED; the running one goes on.
         Answers at once.
         """
+
+    @_abc_1.abstractmethod
+    def Submit(
+        self,
+        request: _engine_pb2.SubmitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_engine_pb2.SubmitResponse, _abc.Awaitable[_engine_pb2.SubmitResponse]]:
+        """Submit begins an operation and answers as soon as it is queued. Submitting the same again under the same id
+        answers how it stands.
+        """
+
+    @_abc_1.abstractmethod
+    def GetOperation(
+        self,
+        request: _operation_pb2.GetOperationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operation_pb2.GetOperationResponse, _abc.Awaitable[_operation_pb2.GetOperationResponse]]:
+        """GetOperation returns an operation, with its answer once it has ended, and on request its events. The controller
+        does not require `enginery-engine-id` for this rpc and the four below. NOT_FOUND and reason OPERATION_NOT_FOUND:
+        no engine that is connected knows it, nor does the journal. UNAVAILABLE and reason ENGINE_AWAY: it may belong to
+        an engine that is away, call again.
+        """
+
+    @_abc_1.abstractmethod
+    def ListOperations(
+        self,
+        request: _operation_pb2.ListOperationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operation_pb2.ListOperationsResponse, _abc.Awaitable[_operation_pb2.ListOperationsResponse]]:
+        """ListOperations returns the operations that are known, the newest first: on the controller without
+        `enginery-engine-id` those of all engines that are connected, then those that only the journal knows.
+        INVALID_ARGUMENT and reason BAD_PAGE_TOKEN: start again without a token.
+        """
+
+    @_abc_1.abstractmethod
+    def Attach(
+        self,
+        request: _operation_pb2.AttachRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_operation_pb2.AttachResponse], _abc.AsyncIterator[_operation_pb2.AttachResponse]]:
+        """Attach returns the events of an operation, those that have happened and then each as it happens, and ends after
+        its outcome. A stream that ends without an outcome was interrupted: attach again after the last sequence. Any
+        number of clients may be attached. Errors as for GetOperation.
+        """
+
+    @_abc_1.abstractmethod
+    def Cancel(
+        self,
+        request: _operation_pb2.CancelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operation_pb2.CancelResponse, _abc.Awaitable[_operation_pb2.CancelResponse]]:
+        """Cancel stops an operation: a queued one is taken out of the queue; a running one is interrupted, after a grace
+        interrupted again, and after another grace its kernel is killed and the engine gets a new one. One that has ended
+        stays as it is. Answers at once. Errors as for GetOperation.
+        """
+
+    @_abc_1.abstractmethod
+    def Release(
+        self,
+        request: _operation_pb2.ReleaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operation_pb2.ReleaseResponse, _abc.Awaitable[_operation_pb2.ReleaseResponse]]:
+        """Release drops the answers and output of operations, in the journal too. Ids that are not known are ignored."""
 
 def add_EngineServiceServicer_to_server(servicer: EngineServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -25,19 +25,25 @@ _sym_db = _symbol_database.Default()
 from enginery.v1 import value_pb2 as enginery_dot_v1_dot_value__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x65nginery/v1/error.proto\x12\x0b\x65nginery.v1\x1a\x17\x65nginery/v1/value.proto\"\xea\x01\n\x0bRemoteError\x12(\n\x06\x65rrors\x18\x01 \x03(\x0b\x32\x18.enginery.v1.RaisedError\x12\x11\n\ttraceback\x18\x02 \x01(\t\x12\x11\n\tengine_id\x18\x03 \x01(\x11\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x11\n\targuments\x18\x05 \x01(\t\x12\x14\n\x0coperation_id\x18\x06 \x01(\t\x12,\n\x08\x63\x61tegory\x18\x07 \x01(\x0e\x32\x1a.enginery.v1.ErrorCategory\x12$\n\x07pickled\x18\x0f \x01(\x0b\x32\x13.enginery.v1.Pickle\"\xc6\x02\n\x0bRaisedError\x12\x0e\n\x06module\x18\x01 \x01(\t\x12\x11\n\ttype_name\x18\x02 \x01(\t\x12\x11\n\thierarchy\x18\x03 \x03(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x16\n\x0erepresentation\x18\x05 \x01(\t\x12\r\n\x05notes\x18\x06 \x03(\t\x12\'\n\x06\x66rames\x18\x07 \x03(\x0b\x32\x17.enginery.v1.StackFrame\x12\x16\n\x0e\x66rames_omitted\x18\x08 \x01(\r\x12\x18\n\x0b\x63\x61use_index\x18\t \x01(\rH\x00\x88\x01\x01\x12\x1a\n\rcontext_index\x18\n \x01(\rH\x01\x88\x01\x01\x12\x18\n\x10suppress_context\x18\x0b \x01(\x08\x12\x16\n\x0emember_indexes\x18\x0c \x03(\rB\x0e\n\x0c_cause_indexB\x10\n\x0e_context_index\"\xa9\x01\n\nStackFrame\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0c\n\x04line\x18\x02 \x01(\r\x12\x10\n\x08\x65nd_line\x18\x03 \x01(\r\x12\x13\n\x06\x63olumn\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nend_column\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x10\n\x08\x66unction\x18\x06 \x01(\t\x12\x13\n\x0bsource_line\x18\x07 \x01(\tB\t\n\x07_columnB\r\n\x0b_end_column*\xc7\x01\n\rErrorCategory\x12\x1e\n\x1a\x45RROR_CATEGORY_UNSPECIFIED\x10\x00\x12\x17\n\x13\x45RROR_CATEGORY_USER\x10\x01\x12\x1e\n\x1a\x45RROR_CATEGORY_INTERRUPTED\x10\x02\x12 \n\x1c\x45RROR_CATEGORY_SERIALIZATION\x10\x03\x12\x1b\n\x17\x45RROR_CATEGORY_RESOURCE\x10\x04\x12\x1e\n\x1a\x45RROR_CATEGORY_KERNEL_DIED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x65nginery/v1/error.proto\x12\x0b\x65nginery.v1\x1a\x17\x65nginery/v1/value.proto\"\xea\x01\n\x0bRemoteError\x12(\n\x06\x65rrors\x18\x01 \x03(\x0b\x32\x18.enginery.v1.RaisedError\x12\x11\n\ttraceback\x18\x02 \x01(\t\x12\x11\n\tengine_id\x18\x03 \x01(\x11\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x11\n\targuments\x18\x05 \x01(\t\x12\x14\n\x0coperation_id\x18\x06 \x01(\t\x12,\n\x08\x63\x61tegory\x18\x07 \x01(\x0e\x32\x1a.enginery.v1.ErrorCategory\x12$\n\x07pickled\x18\x0f \x01(\x0b\x32\x13.enginery.v1.Pickle\"\xaf\x01\n\x0f\x44\x65liveryFailure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12<\n\x08metadata\x18\x04 \x03(\x0b\x32*.enginery.v1.DeliveryFailure.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc6\x02\n\x0bRaisedError\x12\x0e\n\x06module\x18\x01 \x01(\t\x12\x11\n\ttype_name\x18\x02 \x01(\t\x12\x11\n\thierarchy\x18\x03 \x03(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x16\n\x0erepresentation\x18\x05 \x01(\t\x12\r\n\x05notes\x18\x06 \x03(\t\x12\'\n\x06\x66rames\x18\x07 \x03(\x0b\x32\x17.enginery.v1.StackFrame\x12\x16\n\x0e\x66rames_omitted\x18\x08 \x01(\r\x12\x18\n\x0b\x63\x61use_index\x18\t \x01(\rH\x00\x88\x01\x01\x12\x1a\n\rcontext_index\x18\n \x01(\rH\x01\x88\x01\x01\x12\x18\n\x10suppress_context\x18\x0b \x01(\x08\x12\x16\n\x0emember_indexes\x18\x0c \x03(\rB\x0e\n\x0c_cause_indexB\x10\n\x0e_context_index\"\xa9\x01\n\nStackFrame\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0c\n\x04line\x18\x02 \x01(\r\x12\x10\n\x08\x65nd_line\x18\x03 \x01(\r\x12\x13\n\x06\x63olumn\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nend_column\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x10\n\x08\x66unction\x18\x06 \x01(\t\x12\x13\n\x0bsource_line\x18\x07 \x01(\tB\t\n\x07_columnB\r\n\x0b_end_column*\x83\x02\n\rErrorCategory\x12\x1e\n\x1a\x45RROR_CATEGORY_UNSPECIFIED\x10\x00\x12\x17\n\x13\x45RROR_CATEGORY_USER\x10\x01\x12\x1e\n\x1a\x45RROR_CATEGORY_INTERRUPTED\x10\x02\x12 \n\x1c\x45RROR_CATEGORY_SERIALIZATION\x10\x03\x12\x1b\n\x17\x45RROR_CATEGORY_RESOURCE\x10\x04\x12\x1e\n\x1a\x45RROR_CATEGORY_KERNEL_DIED\x10\x05\x12\x1c\n\x18\x45RROR_CATEGORY_CANCELLED\x10\x06\x12\x1c\n\x18\x45RROR_CATEGORY_TIMED_OUT\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'enginery.v1.error_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ERRORCATEGORY']._serialized_start=804
-  _globals['_ERRORCATEGORY']._serialized_end=1003
+  _globals['_DELIVERYFAILURE_METADATAENTRY']._loaded_options = None
+  _globals['_DELIVERYFAILURE_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_ERRORCATEGORY']._serialized_start=982
+  _globals['_ERRORCATEGORY']._serialized_end=1241
   _globals['_REMOTEERROR']._serialized_start=66
   _globals['_REMOTEERROR']._serialized_end=300
-  _globals['_RAISEDERROR']._serialized_start=303
-  _globals['_RAISEDERROR']._serialized_end=629
-  _globals['_STACKFRAME']._serialized_start=632
-  _globals['_STACKFRAME']._serialized_end=801
+  _globals['_DELIVERYFAILURE']._serialized_start=303
+  _globals['_DELIVERYFAILURE']._serialized_end=478
+  _globals['_DELIVERYFAILURE_METADATAENTRY']._serialized_start=431
+  _globals['_DELIVERYFAILURE_METADATAENTRY']._serialized_end=478
+  _globals['_RAISEDERROR']._serialized_start=481
+  _globals['_RAISEDERROR']._serialized_end=807
+  _globals['_STACKFRAME']._serialized_start=810
+  _globals['_STACKFRAME']._serialized_end=979
 # @@protoc_insertion_point(module_scope)

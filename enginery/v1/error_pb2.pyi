@@ -43,6 +43,10 @@ class _ErrorCategoryEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorCa
     """A limit of the engine was reached."""
     ERROR_CATEGORY_KERNEL_DIED: _ErrorCategory.ValueType  # 5
     """The kernel died while the call ran. Only in records; a call that waits gets a status."""
+    ERROR_CATEGORY_CANCELLED: _ErrorCategory.ValueType  # 6
+    """The operation was stopped by Cancel; this is what its code raised then."""
+    ERROR_CATEGORY_TIMED_OUT: _ErrorCategory.ValueType  # 7
+    """The operation was stopped at its timeout; this is what its code raised then."""
 
 class ErrorCategory(_ErrorCategory, metaclass=_ErrorCategoryEnumTypeWrapper):
     """ErrorCategory says what kind of thing happened."""
@@ -59,6 +63,10 @@ ERROR_CATEGORY_RESOURCE: ErrorCategory.ValueType  # 4
 """A limit of the engine was reached."""
 ERROR_CATEGORY_KERNEL_DIED: ErrorCategory.ValueType  # 5
 """The kernel died while the call ran. Only in records; a call that waits gets a status."""
+ERROR_CATEGORY_CANCELLED: ErrorCategory.ValueType  # 6
+"""The operation was stopped by Cancel; this is what its code raised then."""
+ERROR_CATEGORY_TIMED_OUT: ErrorCategory.ValueType  # 7
+"""The operation was stopped at its timeout; this is what its code raised then."""
 Global___ErrorCategory: _TypeAlias = ErrorCategory  # noqa: Y015
 
 @_typing.final
@@ -122,6 +130,62 @@ class RemoteError(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RemoteError: _TypeAlias = RemoteError  # noqa: Y015
+
+@_typing.final
+class DeliveryFailure(_message.Message):
+    """DeliveryFailure is the status of a failed call as data, where the answer is read later than the call was made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CODE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
+    """(Required) Its canonical code, as google.rpc.Code numbers them."""
+    reason: _builtins.str
+    """(Required) Its reason, UPPER_SNAKE; see docs/contract.md."""
+    message: _builtins.str
+    """(Required) What happened and what to do, for people to read."""
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """(Optional) What `message` speaks of, part by part."""
+
+    def __init__(
+        self,
+        *,
+        code: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "metadata", b"metadata", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeliveryFailure: _TypeAlias = DeliveryFailure  # noqa: Y015
 
 @_typing.final
 class RaisedError(_message.Message):

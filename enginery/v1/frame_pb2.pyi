@@ -8,6 +8,7 @@ and `error` are serialized messages that no relay opens.
 """
 
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -77,6 +78,18 @@ class _MethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Method.ValueTy
     """EngineService.QueueStatus."""
     METHOD_CLEAR_QUEUE: _Method.ValueType  # 24
     """EngineService.ClearQueue."""
+    METHOD_SUBMIT: _Method.ValueType  # 25
+    """EngineService.Submit."""
+    METHOD_GET_OPERATION: _Method.ValueType  # 26
+    """EngineService.GetOperation."""
+    METHOD_LIST_OPERATIONS: _Method.ValueType  # 27
+    """EngineService.ListOperations."""
+    METHOD_ATTACH: _Method.ValueType  # 28
+    """EngineService.Attach. Streams go by transfer, never in a call frame."""
+    METHOD_CANCEL: _Method.ValueType  # 29
+    """EngineService.Cancel."""
+    METHOD_RELEASE: _Method.ValueType  # 30
+    """EngineService.Release."""
 
 class Method(_Method, metaclass=_MethodEnumTypeWrapper):
     """Method numbers every rpc of EngineService. The name of a value is the name of the rpc in upper snake case
@@ -134,6 +147,18 @@ METHOD_QUEUE_STATUS: Method.ValueType  # 23
 """EngineService.QueueStatus."""
 METHOD_CLEAR_QUEUE: Method.ValueType  # 24
 """EngineService.ClearQueue."""
+METHOD_SUBMIT: Method.ValueType  # 25
+"""EngineService.Submit."""
+METHOD_GET_OPERATION: Method.ValueType  # 26
+"""EngineService.GetOperation."""
+METHOD_LIST_OPERATIONS: Method.ValueType  # 27
+"""EngineService.ListOperations."""
+METHOD_ATTACH: Method.ValueType  # 28
+"""EngineService.Attach. Streams go by transfer, never in a call frame."""
+METHOD_CANCEL: Method.ValueType  # 29
+"""EngineService.Cancel."""
+METHOD_RELEASE: Method.ValueType  # 30
+"""EngineService.Release."""
 Global___Method: _TypeAlias = Method  # noqa: Y015
 
 class _Outcome:
@@ -149,7 +174,19 @@ class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Outcome.Value
     OUTCOME_USER_ERROR: _Outcome.ValueType  # 2
     """User code raised. `response` is set and holds a RemoteError."""
     OUTCOME_NOT_DELIVERED: _Outcome.ValueType  # 3
-    """The call was not delivered, or its answer was lost. `error` is set."""
+    """The call was not delivered, or not accepted. `error` is set."""
+    OUTCOME_CANCELLED: _Outcome.ValueType  # 5
+    """The operation was stopped by Cancel or taken out of the queue. `response` is set if it had begun to run and its
+    kernel lives, else `error`.
+    """
+    OUTCOME_TIMED_OUT: _Outcome.ValueType  # 6
+    """The operation was stopped at its timeout. `response` or `error` is set, as for OUTCOME_CANCELLED."""
+    OUTCOME_LOST: _Outcome.ValueType  # 7
+    """The kernel or the engine ended before the operation did. `error` is set."""
+    OUTCOME_RELEASED: _Outcome.ValueType  # 8
+    """The operation has ended, and the host no longer has its answer. `error` is set. A controller replaces this by
+    what its journal has.
+    """
 
 class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
     """Outcome is all of a reply that a relay reads: retries, dependencies and counters go by it. May grow; treat an
@@ -163,7 +200,19 @@ OUTCOME_OK: Outcome.ValueType  # 1
 OUTCOME_USER_ERROR: Outcome.ValueType  # 2
 """User code raised. `response` is set and holds a RemoteError."""
 OUTCOME_NOT_DELIVERED: Outcome.ValueType  # 3
-"""The call was not delivered, or its answer was lost. `error` is set."""
+"""The call was not delivered, or not accepted. `error` is set."""
+OUTCOME_CANCELLED: Outcome.ValueType  # 5
+"""The operation was stopped by Cancel or taken out of the queue. `response` is set if it had begun to run and its
+kernel lives, else `error`.
+"""
+OUTCOME_TIMED_OUT: Outcome.ValueType  # 6
+"""The operation was stopped at its timeout. `response` or `error` is set, as for OUTCOME_CANCELLED."""
+OUTCOME_LOST: Outcome.ValueType  # 7
+"""The kernel or the engine ended before the operation did. `error` is set."""
+OUTCOME_RELEASED: Outcome.ValueType  # 8
+"""The operation has ended, and the host no longer has its answer. `error` is set. A controller replaces this by
+what its journal has.
+"""
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
 @_typing.final
@@ -178,6 +227,8 @@ class Call(_message.Message):
     OPERATION_ID_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    SENT_EPOCH_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
     call_id: _builtins.int
     """(Required) Correlates the reply. Minted by the sender of the frame and unique within its stream."""
@@ -194,6 +245,14 @@ class Call(_message.Message):
     `enginery-session-id`; a client leaves it empty. Absent means that the call neither clears nor is cleared
     by the failure of another.
     """
+    sent_epoch: _builtins.int
+    """(Optional) Set on a call that was sent before, on a stream that broke: the epoch of the engine at that time. If
+    its epoch is another now, the call is answered from the journal or fails with ENGINE_LOST; it is not sent.
+    """
+    known: _builtins.bool
+    """(Optional) True if the host said in its hello that it knows this operation: `request` is empty, and the reply is
+    that of the operation.
+    """
     request: _builtins.bytes
     """(Required) The serialized request of the method."""
     @_builtins.property
@@ -209,11 +268,13 @@ class Call(_message.Message):
         operation_id: _builtins.bytes = ...,
         session_id: _builtins.bytes = ...,
         options: Global___CallOptions | None = ...,
+        sent_epoch: _builtins.int = ...,
+        known: _builtins.bool = ...,
         request: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "engine_id", b"engine_id", "method", b"method", "operation_id", b"operation_id", "options", b"options", "request", b"request", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "engine_id", b"engine_id", "known", b"known", "method", b"method", "operation_id", b"operation_id", "options", b"options", "request", b"request", "sent_epoch", b"sent_epoch", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -227,6 +288,10 @@ class CallOptions(_message.Message):
 
     KEEP_QUEUE_FIELD_NUMBER: _builtins.int
     INLINE_LIMIT_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
+    INTERRUPT_ONLY_FIELD_NUMBER: _builtins.int
+    ANY_INCARNATION_FIELD_NUMBER: _builtins.int
     keep_queue: _builtins.bool
     """(Optional) True leaves the queue alone if this call fails. Absent means that its failure clears what the
     same session queued behind it. Metadata: `enginery-keep-queue: true`.
@@ -235,15 +300,39 @@ class CallOptions(_message.Message):
     """(Optional) Largest value in bytes to put into the reply itself; larger ones come as a Blob. Absent means
     1 MiB; at most 3 MiB. Metadata: `enginery-inline-limit`.
     """
+    interrupt_only: _builtins.bool
+    """(Optional) True never kills the kernel to stop this operation. Absent means that it is killed after the second
+    grace. Metadata: `enginery-interrupt-only: true`.
+    """
+    any_incarnation: _builtins.bool
+    """(Optional) True lets it run on a new kernel if the one for which it was queued ends. Absent means that it ends as
+    lost then. Metadata: `enginery-any-incarnation: true`.
+    """
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """(Optional) How long it may run; then it is stopped as by Cancel. The time in the queue does not count. Absent
+        means for ever. Metadata: `enginery-timeout`, in seconds, such as `2.5`.
+        """
+
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """(Optional) How long a running operation that is to stop gets after each of two interrupts, before its kernel is
+        killed. Absent means 5 seconds. Metadata: `enginery-grace`, in seconds.
+        """
+
     def __init__(
         self,
         *,
         keep_queue: _builtins.bool = ...,
         inline_limit: _builtins.int = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        grace: _duration_pb2.Duration | None = ...,
+        interrupt_only: _builtins.bool = ...,
+        any_incarnation: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inline_limit", b"inline_limit", "keep_queue", b"keep_queue"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_incarnation", b"any_incarnation", "grace", b"grace", "inline_limit", b"inline_limit", "interrupt_only", b"interrupt_only", "keep_queue", b"keep_queue", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -264,9 +353,9 @@ class Reply(_message.Message):
     outcome: Global___Outcome.ValueType
     """(Required) How it went."""
     error: _builtins.bytes
-    """(Optional) A serialized google.rpc.Status. Set if and only if `outcome` is OUTCOME_NOT_DELIVERED."""
+    """(Optional) A serialized google.rpc.Status. Set if and only if there is no response; `outcome` says when."""
     response: _builtins.bytes
-    """(Optional) The serialized response of the method. Set if and only if `error` is not."""
+    """(Optional) The serialized response of the method. Absent if `error` is set."""
     def __init__(
         self,
         *,
