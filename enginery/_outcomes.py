@@ -1,4 +1,4 @@
-"""How operations end: the outcome of a frame, the state in which it leaves an operation, and an error as either."""
+"""How operations end: outcomes of frames, the states in which they leave operations, and errors as both."""
 
 from __future__ import annotations
 
