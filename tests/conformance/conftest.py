@@ -19,7 +19,7 @@ from engine_service.engine import Engine
 from enginery import _connection_file, _ids, _methods, _status
 from enginery._certificates import host_name
 from enginery._channel import open_channel
-from enginery._engine import CallContext
+from enginery._engine import DEFAULT_GRACE, CallContext
 from enginery._methods import METHODS
 from enginery.v1 import engine_pb2
 
@@ -48,11 +48,20 @@ async def local_engine() -> AsyncIterator[Transport]:
     await engine.start()
 
     async def call(method: str, request: bytes, caller: Caller) -> bytes:
-        context = CallContext(_ids_of_calls.mint(), caller.session_id, caller.keep_queue, caller.inline_limit)
+        context = CallContext(
+            caller.operation_id or _ids_of_calls.mint(),
+            caller.session_id,
+            caller.keep_queue,
+            caller.inline_limit,
+            caller.timeout,
+            DEFAULT_GRACE if caller.grace is None else caller.grace,
+            caller.interrupt_only,
+            caller.any_incarnation,
+        )
         return (await engine.call(METHODS[method], request, context)).response
 
     try:
-        yield Transport("local", call, engine.upload, engine.download, registered=False)
+        yield Transport("local", call, engine.upload, engine.download, engine.attach, registered=False)
     finally:
         engine.stop("the test is over")
         await engine.wait_stopped()
@@ -90,14 +99,22 @@ async def over_grpc(name: str, info: ConnectionInfo, metadata: dict[str, str]) -
         keys = {**metadata, _methods.INLINE_LIMIT_KEY: str(caller.inline_limit)}
         if caller.session_id:
             keys[_methods.SESSION_ID_KEY] = caller.session_id.hex()
-        if caller.keep_queue:
-            keys[_methods.KEEP_QUEUE_KEY] = "true"
+        if caller.operation_id:
+            keys[_methods.OPERATION_ID_KEY] = _ids.show(caller.operation_id)
+        for key, value in (
+            (_methods.KEEP_QUEUE_KEY, caller.keep_queue),
+            (_methods.INTERRUPT_ONLY_KEY, caller.interrupt_only),
+            (_methods.ANY_INCARNATION_KEY, caller.any_incarnation),
+        ):
+            if value:
+                keys[key] = "true"
+        for key, seconds in ((_methods.TIMEOUT_KEY, caller.timeout), (_methods.GRACE_KEY, caller.grace)):
+            if seconds is not None:
+                keys[key] = str(seconds)
         return (*info.metadata, *keys.items())
 
     async with open_channel(info) as channel:
         uploads: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(f"{service}/Upload")
-        downloads: grpc.aio.UnaryStreamMultiCallable[bytes, bytes]
-        downloads = channel.unary_stream(f"{service}/Download")
 
         async def call(method: str, request: bytes, caller: Caller) -> bytes:
             unary: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"{service}/{method}")
@@ -112,15 +129,21 @@ async def over_grpc(name: str, info: ConnectionInfo, metadata: dict[str, str]) -
             except grpc.aio.AioRpcError as error:
                 raise _status.from_rpc(error) from error
 
-        async def download(request: bytes) -> AsyncIterator[bytes]:
-            try:
-                async for message in downloads(request, metadata=headers(), timeout=30):
-                    yield message
-            except grpc.aio.AioRpcError as error:
-                raise _status.from_rpc(error) from error
+        def streaming(method: str) -> Download:
+            open_stream: grpc.aio.UnaryStreamMultiCallable[bytes, bytes]
+            open_stream = channel.unary_stream(f"{service}/{method}")
 
-        made: tuple[Call, Upload, Download] = (call, upload, download)
-        yield Transport(name, *made)
+            async def read(request: bytes) -> AsyncIterator[bytes]:
+                try:
+                    async for message in open_stream(request, metadata=headers(), timeout=30):
+                        yield message
+                except grpc.aio.AioRpcError as error:
+                    raise _status.from_rpc(error) from error
+
+            return read
+
+        made: tuple[Call, Upload] = (call, upload)
+        yield Transport(name, *made, streaming("Download"), streaming("Attach"))
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session", params=["local", "direct", "controller"])

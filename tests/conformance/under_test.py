@@ -10,7 +10,7 @@ import cloudpickle
 from enginery import _codec
 from enginery._encoded import Codec
 from enginery._values import from_value, to_value
-from enginery.v1 import engine_pb2, value_pb2
+from enginery.v1 import engine_pb2, operation_pb2, value_pb2
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -22,11 +22,16 @@ Response = TypeVar("Response", bound="Message")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: a session of 8 bytes, or none; and whether its failures leave the queue alone."""
+    """Who calls and how: session (8 bytes, or none), operation (16 bytes, by default a new one) and options."""
 
     session_id: bytes = b""
     keep_queue: bool = False
     inline_limit: int = 1 << 20
+    operation_id: bytes = b""
+    timeout: float | None = None
+    grace: float | None = None
+    interrupt_only: bool = False
+    any_incarnation: bool = False
 
 
 @dataclass(slots=True)
@@ -37,6 +42,7 @@ class Transport:
     call: Call
     upload: Upload
     download: Download
+    attach: Download
     registered: bool = field(default=True)
 
 
@@ -53,7 +59,7 @@ class Upload(Protocol):
 
 
 class Download(Protocol):
-    """Returns the messages of a download."""
+    """Returns the messages of a streaming call: Download, Attach."""
 
     def __call__(self, request: bytes) -> AsyncIterator[bytes]: ...
 
@@ -72,6 +78,35 @@ class EngineUnderTest:
         method = type(request).__name__.removesuffix("Request")
         data = await self.transport.call(method, request.SerializeToString(), caller)
         return answer.FromString(data)
+
+    async def submit(self, code: str, caller: Caller = NOBODY) -> str:
+        """Submit source and return its operation's id."""
+        request = engine_pb2.SubmitRequest(execute=engine_pb2.ExecuteRequest(code=code))
+        return (await self.call(request, engine_pb2.SubmitResponse, caller)).operation.operation_id
+
+    async def operation(
+        self, operation_id: str, *, wait: float = 0, after: int | None = None
+    ) -> operation_pb2.GetOperationResponse:
+        """Return an operation, by default at once."""
+        request = operation_pb2.GetOperationRequest(operation_id=operation_id, after_sequence=after)
+        request.wait.FromMilliseconds(round(wait * 1000))
+        return await self.call(request, operation_pb2.GetOperationResponse)
+
+    async def events(self, operation_id: str, after: int = 0) -> AsyncIterator[operation_pb2.OperationEvent]:
+        """Attach and return event by event."""
+        request = operation_pb2.AttachRequest(operation_id=operation_id, after_sequence=after)
+        async for data in self.transport.attach(request.SerializeToString()):
+            for event in operation_pb2.AttachResponse.FromString(data).events:
+                yield event
+
+    async def cancel(
+        self, operation_id: str, *, grace: float | None = None, interrupt_only: bool | None = None
+    ) -> operation_pb2.Operation:
+        """Cancel an operation and return how it stands."""
+        request = operation_pb2.CancelRequest(operation_id=operation_id, interrupt_only=interrupt_only)
+        if grace is not None:
+            request.grace.FromMilliseconds(round(grace * 1000))
+        return (await self.call(request, operation_pb2.CancelResponse)).operation
 
     async def execute(
         self, code: str, *accept: value_pb2.Codec.ValueType, caller: Caller = NOBODY
