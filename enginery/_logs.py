@@ -1,33 +1,68 @@
-"""Logs: one line an event, for people, on stderr and in a private file of bounded size.
+"""Logs: one line an event, for people or for programs, on stderr and in a private file of bounded size.
 
-Text about one engine says `engine N`, so that `enginery logs N` finds it.
+A line says what it is about: an engine, an operation, a client, each where there is one. `about` takes what the
+caller has at hand, and the formatters show it, so that one operation's story is found by its id:
+
+    logger.info("began", extra=_logs.about(engine=3, operation=operation_id))
+
+    2026-01-01 12:00:00,000 INFO    host engine 3 operation 01920000-0000-8000-8000-000000000001: began
+
+What a line says of an engine elsewhere is also spelled `engine N`, so that `enginery logs N` finds it.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import shutil
 import sys
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, ClassVar
+
+from enginery import _ids
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("human", "json")
 MAX_BYTES = 10 << 20
 """Size at which a log file is moved to `NAME.1`, whose older content is dropped."""
 
-_FORMAT = "%(asctime)s %(levelname)-7s {process}: %(message)s"
+_HUMAN = "%(asctime)s %(levelname)-7s {process}%(subject)s: %(message)s"
+_SUBJECT = ("engine", "operation", "client")
 
 
-def setup(process: str, level: str = "info", file: Path | None = None) -> None:
-    """Log everything of `level` and above to stderr, and to `file` if given.
+def about(
+    *, engine: int | None = None, operation: bytes | str = b"", client: bytes | str = b""
+) -> dict[str, object]:
+    """Return what a record is about, for `extra=`: an engine, an operation, and the session that calls.
+
+    Ids are taken as bytes or as text; what is not given, or -1 for an engine without an id, is left out.
+    """
+    made: dict[str, object] = {}
+    if engine is not None and engine >= 0:
+        made["engine"] = engine
+    if operation:
+        made["operation"] = operation
+    if client:
+        made["client"] = client
+    return made
+
+
+def setup(
+    process: str,
+    level: str = "info",
+    file: Path | None = None,
+    format: str = "human",  # noqa: A002 - the option's name
+) -> None:
+    """Log everything of `level` and above to stderr, and to `file` if given, as one of FORMATS.
 
     If stderr is that file already, because the starter made it so to catch crashes as well, lines come once.
     """
-    formatter = _Formatter(_FORMAT.format(process=process))
+    formatter = _Json(process) if format == "json" else _Human(_HUMAN.format(process=process))
     handlers: list[logging.Handler] = []
     if file is not None:
         fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -48,14 +83,46 @@ def setup(process: str, level: str = "info", file: Path | None = None) -> None:
     root.setLevel(level.upper())
 
 
-class _Formatter(logging.Formatter):
+def _subject(record: logging.LogRecord) -> dict[str, object]:
+    """Return what `about` gave to a record, ids as people read them."""
+    given = {key: vars(record)[key] for key in _SUBJECT if key in vars(record)}
+    return {key: _text(key, value) if isinstance(value, bytes) else value for key, value in given.items()}
+
+
+def _text(key: str, value: bytes) -> str:
+    return _ids.show(value) if key == "operation" else value.hex()
+
+
+class _Human(logging.Formatter):
     """Shows what others said, such as a host's reason to leave, so that it cannot pose as a line of its own."""
 
     _CONTROLS: ClassVar = {code: f"\\x{code:02x}" for code in (*range(32), 127) if chr(code) not in "\n\t"}
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base class's name
         """Return the line; further lines of the message are indented, control characters escaped."""
+        record.subject = "".join(f" {key} {value}" for key, value in _subject(record).items())
         return super().formatMessage(record).translate(self._CONTROLS).replace("\n", "\n    ")
+
+
+class _Json(logging.Formatter):
+    """One JSON object a line: time, level, process, what it is about, message, and a traceback if there is one."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, in ASCII."""
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "process": self._process,
+            **_subject(record),
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
 
 
 def claim(directory: Path, process: str) -> tuple[Path, int]:

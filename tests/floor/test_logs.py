@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from enginery import _logs
+from enginery import _ids, _logs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,3 +111,38 @@ def test_a_message_cannot_pose_as_a_line_of_its_own(
     first, second = capsys.readouterr().err.splitlines()
     assert first.endswith("engine 3: gone: bye")
     assert second == "    2026-01-01 ERROR   forged\\x1b[2J"
+
+
+def test_a_line_says_what_it_is_about(root_logger: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+    """Engine, operation and client stand before the message, each where it is given: grep finds a story."""
+    session = bytes.fromhex("0192000000008000")
+    operation = _ids.operation_id(session, 1)
+    _logs.setup("host")
+    log = logging.getLogger("test")
+    log.info("began", extra=_logs.about(engine=3, operation=operation, client=session))
+    log.info("ended", extra=_logs.about(operation=_ids.show(operation)))
+    log.info("waits", extra=_logs.about(engine=-1))
+    began, ended, waits = capsys.readouterr().err.splitlines()
+    subject = f"operation {_ids.show(operation)}"
+    assert began.endswith(f" INFO    host engine 3 {subject} client {session.hex()}: began")
+    assert ended.endswith(f" INFO    host {subject}: ended")
+    assert waits.endswith(" INFO    host: waits")
+
+
+def test_lines_for_programs(root_logger: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+    """One JSON object a line, whatever the message holds; a traceback is a field of it."""
+    _logs.setup("controller", "debug", format="json")
+    log = logging.getLogger("test")
+    log.debug("a\n\u2028b\udcff", extra=_logs.about(engine=0, client=b"\1\2"))
+    try:
+        raise ValueError("no")
+    except ValueError:
+        log.exception("a defect")
+    first, second = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert first.pop("time").endswith("+00:00")
+    assert first == {
+        "level": "debug", "process": "controller", "engine": 0, "client": "0102", "message": "a\n\u2028b\udcff",
+    }  # fmt: skip
+    assert second["level"] == "error"
+    assert "ValueError: no" in second["exception"]
+    assert set(second) == {"time", "level", "process", "message", "exception"}
