@@ -6,10 +6,8 @@ import json
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,48 +15,12 @@ import psutil
 import pytest
 
 import enginery
-from tests.architecture.source import ROOT
+from tests.e2e.services import PATIENCE, children, controller, host, started, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import subprocess
 
-PATIENCE = 15.0  # seconds
 SCRIPT = Path(sys.executable).with_name("enginery")
-
-
-def _until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.01)
-
-
-@contextmanager
-def _started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a program of this environment; whatever happens it and its children are gone afterwards."""
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-    )
-    try:
-        yield process
-    finally:
-        for child in _children(process.pid):
-            with suppress(psutil.NoSuchProcess):
-                child.kill()
-        process.kill()
-        process.communicate(timeout=PATIENCE)
-
-
-def _children(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
 
 
 @pytest.fixture
@@ -67,30 +29,15 @@ def state(tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
-@contextmanager
-def _controller(state: Path) -> Iterator[subprocess.Popen[str]]:
-    with _started("-m", "controller_service", "--state-dir", str(state)) as process:
-        _until(lambda: (state / "client.json").exists() or process.poll() is not None, "the controller")
-        assert process.poll() is None, process.stdout and process.stdout.read()
-        yield process
-
-
-@contextmanager
-def _host(state: Path, count: int = 1) -> Iterator[subprocess.Popen[str]]:
-    file = str(state / "engine.json")
-    with _started("-m", "engine_service", "-n", str(count), "--connection-file", file) as process:
-        yield process
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_signals_stop_services_cleanly(state: Path, number: signal.Signals) -> None:
     """A signal stops host and controller: exit code 128 + signal, no traceback, no process left."""
-    with _controller(state) as controller, _host(state, 2) as host:
+    with controller(state) as first, host(state, 2) as second:
         with enginery.connect(state / "client.json") as client:
             client.wait_for_engines(2, timeout=PATIENCE)
-            kernels = _children(host.pid)
+            kernels = children(second.pid)
             assert kernels
-        for process in (host, controller):
+        for process in (second, first):
             process.send_signal(number)
             output, _ = process.communicate(timeout=PATIENCE)
             assert process.returncode == 128 + number, output
@@ -101,45 +48,45 @@ def test_signals_stop_services_cleanly(state: Path, number: signal.Signals) -> N
 
 def test_engines_may_start_first(state: Path) -> None:
     """A host that starts before its controller waits, reads the file when it comes, and registers."""
-    with _host(state) as host, _controller(state), enginery.connect(state / "client.json") as client:
+    with host(state) as process, controller(state), enginery.connect(state / "client.json") as client:
         client.wait_for_engines(1, timeout=PATIENCE)
         assert client[0].execute("1+1").value == 2
-        assert host.poll() is None
+        assert process.poll() is None
 
 
 def test_a_killed_host_is_noticed_at_once(state: Path) -> None:
     """The end of a host's connection makes its engines away, long before any ping is missed."""
-    with _controller(state), _host(state) as host, enginery.connect(state / "client.json") as client:
+    with controller(state), host(state) as process, enginery.connect(state / "client.json") as client:
         client.wait_for_engines(1, timeout=PATIENCE)
         start = time.monotonic()
-        host.kill()
-        _until(lambda: client.engines[0].state == "away", "the engine to be away")
+        process.kill()
+        until(lambda: client.engines[0].state == "away", "the engine to be away")
         assert time.monotonic() - start < 2
 
 
 @pytest.mark.slow
 def test_a_frozen_host_is_noticed(state: Path) -> None:
     """A host that answers no ping is away within 20 s; awake again within the lease it has id and namespace."""
-    with _controller(state), _host(state) as host, enginery.connect(state / "client.json") as client:
+    with controller(state), host(state) as process, enginery.connect(state / "client.json") as client:
         client.wait_for_engines(1, timeout=PATIENCE)
         client[0]["kept"] = 1
-        host.send_signal(signal.SIGSTOP)
+        process.send_signal(signal.SIGSTOP)
         try:
-            _until(lambda: client.engines[0].state == "away", "the engine to be away", seconds=20)
+            until(lambda: client.engines[0].state == "away", "the engine to be away", seconds=20)
         finally:
-            host.send_signal(signal.SIGCONT)
+            process.send_signal(signal.SIGCONT)
         assert client[0]["kept"] == 1
         assert client.ids == [0]
 
 
 def test_a_host_takes_its_kernels_along(state: Path) -> None:
     """kill -9 of a host leaves no kernel behind, not even a busy one."""
-    with _controller(state), _host(state) as host, enginery.connect(state / "client.json") as client:
+    with controller(state), host(state) as process, enginery.connect(state / "client.json") as client:
         client.wait_for_engines(1, timeout=PATIENCE)
-        kernels = _children(host.pid)
+        kernels = children(process.pid)
         operation = client[0].execute("while True: pass", block=False)
-        _until(lambda: client[0].queue_status().pending is not None, "the loop to run")
-        host.kill()
+        until(lambda: client[0].queue_status().pending is not None, "the loop to run")
+        process.kill()
         psutil.wait_procs(kernels, timeout=PATIENCE)
         assert not [kernel for kernel in kernels if kernel.is_running()]
         operation.cancel()
@@ -147,7 +94,7 @@ def test_a_host_takes_its_kernels_along(state: Path) -> None:
 
 def test_two_controllers_on_one_state_directory(state: Path) -> None:
     """The second says who has it and what to do, and ends with 1; the first does not notice."""
-    with _controller(state) as first, _started("-m", "controller_service", "--state-dir", str(state)) as second:
+    with controller(state) as first, started("-m", "controller_service", "--state-dir", str(state)) as second:
         output, _ = second.communicate(timeout=PATIENCE)
         assert second.returncode == 1
         assert str(first.pid) in output
@@ -159,10 +106,10 @@ def test_two_controllers_on_one_state_directory(state: Path) -> None:
 
 def test_two_controllers_on_one_port(state: Path, tmp_path: Path) -> None:
     """A port that is taken is an error that names it, never a silent share."""
-    with _controller(state):
+    with controller(state):
         port = json.loads((state / "client.json").read_text())["address"].rsplit(":", 1)[1]
         other = str(tmp_path / "other")
-        with _started("-m", "controller_service", "--state-dir", other, "--port", port) as second:
+        with started("-m", "controller_service", "--state-dir", other, "--port", port) as second:
             output, _ = second.communicate(timeout=PATIENCE)
             assert second.returncode == 1
             assert port in output
@@ -189,7 +136,7 @@ def test_run_finds_its_own_cluster(tmp_path: Path) -> None:
         "print(client[:].apply(lambda x: x * 2, int(sys.argv[1])))\n"
         "sys.exit(7)\n"
     )
-    with _started(str(SCRIPT), "run", str(script), "-n", "2", "--", "21") as process:
+    with started(str(SCRIPT), "run", str(script), "-n", "2", "--", "21") as process:
         output, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 7, output
         assert "[42, 42]" in output
@@ -204,10 +151,10 @@ def test_run_tears_down_on_a_signal(tmp_path: Path) -> None:
         "print('begun', flush=True)\n"
         "client[:].execute('import time; time.sleep(600)')\n"
     )
-    with _started(str(SCRIPT), "run", str(script), "-n", "1") as process:
+    with started(str(SCRIPT), "run", str(script), "-n", "1") as process:
         assert process.stdout is not None
         _read_until(process, "begun")
-        family = _children(process.pid)
+        family = children(process.pid)
         process.terminate()
         process.communicate(timeout=PATIENCE)
         assert process.returncode == 128 + signal.SIGTERM
@@ -232,7 +179,7 @@ def _read_until(process: subprocess.Popen[str], text: str) -> str:
 @pytest.mark.slow
 def test_the_main_job() -> None:
     """The census of a package runs on a temporary cluster, and what the engines found is what is there."""
-    with _started(str(SCRIPT), "run", "examples/stdlib_census.py", "-n", "2", "--", "json") as process:
+    with started(str(SCRIPT), "run", "examples/stdlib_census.py", "-n", "2", "--", "json") as process:
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 0, output
         assert "exactly what the serial run found" in output
