@@ -105,7 +105,7 @@ class _Human(logging.Formatter):
 
 
 class _Json(logging.Formatter):
-    """One JSON object a line: time, level, process, what it is about, message, and a traceback if there is one."""
+    """One JSON object a line: time, level, process, what it is about, message, and a traceback if any."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
