@@ -10,15 +10,15 @@ import pytest
 from enginery._reasons import TABLE, Entry
 
 ROOT = Path(__file__).parents[2]
-MAPPING = (ROOT / "docs" / "mapping.md").read_text()
+WITH_PROOFS = ("mapping.md", "promises.md")
 CONTRACT = (ROOT / "docs" / "contract.md").read_text()
 _PROOF = re.compile(r"`(?:([\w/]+/[\w.]*)(?:::(\w+))?|::(\w+))`")
 
 
-def _proofs() -> list[tuple[str, str]]:
-    """Return every place and test that the last column of a row of the mapping names."""
+def _proofs(page: str) -> list[tuple[str, str]]:
+    """Return every place and test that the last column of a row of the page names."""
     found = []
-    for line in MAPPING.splitlines():
+    for line in (ROOT / "docs" / page).read_text().splitlines():
         place = ""
         if not line.startswith("|"):
             continue
@@ -28,18 +28,22 @@ def _proofs() -> list[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize(("place", "test"), sorted(set(_proofs())))
-def test_every_proof_of_the_mapping_exists(place: str, test: str) -> None:
+@pytest.mark.parametrize(
+    ("page", "place", "test"),
+    sorted({(page, place, test) for page in WITH_PROOFS for place, test in _proofs(page)}),
+)
+def test_every_proof_exists(page: str, place: str, test: str) -> None:
     """A row names a folder or file of tests, and a test in it."""
     path = ROOT / "tests" / place
-    assert path.exists(), f"docs/mapping.md names tests/{place}"
+    assert path.exists(), f"docs/{page} names tests/{place}"
     if test:
-        assert re.search(rf"def {test}\(", path.read_text()), f"docs/mapping.md names {place}::{test}"
+        assert re.search(rf"def {test}\(", path.read_text()), f"docs/{page} names {place}::{test}"
 
 
-def test_the_mapping_names_many_proofs() -> None:
+def test_the_pages_name_many_proofs() -> None:
     """The pattern above finds them: were it to find none, the test above would prove nothing."""
-    assert len(_proofs()) > 60
+    assert len(_proofs("mapping.md")) > 60
+    assert len(_proofs("promises.md")) > 20
 
 
 def row(reason: str, entry: Entry) -> str:
