@@ -32,7 +32,7 @@ _LAST_WORDS = 15  # lines of a log that an error shows
 _DEFERRED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ABANDONED = 600.0  # seconds without a change and without a controller
 STOP_GRACE = 5.0
-"""Seconds that a process has to stop after SIGTERM, before SIGKILL."""
+"""Seconds that a process has to stop after SIGTERM, besides its time to drain, before SIGKILL."""
 
 
 def default_engines() -> int:
@@ -42,7 +42,10 @@ def default_engines() -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchOptions:
-    """What to start. None means the service's own default; names are those of the services' options."""
+    """What to start. None means the service's own default; names are those of the services' options.
+
+    Sizes in bytes, times in seconds.
+    """
 
     n: int
     port: int | None = None
@@ -51,17 +54,25 @@ class LaunchOptions:
     insecure: bool = False
     lease: float | None = None
     save_ids: bool = False
+    journal: bool = True
+    journal_age: float | None = None
+    journal_limit: int | None = None
+    durability: str | None = None
     value_limit: int | None = None
     waiting_limit: int | None = None
+    memory_limit: int | None = None
     output_limit: int | None = None
     queue_limit: int | None = None
     queue_bytes: int | None = None
     store_limit: int | None = None
+    drain_grace: float | None = None
+    orphan_timeout: float | None = None
     direct: bool = True
     properties: Mapping[str, object] = field(default_factory=dict)
     exec_lines: Sequence[str] = ()
     exec_files: Sequence[Path | str] = ()
     log_level: str | None = None
+    log_format: str | None = None
 
     def controller_arguments(self) -> list[str]:
         """Return these options as the controller takes them."""
@@ -72,9 +83,14 @@ class LaunchOptions:
             insecure=self.insecure,
             lease=self.lease,
             save_ids=self.save_ids,
+            no_journal=not self.journal,
+            journal_age=self.journal_age,
+            journal_limit=self.journal_limit,
+            durability=self.durability,
             value_limit=self.value_limit,
             waiting_limit=self.waiting_limit,
             log_level=self.log_level,
+            log_format=self.log_format,
         )
 
     def host_arguments(self) -> list[str]:
@@ -82,12 +98,16 @@ class LaunchOptions:
         arguments = _arguments(
             n=self.n,
             value_limit=self.value_limit,
+            memory_limit=self.memory_limit,
             output_limit=self.output_limit,
             queue_limit=self.queue_limit,
             queue_bytes=self.queue_bytes,
             store_limit=self.store_limit,
+            drain_grace=self.drain_grace,
+            orphan_timeout=self.orphan_timeout,
             no_direct=not self.direct,
             log_level=self.log_level,
+            log_format=self.log_format,
         )
         arguments += [f"--property={key}={json.dumps(value)}" for key, value in self.properties.items()]
         arguments += [f"--exec-line={line}" for line in self.exec_lines]
@@ -238,8 +258,9 @@ class Launched:
     def _last_words(self) -> str:
         return "".join(log.tail() for _, _, log in self._processes)
 
-    def stop(self, grace: float = STOP_GRACE) -> None:
-        """Stop engines, then controller: SIGTERM, after `grace` seconds SIGKILL. Again does nothing."""
+    def stop(self) -> None:
+        """Stop engines, then controller: SIGTERM, and SIGKILL if that is not enough. Again does nothing."""
+        grace = STOP_GRACE + (self.options.drain_grace or 0.0)
         with _signals_later():
             while self._processes:
                 _, process, _ = self._processes.pop()  # the host was started last

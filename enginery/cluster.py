@@ -6,10 +6,11 @@ import json
 import os
 import time
 import weakref
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
+from enginery import _sizes
 from enginery._launch import Launched, LaunchOptions, default_engines, temporary_state
-from enginery._logs import LEVELS
+from enginery._logs import FORMATS, LEVELS
 from enginery._loop import is_forked
 from enginery._state_dir import StateDirectory
 from enginery.errors import InvalidProperty
@@ -33,12 +34,18 @@ class Cluster:
 
     n: engines to start; by default one per CPU.
     state_dir: where files are kept, and stay; by default a temporary directory that goes at the end.
+    memory_limit: resident memory at which the kernel of an engine is killed; by default there is no limit.
+    drain_grace: seconds that what runs at the end of the block gets to finish; by default none.
+    journal: whether the controller keeps results on disk; journal_age (seconds) and journal_limit bound it;
+        durability is "process", or "power" if results are to survive a power cut.
     port, bind, advertise, insecure, lease (seconds), save_ids, waiting_limit: see `enginery controller --help`.
-    properties, exec_lines, exec_files, output_limit, queue_limit, queue_bytes, store_limit, direct (False: no
-        port for direct calls): see `enginery engine --help`. Property values must fit JSON; `set_properties`
-        sets others later.
-    value_limit (bytes), log_level: for both.
+    properties, exec_lines, exec_files, output_limit, queue_limit, queue_bytes, store_limit, orphan_timeout
+        (seconds), direct (False: no port for direct calls): see `enginery engine --help`. Property values must
+        fit JSON; `set_properties` sets others later.
+    value_limit, log_level, log_format ("human" or "json"): for both.
     timeout: seconds in which all engines must be registered.
+
+    Sizes are in bytes, or texts such as "2G".
     """
 
     def __init__(
@@ -52,17 +59,25 @@ class Cluster:
         insecure: bool = False,
         lease: float | None = None,
         save_ids: bool = False,
-        value_limit: int | None = None,
-        waiting_limit: int | None = None,
-        output_limit: int | None = None,
+        journal: bool = True,
+        journal_age: float | None = None,
+        journal_limit: int | str | None = None,
+        durability: Literal["process", "power"] | None = None,
+        value_limit: int | str | None = None,
+        waiting_limit: int | str | None = None,
+        memory_limit: int | str | None = None,
+        output_limit: int | str | None = None,
         queue_limit: int | None = None,
-        queue_bytes: int | None = None,
-        store_limit: int | None = None,
+        queue_bytes: int | str | None = None,
+        store_limit: int | str | None = None,
+        drain_grace: float | None = None,
+        orphan_timeout: float | None = None,
         direct: bool = True,
         properties: Mapping[str, object] | None = None,
         exec_lines: Sequence[str] = (),
         exec_files: Sequence[Path | str] = (),
         log_level: str | None = None,
+        log_format: Literal["human", "json"] | None = None,
         timeout: float = 30.0,
     ) -> None:
         """Take the options; nothing is started yet.
@@ -75,8 +90,9 @@ class Cluster:
             raise TypeError(f"n is how many engines to start, not {n!r}")
         if n < 0:
             raise ValueError(f"n is {n}: a cluster has 0 engines or more")
-        if log_level not in (None, *LEVELS):
-            raise ValueError(f"log_level is one of {', '.join(LEVELS)}, not {log_level!r}")
+        _check_choice("log_level", log_level, LEVELS)
+        _check_choice("log_format", log_format, FORMATS)
+        _check_choice("durability", durability, ("process", "power"))
         _check_start(properties or {}, exec_lines, exec_files)
         self._options = LaunchOptions(
             n=n,
@@ -86,17 +102,25 @@ class Cluster:
             insecure=insecure,
             lease=lease,
             save_ids=save_ids,
-            value_limit=value_limit,
-            waiting_limit=waiting_limit,
-            output_limit=output_limit,
+            journal=journal,
+            journal_age=journal_age,
+            journal_limit=_size("journal_limit", journal_limit),
+            durability=durability,
+            value_limit=_size("value_limit", value_limit),
+            waiting_limit=_size("waiting_limit", waiting_limit),
+            memory_limit=_size("memory_limit", memory_limit),
+            output_limit=_size("output_limit", output_limit),
             queue_limit=queue_limit,
-            queue_bytes=queue_bytes,
-            store_limit=store_limit,
+            queue_bytes=_size("queue_bytes", queue_bytes),
+            store_limit=_size("store_limit", store_limit),
+            drain_grace=drain_grace,
+            orphan_timeout=orphan_timeout,
             direct=direct,
             properties=dict(properties or {}),
             exec_lines=tuple(exec_lines),
             exec_files=tuple(exec_files),
             log_level=log_level,
+            log_format=log_format,
         )
         self._named_state = StateDirectory(state_dir) if state_dir is not None else None
         self._timeout = timeout
@@ -170,6 +194,20 @@ class Cluster:
         """Show how many engines, and where."""
         where = self.state_dir if self._launched is not None else "not running"
         return f"Cluster(n={self._options.n}, {where})"
+
+
+def _check_choice(name: str, value: str | None, choices: Sequence[str]) -> None:
+    if value is not None and value not in choices:
+        raise ValueError(f"{name} is one of {', '.join(choices)}, not {value!r}")
+
+
+def _size(name: str, value: int | str | None) -> int | None:
+    if value is None:
+        return None
+    try:
+        return _sizes.parse(str(value))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _check_start(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self
 
 import typer
 
-from enginery._launch import Launched, temporary_state
+from enginery._launch import Launched, LaunchOptions, temporary_state
 from enginery._state_dir import VARIABLE
 from enginery.cli import launching
 from enginery.cli.common import undisturbed
@@ -31,7 +31,9 @@ os.execv(command[0], command)
 """
 
 
+@launching.takes_options()
 def run(
+    settings: LaunchOptions,
     script: Annotated[
         Path,
         typer.Argument(
@@ -46,36 +48,12 @@ def run(
             metavar="ARGUMENTS",
         ),
     ] = None,
-    n: launching.N = None,
-    port: launching.Port = None,
-    bind: launching.Bind = None,
-    advertise: launching.Advertise = None,
-    insecure: launching.Insecure = False,
-    lease: launching.Lease = None,
-    save_ids: launching.SaveIds = False,
-    properties: launching.Property = None,
-    exec_line: launching.ExecLine = None,
-    exec_file: launching.ExecFile = None,
-    output_limit: launching.OutputLimit = None,
-    queue_limit: launching.QueueLimit = None,
-    queue_bytes: launching.QueueBytes = None,
-    store_limit: launching.StoreLimit = None,
-    direct: launching.Direct = True,
-    value_limit: launching.ValueLimit = None,
-    waiting_limit: launching.WaitingLimit = None,
-    log_level: launching.LogLevel = None,
     timeout: launching.Timeout = 30.0,
 ) -> None:
     """Run a Python script against a cluster of its own, which ends with it.
 
     [bold]enginery.connect()[/bold] in the script finds that cluster. The exit code is the script's.
     """
-    settings = launching.options(
-        n, port=port, bind=bind, advertise=advertise, insecure=insecure, lease=lease, save_ids=save_ids,
-        properties=properties, exec_line=exec_line, exec_file=exec_file, output_limit=output_limit,
-        queue_limit=queue_limit, queue_bytes=queue_bytes, store_limit=store_limit, direct=direct,
-        value_limit=value_limit, waiting_limit=waiting_limit, log_level=log_level,
-    )  # fmt: skip
     launched = Launched(temporary_state(), settings, attached=True, temporary=True)
     try:
         launching.start(launched, timeout).close()

@@ -10,47 +10,25 @@ from typing import Annotated
 
 import typer
 
-from enginery._launch import Launched
+from enginery._launch import Launched, LaunchOptions
 from enginery._state_dir import VARIABLE, StateDirectory, default_path
 from enginery.cli import launching
 from enginery.cli.common import plural, undisturbed
 
 
+@launching.takes_options()
 def up(
-    n: launching.N = None,
+    settings: LaunchOptions,
     state_dir: Annotated[
         Path | None,
         typer.Option(
             envvar=VARIABLE, show_default="per-user", metavar="DIR", help="Where the cluster keeps its files."
         ),
     ] = None,
-    port: launching.Port = None,
-    bind: launching.Bind = None,
-    advertise: launching.Advertise = None,
-    insecure: launching.Insecure = False,
-    lease: launching.Lease = None,
-    save_ids: launching.SaveIds = False,
-    properties: launching.Property = None,
-    exec_line: launching.ExecLine = None,
-    exec_file: launching.ExecFile = None,
-    output_limit: launching.OutputLimit = None,
-    queue_limit: launching.QueueLimit = None,
-    queue_bytes: launching.QueueBytes = None,
-    store_limit: launching.StoreLimit = None,
-    direct: launching.Direct = True,
-    value_limit: launching.ValueLimit = None,
-    waiting_limit: launching.WaitingLimit = None,
-    log_level: launching.LogLevel = None,
     timeout: launching.Timeout = 30.0,
 ) -> None:
     """Start a controller and engines in the background; return when all engines are registered."""
     began = time.monotonic()
-    settings = launching.options(
-        n, port=port, bind=bind, advertise=advertise, insecure=insecure, lease=lease, save_ids=save_ids,
-        properties=properties, exec_line=exec_line, exec_file=exec_file, output_limit=output_limit,
-        queue_limit=queue_limit, queue_bytes=queue_bytes, store_limit=store_limit, direct=direct,
-        value_limit=value_limit, waiting_limit=waiting_limit, log_level=log_level,
-    )  # fmt: skip
     state = StateDirectory(state_dir)
     launched = Launched(state, settings, attached=False, temporary=False)
     try:
