@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class Facts:
     python_version: str = ""
     enginery_version: str = ""
     direct_addresses: tuple[str, ...] = ()
+    memory_limit: int = 0
+    """Bytes at which its kernel is killed; 0 means no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,17 @@ class Registration:
     """When the registration ends unless the engine comes back; while AWAY only."""
     status: engine_pb2.EngineStatus | None = None
     """The last heartbeat's, None before the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a registry knows again after a restart."""
+
+    engines: tuple[Registration, ...] = ()
+    epochs: Mapping[int, int] = field(default_factory=dict)
+    """The highest epoch under which each id was held."""
+    retired: frozenset[int] = frozenset()
+    """Ids that are given to nobody."""
 
 
 class EventKind(enum.Enum):

@@ -77,6 +77,7 @@ TABLE: dict[str, Entry] = {
     "OPERATION_TIMED_OUT": Entry(Code.DEADLINE_EXCEEDED, errors.OperationTimedOut, "operation {operation_id} on engine {engine_id} ran for {timeout} s, its timeout, and was stopped: {cause}", Retry.NEVER),
     "OPERATION_EXISTS": Entry(Code.ALREADY_EXISTS, errors.ProtocolError, "operation {operation_id} is another call: use a new id", Retry.NEVER),
     "OPERATION_NOT_FOUND": Entry(Code.NOT_FOUND, errors.OperationNotFound, "no operation {operation_id}: no engine that is connected knows it, nor does the journal", Retry.NEVER),
+    "JOURNAL_UNAVAILABLE": Entry(Code.UNAVAILABLE, errors.OperationError, "the journal cannot be read now ({cause}): call again", Retry.SAME_CALL),
     "OPERATION_RELEASED": Entry(Code.FAILED_PRECONDITION, errors.OperationError, "operation {operation_id} has run, and its answer was released: it is not run again", Retry.NEVER),
     # The value
     "VALUE_TOO_LARGE": Entry(Code.RESOURCE_EXHAUSTED, errors.ValueTooLarge, "{size} bytes are over the limit of {limit} bytes, set by {option}", Retry.NEVER),

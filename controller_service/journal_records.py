@@ -1,0 +1,117 @@
+"""What the journal keeps: results and engines, and how they wait to be written. Plain data, without I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self, TypeAlias
+
+from controller_service.events import Facts, Registration, State
+from enginery.v1 import engine_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Pending: TypeAlias = tuple[int, int, bytes, int, int, bytes, bytes]
+"""The fields of a Result behind its id, as they wait: a tuple, since one is made for every reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How an operation ended. `response` and `error` are those of its Reply; a page leaves both empty."""
+
+    operation_id: bytes
+    engine_id: int
+    method: int
+    session_id: bytes
+    outcome: int
+    ended_ms: int
+    """Milliseconds since 1970."""
+    response: bytes = b""
+    error: bytes = b""
+    number: int = 0
+    """Rises with each result that is kept; 0 while it waits to be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRow:
+    """One engine id: who holds it, if anybody does, and what must be known of it when nobody does."""
+
+    engine_id: int
+    epoch: int = 0
+    """0 leaves the one that is kept."""
+    retired: bool = False
+    hello: bytes = b""
+    """What the engine would say, without what it says again on its return; empty if it is gone."""
+    ip: str = ""
+    port: int = 0
+    registered_ms: int = 0
+
+    @classmethod
+    def of(cls, engine: Registration) -> Self:
+        """Return the row of a registered engine, without properties: they may be large, and come back."""
+        facts = engine.facts
+        hello = engine_pb2.Hello(
+            slot=engine.slot,
+            host_id=engine.host_id,
+            incarnation=engine.incarnation,
+            pid=facts.pid,
+            hostname=facts.hostname,
+            python_version=facts.python_version,
+            enginery_version=facts.enginery_version,
+            direct_addresses=facts.direct_addresses,
+            memory_limit=facts.memory_limit,
+        )
+        return cls(
+            engine.engine_id,
+            engine.epoch,
+            hello=hello.SerializeToString(),
+            ip=facts.ip,
+            port=facts.port,
+            registered_ms=engine.registered_ms,
+        )
+
+    def registration(self) -> Registration:
+        """Return the engine as it is after a restart: away."""
+        hello = engine_pb2.Hello.FromString(self.hello)
+        return Registration(
+            engine_id=self.engine_id,
+            epoch=self.epoch,
+            host_id=hello.host_id,
+            slot=hello.slot,
+            incarnation=hello.incarnation,
+            stream=0,
+            facts=Facts(
+                pid=hello.pid,
+                hostname=hello.hostname,
+                ip=self.ip,
+                port=self.port,
+                python_version=hello.python_version,
+                enginery_version=hello.enginery_version,
+                direct_addresses=tuple(hello.direct_addresses),
+                memory_limit=hello.memory_limit,
+            ),
+            properties={},
+            registered_ms=self.registered_ms,
+            heard_at=0.0,
+            state=State.AWAY,
+        )
+
+
+@dataclass(slots=True)
+class Batch:
+    """Records that are written together: first what is forgotten, then the rest."""
+
+    count: int = 0
+    """Records that it stands for, those included that had no room."""
+    size: int = 0
+    results: dict[bytes, Pending] = field(default_factory=dict)
+    forgotten: set[bytes] = field(default_factory=set)
+    engines: dict[int, EngineRow] = field(default_factory=dict)
+
+
+def merged(rows: Mapping[int, EngineRow], row: EngineRow) -> EngineRow:
+    """Return `row` with the epoch that is known of its id, if it says none."""
+    known = rows.get(row.engine_id)
+    if row.epoch or known is None:
+        return row
+    return EngineRow(row.engine_id, known.epoch, row.retired)

@@ -1,0 +1,392 @@
+"""The journal's files: an SQLite database, and one file for each large answer. For the journal's thread alone.
+
+    journal.db      results and engines
+    answers/        answers over 64 KiB, each named by its operation
+
+The file of a large answer is written before the row that speaks of it, and removed after it. Files without a
+row are removed when the journal is opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import shutil
+import sqlite3
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from controller_service import file_system
+from controller_service.events import Kept
+from controller_service.journal_records import EngineRow, Result, merged
+from enginery._files import make_private_directory, read_private, write_private
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+    from pathlib import Path
+
+    from controller_service.journal_records import Batch
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_AGE = 24 * 3600.0
+DEFAULT_LIMIT = 1 << 30
+LARGE = 64 << 10
+"""Bytes above which an answer is a file."""
+_VERSION = 1  # as the schema sets it
+_OVERHEAD = 256  # bytes that a result costs on disk beside its answer
+_STEP = 500  # results that are looked at in one go when room is made
+_WAL_BYTES = 16 << 20  # to which the write-ahead log shrinks again after a burst
+_CACHE_KIB = 8 << 10
+_LOCK_PATIENCE = 2.0  # seconds: nobody else writes, but somebody may look with sqlite3 at the command line
+_HIGHEST = (1 << 63) - 1
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+_SCHEMA = """
+PRAGMA user_version = 1;
+CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
+INSERT INTO meta VALUES ('kept_bytes', 0);
+CREATE TABLE engines (
+    engine_id INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, retired INTEGER NOT NULL, hello BLOB NOT NULL,
+    ip TEXT NOT NULL, port INTEGER NOT NULL, registered_ms INTEGER NOT NULL
+);
+CREATE TABLE results (
+    number INTEGER PRIMARY KEY, operation_id BLOB NOT NULL UNIQUE, engine_id INTEGER NOT NULL,
+    method INTEGER NOT NULL, session_id BLOB NOT NULL, outcome INTEGER NOT NULL, ended_ms INTEGER NOT NULL,
+    kept_ms INTEGER NOT NULL, size INTEGER NOT NULL, is_file INTEGER NOT NULL, is_error INTEGER NOT NULL,
+    answer BLOB NOT NULL
+);
+CREATE INDEX files ON results (operation_id) WHERE is_file;
+CREATE TRIGGER kept AFTER INSERT ON results BEGIN
+    UPDATE meta SET value = value + NEW.size WHERE name = 'kept_bytes';
+END;
+CREATE TRIGGER removed AFTER DELETE ON results BEGIN
+    UPDATE meta SET value = value - OLD.size WHERE name = 'kept_bytes';
+END;
+"""
+_INSERT = "INSERT OR IGNORE INTO results VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_FIND = """
+SELECT operation_id, engine_id, method, session_id, outcome, ended_ms, number, is_file, is_error, answer
+FROM results WHERE operation_id = ?
+"""
+_PAGE = """
+SELECT operation_id, engine_id, method, session_id, outcome, ended_ms, number FROM results
+WHERE number < :before AND (:engine_id IS NULL OR engine_id = :engine_id)
+    AND (:session_id = x'' OR session_id = :session_id) AND (1 << outcome) & :outcomes
+ORDER BY number DESC LIMIT :limit
+"""
+_ENGINES = "SELECT engine_id, epoch, retired, hello, ip, port, registered_ms FROM engines"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """For how long, in seconds, and for how many bytes results are kept."""
+
+    age: float = DEFAULT_AGE
+    size: int = DEFAULT_LIMIT
+
+
+class _Clock:
+    """Wall time that no jump moves while the process lives: a clock that is set must not make results old."""
+
+    def __init__(self) -> None:
+        self._offset = time.time() - time.monotonic()
+
+    def now_ms(self) -> int:
+        return int((self._offset + time.monotonic()) * 1000)
+
+
+class Store:
+    """The files of one journal. Opens them when they are needed, and anew after an error."""
+
+    def __init__(self, path: Path, cluster_id: str, bounds: Bounds, *, power: bool) -> None:
+        """Take the directory; touches nothing yet."""
+        self._path = path
+        self._cluster_id = cluster_id
+        self._answers = path / "answers"
+        self._bounds = bounds
+        self._power = power
+        self._clock = _Clock()
+        self._database: sqlite3.Connection | None = None
+        self._engines: dict[int, EngineRow] = {}
+        self._knows_engines = False  # the database has the engines of `_engines`, and no others
+
+    def load(self) -> Kept:
+        """Open the journal and return what is kept of engines. A damaged one is moved aside."""
+        try:
+            self._load_engines()
+        except sqlite3.DatabaseError as error:
+            self._close_after(error)
+            if not _is_damage(error):
+                raise
+            self._load_engines()
+        return Kept(
+            engines=tuple(row.registration() for row in self._engines.values() if row.hello),
+            epochs={row.engine_id: row.epoch for row in self._engines.values()},
+            retired=frozenset(row.engine_id for row in self._engines.values() if row.retired),
+        )
+
+    def apply(self, batch: Batch) -> int:
+        """Write a batch whole or not at all, make room, and return how many bytes of results are kept then.
+
+        Raises sqlite3.Error and OSError; a journal that proves to be damaged was moved aside when it does.
+        """
+        for row in batch.engines.values():
+            self._engines[row.engine_id] = merged(self._engines, row)
+        try:
+            database = self._open()
+            rows, files = self._prepare(database, batch)
+            database.execute("BEGIN IMMEDIATE")
+            gone = self._delete(database, batch.forgotten)
+            database.executemany(_INSERT, rows)
+            gone |= self._make_room(database)
+            self._write_engines(database, batch.engines)
+            kept_bytes = _kept_bytes(database)
+            database.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._close_after(error)
+            raise
+        self._knows_engines = True
+        for operation_id in gone - files:
+            with contextlib.suppress(OSError):  # it is removed when the journal is opened the next time
+                self._answer(operation_id).unlink()
+        return kept_bytes
+
+    def find(self, operation_id: bytes) -> Result | None:
+        """Return the result of an operation."""
+        rows = self._query(_FIND, (operation_id,))
+        if not rows:
+            return None
+        *shown, is_file, is_error, answer = rows[0]
+        if is_file:
+            try:
+                answer = read_private(self._answer(operation_id))
+            except FileNotFoundError:
+                logger.error("the answer of operation %s is not in the journal any more", operation_id.hex())
+                return None
+        response, error = (b"", answer) if is_error else (answer, b"")
+        return _result(shown, response, error)
+
+    def page(
+        self,
+        limit: int,
+        *,
+        before: int,
+        engine_id: int | None,
+        session_id: bytes,
+        outcomes: Collection[int],
+    ) -> list[Result]:
+        """Return results without their answers, the newest first."""
+        values = {
+            "before": before or _HIGHEST,
+            "engine_id": engine_id,
+            "session_id": session_id,
+            "outcomes": sum(1 << outcome for outcome in set(outcomes)) or -1,
+            "limit": limit,
+        }
+        return [_result(row) for row in self._query(_PAGE, values)]
+
+    def close(self) -> None:
+        """Close the files."""
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    # Opening, and what to do with a journal that is damaged
+
+    def _open(self) -> sqlite3.Connection:
+        if self._database is None:
+            make_private_directory(self._path)
+            make_private_directory(self._answers)
+            file = self._path / "journal.db"
+            os.close(os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))  # SQLite would ask the umask
+            self._database = sqlite3.connect(file, timeout=_LOCK_PATIENCE, isolation_level=None)
+            self._configure(self._database)
+        return self._database
+
+    def _configure(self, database: sqlite3.Connection) -> None:
+        network = file_system.network_file_system(self._path)
+        if network:
+            logger.warning(
+                "the journal in %s is on a network file system (%s): it is slower", self._path, network
+            )
+            # A write-ahead log needs memory that processes share, which only a local file system has.
+            database.execute("PRAGMA locking_mode = EXCLUSIVE")
+            database.execute("PRAGMA journal_mode = TRUNCATE")
+        else:
+            database.execute("PRAGMA journal_mode = WAL")
+        database.execute(f"PRAGMA synchronous = {'FULL' if self._power else 'NORMAL'}")
+        database.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
+        database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            database.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+            database.execute("INSERT INTO meta VALUES ('cluster_id', ?)", (self._cluster_id,))
+            version = _VERSION
+        if version != _VERSION:
+            raise _UnusableError(f"it has format {version}, and this Enginery knows {_VERSION}")
+        cluster_id = _meta(database, "cluster_id")
+        if cluster_id != self._cluster_id:
+            raise _UnusableError(f"it is of another cluster, {cluster_id}")
+
+    def _close_after(self, error: sqlite3.Error) -> None:
+        """Close the files after an error, so that they are opened anew; move them aside if they are damaged."""
+        with contextlib.suppress(sqlite3.Error):  # what is to be said about it was said by the first
+            self.close()
+        self._database = None
+        if _is_damage(error):
+            aside = self._path.with_name(f"{self._path.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            self._path.rename(aside)
+            self._knows_engines = False
+            consequence = "results of before are not found any more"
+            logger.error(
+                "the journal %s cannot be used (%s), moved to %s: %s", self._path, error, aside, consequence
+            )
+
+    def _query(self, query: str, values: tuple[object, ...] | Mapping[str, object]) -> list[tuple[Any, ...]]:
+        try:
+            return self._open().execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            self._close_after(error)
+            if not _is_damage(error):
+                raise
+            return []
+
+    # Engines
+
+    def _load_engines(self) -> None:
+        database = self._open()
+        for engine_id, epoch, retired, *rest in database.execute(_ENGINES):
+            self._engines[engine_id] = EngineRow(engine_id, epoch, bool(retired), *rest)
+        self._knows_engines = True
+        self._sweep(database)
+
+    def _write_engines(self, database: sqlite3.Connection, changed: Collection[int]) -> None:
+        if not self._knows_engines:
+            database.execute("DELETE FROM engines")
+            changed = self._engines
+        rows = (self._engines[engine_id] for engine_id in changed)
+        database.executemany(
+            "INSERT OR REPLACE INTO engines VALUES (?, ?, ?, ?, ?, ?, ?)", map(dataclasses.astuple, rows)
+        )
+
+    # Results
+
+    def _prepare(
+        self, database: sqlite3.Connection, batch: Batch
+    ) -> tuple[list[tuple[object, ...]], set[bytes]]:
+        """Return the rows of a batch, and the operations whose answers are files, which are written by now."""
+        rows: list[tuple[object, ...]] = []
+        files = set()
+        now = self._clock.now_ms()
+        for operation_id, (
+            engine_id,
+            method,
+            session_id,
+            outcome,
+            ended_ms,
+            response,
+            error,
+        ) in batch.results.items():
+            answer = error or response
+            is_file = len(answer) > LARGE
+            if is_file:
+                if operation_id not in batch.forgotten and _knows(database, operation_id):
+                    continue  # the first result stays, and so does its file
+                self._write_answer(operation_id, answer)
+                files.add(operation_id)
+            rows.append(
+                (operation_id, engine_id, method, session_id, outcome, ended_ms, now, len(answer) + _OVERHEAD,
+                 is_file, bool(error), b"" if is_file else answer)
+            )  # fmt: skip
+        return rows, files
+
+    def _write_answer(self, operation_id: bytes, answer: bytes) -> None:
+        path = self._answer(operation_id)
+        write_private(path, answer)
+        if self._power:
+            for place in (path, self._answers):
+                _sync(place)
+
+    def _answer(self, operation_id: bytes) -> Path:
+        return self._answers / operation_id.hex()
+
+    def _delete(self, database: sqlite3.Connection, operation_ids: Collection[bytes]) -> set[bytes]:
+        """Remove results, and return those whose answers are files."""
+        files = {
+            operation_id
+            for operation_id in operation_ids
+            if database.execute(
+                "SELECT 1 FROM results WHERE operation_id = ? AND is_file", (operation_id,)
+            ).fetchone()
+        }
+        database.executemany(
+            "DELETE FROM results WHERE operation_id = ?", ((operation_id,) for operation_id in operation_ids)
+        )
+        return files
+
+    def _make_room(self, database: sqlite3.Connection) -> set[bytes]:
+        """Remove the oldest results until the bounds hold, and return those whose answers are files."""
+        excess = _kept_bytes(database) - self._bounds.size
+        oldest = self._clock.now_ms() - self._bounds.age * 1000
+        last, files = 0, set()
+        cursor = database.execute(
+            "SELECT number, kept_ms, size, is_file, operation_id FROM results ORDER BY number"
+        )
+        for number, kept_ms, size, is_file, operation_id in cursor:
+            if excess <= 0 and kept_ms >= oldest:
+                break
+            last = number
+            excess -= size
+            if is_file:
+                files.add(operation_id)
+        cursor.close()
+        if last:
+            database.execute("DELETE FROM results WHERE number <= ?", (last,))
+        return files
+
+    def _sweep(self, database: sqlite3.Connection) -> None:
+        """Remove files that no row speaks of: their controller died before it wrote the row."""
+        known = {row[0].hex() for row in database.execute("SELECT operation_id FROM results WHERE is_file")}
+        for path in self._answers.iterdir():
+            if path.name not in known:
+                path.unlink()
+
+
+class _UnusableError(sqlite3.DatabaseError):
+    """The database is sound, but not one that can be used here."""
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest says where it was found
+    return isinstance(error, _UnusableError) or code in _DAMAGED
+
+
+def _result(row: Sequence[Any], response: bytes = b"", error: bytes = b"") -> Result:
+    operation_id, engine_id, method, session_id, outcome, ended_ms, number = row
+    return Result(operation_id, engine_id, method, session_id, outcome, ended_ms, response, error, number)
+
+
+def _kept_bytes(database: sqlite3.Connection) -> int:
+    return int(_meta(database, "kept_bytes"))
+
+
+def _meta(database: sqlite3.Connection, name: str) -> Any:
+    return database.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()[0]
+
+
+def _knows(database: sqlite3.Connection, operation_id: bytes) -> bool:
+    query = "SELECT 1 FROM results WHERE operation_id = ?"
+    return database.execute(query, (operation_id,)).fetchone() is not None
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
