@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import sys
 import time
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path  # noqa: TC003 - typer reads annotations
 from typing import Annotated
 
@@ -13,7 +15,8 @@ import typer
 from enginery.cli.common import StateDir, find_own_cluster
 from enginery.errors import EngineryError
 
-_BEGIN = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
+# How an entry begins, for people (local time) or as JSON (UTC).
+_BEGIN = re.compile(r'(?:\{"time": ")?(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d[,.]\d+(?:[+-]\d\d:\d\d)?)')
 _POLL = 0.2  # seconds between looks at growing files
 
 
@@ -33,14 +36,13 @@ def logs(
     directory = find_own_cluster(state_dir).logs
     if not directory.is_dir():
         raise EngineryError(f"nothing was logged in {directory}: no cluster has run there")
-    wanted = None if engine is None else re.compile(rf"\bengine {engine}\b")
+    wanted = re.compile("" if engine is None else rf'\bengine(?:":)? {engine}\b')
     readers: dict[Path, _Reader] = {}
-    found = _new(directory, readers)
-    found = [entry for entry in found if wanted is None or wanted.search(entry)]
+    found = _new(directory, readers, wanted)
     _show(found if lines is None else found[len(found) - min(lines, len(found)) :])
     while follow:
         time.sleep(_POLL)
-        _show([entry for entry in _new(directory, readers) if wanted is None or wanted.search(entry)])
+        _show(_new(directory, readers, wanted))
         if not directory.is_dir():
             return  # the cluster is down
 
@@ -51,23 +53,32 @@ def _show(entries: list[str]) -> None:
     sys.stdout.flush()
 
 
-def _new(directory: Path, readers: dict[Path, _Reader]) -> list[str]:
+def _new(directory: Path, readers: dict[Path, _Reader], wanted: re.Pattern[str]) -> list[str]:
     """Return the entries that were added since the last time, of all files, by time."""
     for path in sorted([*directory.glob("*.log.1"), *directory.glob("*.log")]):
         if path not in readers and (path.suffix == ".log" or not readers):
             readers[path] = _Reader(path)
     entries = [entry for reader in readers.values() for entry in reader.read()]
-    return sorted(entries, key=lambda entry: entry[:23])
+    return [entry.text for entry in sorted(entries, key=lambda entry: entry.time) if wanted.search(entry.text)]
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A line with a time, in seconds since 1970, and what follows it, such as a traceback."""
+
+    time: float
+    text: str
 
 
 class _Reader:
-    """Reads one growing file; an entry is a line with a time and what follows it, such as a traceback."""
+    """Reads one growing file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._position = 0
+        self._time = 0.0  # of the last entry
 
-    def read(self) -> list[str]:
+    def read(self) -> list[_Entry]:
         try:
             with self._path.open("rb") as file:
                 if self._position > file.seek(0, 2):
@@ -78,10 +89,20 @@ class _Reader:
             return []
         whole = data[: data.rfind(b"\n") + 1]  # the rest of a line that is being written comes next time
         self._position += len(whole)
-        entries: list[str] = []
+        entries: list[_Entry] = []
         for line in whole.decode(errors="replace").splitlines():
-            if _BEGIN.match(line) or not entries:
-                entries.append(line)
+            begin = _BEGIN.match(line)
+            if begin is not None:
+                self._time = _seconds(begin[1])
+            if begin is not None or not entries:
+                entries.append(_Entry(self._time, line))
             else:
-                entries[-1] += "\n" + line
+                entries[-1].text += "\n" + line
         return entries
+
+
+def _seconds(text: str) -> float:
+    try:
+        return datetime.fromisoformat(text).timestamp()  # without a zone it is local time
+    except ValueError:  # digits that are no date
+        return 0.0

@@ -124,6 +124,30 @@ def test_logs(running: Shell) -> None:
     assert [file.stat().st_mode & 0o777 for file in files] == [0o600] * len(files)
 
 
+def test_logs_of_both_formats(shell: Shell, tmp_path: Path) -> None:
+    """Lines for people (local time) and JSON (UTC) are put in order; an engine is found in either.
+
+    What follows a line, such as a traceback, stays with it.
+    """
+    directory = tmp_path / "state" / "logs"
+    directory.mkdir(parents=True)
+    (directory / "controller-1.log").write_text(
+        "2026-01-01 12:00:00,100 INFO    controller engine 3: first\nTraceback of it\n"
+        "2026-01-01 12:00:00,300 INFO    controller engine 31: third\n"
+    )
+    (directory / "host-1.log").write_text(
+        '{"time": "2026-01-01T12:00:00.200+00:00", "process": "host", "engine": 3, "message": "second"}\n'
+    )
+    arguments = ("logs", "--state-dir", str(tmp_path / "state"))
+    every = shell.run(*arguments, TZ="UTC").stdout
+    places = [every.index(word) for word in ("first", "Traceback", "second", "third")]
+    assert places == sorted(places)
+    one = shell.run(*arguments, "3", TZ="UTC").stdout
+    assert "Traceback" in one
+    assert "second" in one
+    assert "third" not in one
+
+
 def test_logs_follow(running: Shell) -> None:
     """-f goes on until it is interrupted: another engine's arrival shows."""
     with running.start("logs", "-f", PYTHONUNBUFFERED="1") as logs, running.start("engine") as engine:
