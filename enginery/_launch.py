@@ -24,8 +24,10 @@ from enginery._state_dir import StateDirectory, runtime_directory
 from enginery.errors import ConnectionFileError, EngineryError, FileTimeoutError, StateDirectoryInUse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from enginery.engines import EngineInfo
 
 _POLL = 0.005  # seconds between looks at a file that a child is about to write
 _LAST_WORDS = 15  # lines of a log that an error shows
@@ -38,6 +40,11 @@ STOP_GRACE = 5.0
 def default_engines() -> int:
     """Return how many engines to start if nobody said: one per CPU that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def connected(engines: Iterable[EngineInfo]) -> int:
+    """Return how many of the engines are there: others of an earlier cluster may still be awaited."""
+    return sum(engine.state != "away" for engine in engines)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import weakref
 from typing import TYPE_CHECKING, Literal, Self
 
 from enginery import _sizes
-from enginery._launch import Launched, LaunchOptions, default_engines, temporary_state
+from enginery._launch import Launched, LaunchOptions, connected, default_engines, temporary_state
 from enginery._logs import FORMATS, LEVELS
 from enginery._loop import is_forked
 from enginery._state_dir import StateDirectory
@@ -151,7 +151,7 @@ class Cluster:
             info = launched.wait_for_controller(deadline)
             client = self._client = connect(info.path, timeout=max(1.0, deadline - time.monotonic()))
             client._cluster = self  # `Cluster().start().client` alone keeps it running
-            launched.wait_for_engines(lambda: len(client.ids), deadline)
+            launched.wait_for_engines(lambda: connected(client.engines), deadline)
         except BaseException:
             self.stop()
             raise

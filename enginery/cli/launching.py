@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from enginery import _sizes
-from enginery._launch import Launched, LaunchOptions, default_engines
+from enginery._launch import Launched, LaunchOptions, connected, default_engines
 from enginery.cli.common import err, plural
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def start(launched: Launched, timeout: float) -> Client:
         try:
 
             def count() -> int:
-                found = len(client.ids)
+                found = connected(client.engines)
                 progress.update(f"{found} of {plural(wanted, 'engine')}")
                 return found
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from enginery._launch import Launched, LaunchOptions
+from enginery._launch import Launched, LaunchOptions, connected
 from enginery._state_dir import VARIABLE, StateDirectory, default_path
 from enginery.cli import launching
 from enginery.cli.common import plural, undisturbed
@@ -39,8 +39,8 @@ def up(
         raise
     with client:
         address = launched.wait_for_controller(time.monotonic()).address
-        ids = client.ids
-    print(f"{plural(len(ids), 'engine')} ready in {time.monotonic() - began:.1f} s")
+        ready = connected(client.engines)
+    print(f"{plural(ready, 'engine')} ready in {time.monotonic() - began:.1f} s")
     print(f"  state directory  {state.path}")
     print(f"  controller       {address} (pid {launched.pids['controller']})")
     _print_ways(state)
