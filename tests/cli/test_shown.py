@@ -1,0 +1,75 @@
+"""Tables and times as the commands show them, without a terminal."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+
+from enginery.cli.shown import Column, printable, span, table
+
+COLUMNS = (
+    Column("operation"),
+    Column("engine", right=True, rank=1),
+    Column("state", colours={"running": "yellow"}),
+    Column("progress", rank=2),
+    Column("arguments", least=10),
+)
+ROWS = [
+    ["0193f3c2-0000-8000-8000-000000000007", "0", "running 40%", "", "import time; time.sleep(60)"],
+    ["0193f3c2-0000-8000-8000-000000000008", "10", "queued", "", "日本語" * 10],
+]
+
+
+def lines(width: int | None) -> list[str]:
+    return [line.plain for line in table(COLUMNS, ROWS, width)]
+
+
+def test_without_a_terminal_nothing_is_cut() -> None:
+    """Columns are aligned, no line ends in blanks, and a column without any content is not there."""
+    head, first, second = lines(None)
+    assert head.split() == ["operation", "engine", "state", "arguments"]
+    assert first.endswith("import time; time.sleep(60)")
+    assert second.endswith("日本語" * 10)
+    assert first.index("running") == second.index("queued") == head.index("state")
+    assert head.index("engine") + len("engine") == first.index("0  running") + 1
+
+
+def test_it_fits_the_terminal() -> None:
+    """What may be cut is cut, wide characters counted; the id never is."""
+    for width in range(61, 120):
+        for line, row in zip(table(COLUMNS, ROWS, width)[1:], ROWS, strict=True):
+            assert line.cell_len <= width
+            assert line.plain.startswith(row[0])
+
+
+def test_in_a_narrow_one_columns_give_way_by_rank() -> None:
+    """What matters most stays, even if the terminal wraps it."""
+    assert lines(69)[0].split() == ["operation", "engine", "state", "arguments"]
+    assert lines(60)[0].split() == lines(20)[0].split() == ["operation", "state", "arguments"]
+
+
+def test_what_others_wrote_stays_in_its_cell() -> None:
+    """No line ends, no escapes, no markup: an engine cannot write into the terminal of who looks at it."""
+    (_, line) = table([Column("text")], [["a\x1b[31m\nb\u202e[red]c[/red]"]], None)
+    assert line.plain == r"a\x1b[31m\nb\u202e[red]c[/red]"
+    assert not line.spans
+    assert printable("日本 ü") == "日本 ü"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-5, "0.0 s"),
+        (0.23, "0.2 s"),
+        (9.97, "10 s"),
+        (119, "119 s"),
+        (300, "5 min"),
+        (7200, "2 h"),
+        (40 * 3600, "40 h"),
+        (86_400 * 3, "3 d"),
+    ],
+)
+def test_times(seconds: float, text: str) -> None:
+    """Two digits or so; a clock that is behind counts as now."""
+    assert span(dt.timedelta(seconds=seconds)) == text
