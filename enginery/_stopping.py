@@ -26,13 +26,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Watches for the first reason to stop while it is entered; later signals change nothing. Needs a loop."""
+    """Watches for reasons to stop while it is entered, the first and one more. Needs a running loop."""
 
     def __init__(self, *, life_line: bool = False) -> None:
         """Watch signals, and stdin too if `life_line`."""
         self._life_line = life_line
         self._loop = asyncio.get_running_loop()
-        self._reason: asyncio.Future[StopReason] = self._loop.create_future()
+        self._first: asyncio.Future[StopReason] = self._loop.create_future()
+        self._second: asyncio.Future[StopReason] = self._loop.create_future()
 
     def __enter__(self) -> Self:
         """Begin to watch."""
@@ -49,8 +50,8 @@ class StopRequest:
             signal.signal(number, signal.SIG_IGN)
         if self._life_line:
             self._loop.remove_reader(sys.stdin.fileno())
-        if not self._reason.done():
-            self._reason.cancel()
+        self._first.cancel()
+        self._second.cancel()
 
     def _on_signal(self, number: signal.Signals) -> None:
         self._settle(StopReason(number.name, 128 + number))
@@ -61,9 +62,15 @@ class StopRequest:
             self._settle(StopReason("its starter is gone", 0))
 
     def _settle(self, reason: StopReason) -> None:
-        if not self._reason.done():
-            self._reason.set_result(reason)
+        if not self._first.done():
+            self._first.set_result(reason)
+        elif not self._second.done():
+            self._second.set_result(reason)
 
     async def wait(self) -> StopReason:
         """Return the reason once there is one."""
-        return await asyncio.shield(self._reason)
+        return await asyncio.shield(self._first)
+
+    async def wait_again(self) -> StopReason:
+        """Return the second reason once there is one: whoever gives it does not want to wait."""
+        return await asyncio.shield(self._second)

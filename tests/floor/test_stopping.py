@@ -17,6 +17,9 @@ async def main():
     with StopRequest(life_line="--life-line" in sys.argv) as stop:
         print("ready", flush=True)
         reason = await stop.wait()
+        if "--again" in sys.argv:
+            print("finishing", flush=True)
+            print((await stop.wait_again()).text)
     print(reason.text)
     return reason.exit_code
 
@@ -41,6 +44,17 @@ def test_signals(number: signal.Signals) -> None:
         process.send_signal(number)
         out, error = process.communicate(timeout=10)
     assert (process.returncode, out, error) == (128 + number, f"{number.name}\n", "")
+
+
+def test_a_second_signal_is_told_apart() -> None:
+    """Who finishes something after the first learns that somebody is in a hurry; the first one's code stays."""
+    with start("--again") as process:
+        assert process.stdout is not None
+        process.terminate()
+        assert process.stdout.readline() == "finishing\n"
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=10)
+    assert (process.returncode, out, error) == (143, "SIGINT\nSIGTERM\n", "")
 
 
 def test_life_line() -> None:
