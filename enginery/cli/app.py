@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import signal
 import sys
 from typing import NoReturn
@@ -14,6 +16,7 @@ from enginery.errors import EngineryError
 prepare_grpc()
 
 from enginery.cli import down, execute, logs, run_script, status, up  # noqa: E402 - they may import gRPC
+from enginery.cli.common import Terminated  # noqa: E402
 
 app = typer.Typer(
     name="enginery",
@@ -58,15 +61,8 @@ def options(version: bool = typer.Option(False, "--version", help="Show the vers
         raise typer.Exit
 
 
-class _Terminated(BaseException):
-    """SIGTERM or SIGHUP came."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
 def _terminate(number: int, _frame: object) -> NoReturn:
-    raise _Terminated(number)
+    raise Terminated(number)
 
 
 def run() -> int:
@@ -74,6 +70,22 @@ def run() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _terminate)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed before we began
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - for the rest of the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # engines print what this locale may not have
+    code = _run()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # its reader has seen enough, as `head` has; typer ends with 1 as well then
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    return code
+
+
+def _run() -> int:
     try:
         app()
     except SystemExit as end:
@@ -83,6 +95,6 @@ def run() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except _Terminated as end:
+    except Terminated as end:
         return 128 + end.number
     return 0

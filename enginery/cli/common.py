@@ -80,6 +80,14 @@ def undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP came; `number` is which."""
+
+    def __init__(self, number: int) -> None:
+        """Take the signal's number."""
+        self.number = number
+
+
 def plural(count: int, noun: str) -> str:
     """Return `1 engine`, `2 engines`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

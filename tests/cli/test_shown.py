@@ -1,12 +1,18 @@
-"""Tables and times as the commands show them, without a terminal."""
+"""What the commands show, and where: tables and times, pipes and poor locales."""
 
 from __future__ import annotations
 
 import datetime as dt
+from typing import TYPE_CHECKING
 
 import pytest
 
 from enginery.cli.shown import Column, printable, span, table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .conftest import Shell
 
 COLUMNS = (
     Column("operation"),
@@ -73,3 +79,26 @@ def test_what_others_wrote_stays_in_its_cell() -> None:
 def test_times(seconds: float, text: str) -> None:
     """Two digits or so; a clock that is behind counts as now."""
     assert span(dt.timedelta(seconds=seconds)) == text
+
+
+@pytest.mark.parametrize("lines", [3, 20_000])
+def test_a_reader_that_has_seen_enough(shell: Shell, tmp_path: Path, lines: int) -> None:
+    """`enginery logs | head`: no traceback, however much was left to print."""
+    logs = tmp_path / "state" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "host-1.log").write_text("2026-01-01 12:00:00,100 INFO    host: said\n" * lines)
+    with shell.start("logs", "--state-dir", str(tmp_path / "state")) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
+def test_a_locale_that_lacks_letters(shell: Shell, tmp_path: Path) -> None:
+    """What cannot be written is escaped."""
+    logs = tmp_path / "state" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "host-1.log").write_text("2026-01-01 12:00:00,100 INFO    host: für\n")
+    said = shell.run("logs", "--state-dir", str(tmp_path / "state"), PYTHONIOENCODING="ascii").stdout
+    assert said.endswith("f\\xfcr\n")
