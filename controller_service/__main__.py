@@ -43,7 +43,7 @@ async def _run(arguments: argparse.Namespace) -> int:
     log_file, log_fd = arguments.log_file, -1
     if log_file is None:
         log_file, log_fd = _logs.claim(controller.state.logs, "controller")
-    _logs.setup("controller", arguments.log_level, log_file)
+    _logs.setup("controller", arguments.log_level, log_file, arguments.log_format)
     try:
         with StopRequest(life_line=arguments.life_line) as stop:
             await controller.start()

@@ -15,16 +15,18 @@ import grpc
 import grpc.aio
 
 from controller_service.cluster_endpoint import Cluster, ClusterEndpoint
-from controller_service.config import Config
+from controller_service.config import POWER, Config
 from controller_service.engine_endpoint import ClusterFacts, EngineEndpoint
 from controller_service.engine_router import EngineRouter
 from controller_service.events import EngineEvent, EventKind
+from controller_service.journal import Journal, NoJournal
+from controller_service.journal_store import Bounds
 from controller_service.registry import Registry
 from controller_service.session_endpoint import SessionEndpoint
 from controller_service.streams import OpenStreams
 from controller_service.switchboard import Switchboard
 from controller_service.transfers import Transfers
-from enginery import _connection_file
+from enginery import _connection_file, _logs
 from enginery._certificates import Authority, controller_name, host_name
 from enginery._channel import SERVER_OPTIONS
 from enginery._connection_file import ConnectionInfo
@@ -50,12 +52,16 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from google.protobuf.descriptor import ServiceDescriptor
+    from grpc_health.v1.health.aio import HealthServicer
+
+    from controller_service.journal import AnyJournal
 
 logger = logging.getLogger(__name__)
 
 CLUSTER_SERVICE: ServiceDescriptor = cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"]
 CONTROLLER_SERVICE: ServiceDescriptor = engine_pb2.DESCRIPTOR.services_by_name["ControllerService"]
 _LEAVING = 8.0  # seconds that dismissed engines get to say goodbye
+_REPORT = 60.0  # seconds between lines of counts, at log level debug
 _LAST_WORDS = 0.5  # seconds that open calls get to see how they end
 _WILDCARDS = frozenset({"0.0.0.0", "::", "[::]"})  # noqa: S104 - recognised, not bound
 
@@ -68,12 +74,16 @@ class Controller:
         self.config = config or Config()
         self.state = StateDirectory(self.config.state_dir)
         self.registry = Registry(lease=self.config.lease, save_ids=self.config.save_ids)
+        self.journal: AnyJournal = NoJournal()
+        """What outlives it; the one that was asked for, once started."""
         self.address = ""
         """`host:port` as others should use it, once started."""
         self.port = 0
         """The port that it listens on, once started."""
         self._switchboard: Switchboard | None = None
         self._server: grpc.aio.Server | None = None
+        self._health: HealthServicer | None = None
+        self._reporter: asyncio.Task[None] | None = None
         self._streams = OpenStreams()
         self._transfers = Transfers(self.config.value_limit)
         self._stopping: asyncio.Task[None] | None = None
@@ -103,7 +113,7 @@ class Controller:
 
     async def stop(self) -> None:
         """End every stream with a reason, stop listening and give the state directory back. Engines stay."""
-        self._begin_stop(dismiss=False)
+        self._begin_stop()
         await self.wait_stopped()
 
     async def wait_stopped(self) -> None:
@@ -112,10 +122,10 @@ class Controller:
         if self._stopping is not None:
             await self._stopping  # raises what went wrong
 
-    def request_shutdown(self, keep_engines: bool) -> None:
-        """Begin to stop, with all engines unless `keep_engines`."""
-        logger.info("shutdown requested, engines %s", "stay" if keep_engines else "stop too")
-        self._begin_stop(dismiss=not keep_engines)
+    def request_shutdown(self, keep_engines: bool, grace: float) -> None:
+        """Begin to stop, with all engines unless `keep_engines`; `grace` is how many seconds they get."""
+        logger.info("shutdown requested, engines %s", "stay" if keep_engines else f"stop within {grace:g} s")
+        self._begin_stop(dismiss_within=None if keep_engines else grace)
 
     # How it is done
 
@@ -124,14 +134,18 @@ class Controller:
         identity = state.load_identity()
         epoch = state.next_epoch()
         self.registry.begin(epoch)
+        await self._open_journal(identity.cluster_id)
         authority = None if config.insecure else await asyncio.to_thread(Authority.load_or_create, state.path)
         self._switchboard = Switchboard(
-            self.registry, controller_epoch=epoch, waiting_limit=config.waiting_limit
+            self.registry,
+            controller_epoch=epoch,
+            waiting_limit=config.waiting_limit,
+            journal=self.journal,
         )
         self._server = grpc.aio.server(interceptors=(_guard(identity),), options=SERVER_OPTIONS)
         self._server.add_generic_rpc_handlers(self._handlers(identity, epoch, authority))
         services = [ENGINE_SERVICE, CLUSTER_SERVICE, CONTROLLER_SERVICE]
-        await add_introspection(self._server, [service.full_name for service in services])
+        self._health = await add_introspection(self._server, [service.full_name for service in services])
         self.port = self._listen(self._server, identity, authority)
         self.address = self._advertised()
         socket_path = state.client_socket
@@ -142,9 +156,32 @@ class Controller:
             self._server.add_insecure_port(f"unix:{socket_path}")
         await self._server.start()
         self._switchboard.start()
+        if logger.isEnabledFor(logging.DEBUG):
+            self._reporter = asyncio.create_task(self._report())
         state.remember_port(self.port)
         self._write_files(identity, authority)
         logger.info("controller of cluster %s listens on %s", identity.cluster_id, self.address)
+
+    async def _open_journal(self, cluster_id: str) -> None:
+        """Take over what an earlier controller knew, and keep what happens from now on."""
+        if not self.config.journal:
+            return
+        bounds = Bounds(self.config.journal_age, self.config.journal_limit)
+        is_safe = self.config.durability == POWER
+        journal = Journal(self.state.journal, cluster_id, bounds=bounds, power=is_safe)
+        self.journal = journal
+        self.registry.restore(await journal.open(), now=time.monotonic())
+        self.registry.observers.subscribe(self._keep)
+
+    def _keep(self, event: EngineEvent) -> None:
+        """Have the journal know who is registered."""
+        match event.kind:
+            case EventKind.GONE:
+                self.journal.drop_engine(event.engine.engine_id, retired=self.registry.save_ids)
+            case EventKind.REGISTERED | EventKind.BACK | EventKind.KERNEL_CHANGED:
+                self.journal.put_engine(event.engine)
+            case _:
+                pass
 
     def _handlers(
         self, identity: ClusterIdentity, epoch: int, authority: Authority | None
@@ -258,19 +295,21 @@ class Controller:
             )
             _connection_file.write(path, info)
 
-    def _begin_stop(self, *, dismiss: bool) -> None:
+    def _begin_stop(self, *, dismiss_within: float | None = None) -> None:
         if self._stopping is None:
-            self._stopping = asyncio.create_task(self._stop(dismiss=dismiss))
+            self._stopping = asyncio.create_task(self._stop(dismiss_within))
 
-    async def _stop(self, *, dismiss: bool) -> None:
+    async def _stop(self, dismiss_within: float | None) -> None:
         try:
-            if dismiss:
-                await self._dismiss()
+            if self._health is not None:
+                await self._health.enter_graceful_shutdown()  # load balancers send nobody here any more
+            if dismiss_within is not None:
+                await self._dismiss(dismiss_within)
             await self._close()
         finally:
             self._stopped.set()
 
-    async def _dismiss(self) -> None:
+    async def _dismiss(self, grace: float) -> None:
         """Ask all engines to stop, and wait until they have gone."""
         assert self._switchboard is not None
         empty = asyncio.Event()
@@ -280,27 +319,37 @@ class Controller:
                 empty.set()
 
         self.registry.observers.subscribe(observe)
-        self._switchboard.dismiss_all("the cluster is shut down")
+        self._switchboard.dismiss_all("the cluster is shut down", grace)
         if any(True for _ in self.registry.connected()):
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(empty.wait(), _LEAVING)
+                await asyncio.wait_for(empty.wait(), grace + _LEAVING)
         self.registry.observers.remove(observe)
 
     async def _close(self) -> None:
         error = DeliveryError("SHUTTING_DOWN", process="controller")
+        self._streams.end_all(error)
         if self._switchboard is not None:
             self._switchboard.close(error)
-        self._streams.end_all(error)
         if self._server is not None:
             await self._server.stop(_LAST_WORDS)
         await self._transfers.close()
+        if self._reporter is not None:
+            self._reporter.cancel()
+            await asyncio.gather(self._reporter, return_exceptions=True)
         if self._switchboard is not None:
             await self._switchboard.stop()
+        await self.journal.close()
         if self.state.client_socket is not None:
             self.state.client_socket.unlink(missing_ok=True)
         self.state.unlock()
         if self.config.temporary:
             self.state.remove()
+
+    async def _report(self) -> None:
+        """Log counts now and then."""
+        while True:
+            await asyncio.sleep(_REPORT)
+            logger.debug("%s, %s, %s", self.registry.statistics(), self._switchboard, self.journal.statistics())
 
 
 def _guard(identity: ClusterIdentity) -> Guard:
@@ -314,13 +363,13 @@ def _guard(identity: ClusterIdentity) -> Guard:
 
 
 def _log(event: EngineEvent) -> None:
-    engine, facts = event.engine, event.engine.facts
     if event.kind is EventKind.PROPERTIES_CHANGED:
         return
+    facts = event.engine.facts
     what = event.kind.name.lower().replace("_", " ")
     where = f"ip {facts.ip}, port {facts.port}, pid {facts.pid}"
     reason = f": {event.reason}" if event.reason else ""
-    logger.info("engine %d: %s (%s)%s", engine.engine_id, what, where, reason)
+    logger.info("%s (%s)%s", what, where, reason, extra=_logs.about(engine=event.engine.engine_id))
 
 
 def _bracketed(host: str) -> str:

@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf import timestamp_pb2
 
 from controller_service.engine_endpoint import lease_duration
-from controller_service.events import EngineEvent, Registration, State
+from controller_service.listing import LostEngines, show
 from controller_service.stream import Stream
+from enginery._engine import MAX_SECONDS
 from enginery._reasons import DeliveryError
 from enginery.v1 import cluster_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     import grpc.aio
 
+    from controller_service.events import EngineEvent, Registration
     from controller_service.registry import Registry
     from controller_service.streams import OpenStreams
 
@@ -31,7 +33,7 @@ _DEFAULT_PAGE = 100
 _LARGEST_PAGE = 1_000
 _PAGE_BYTES = 1 << 20  # properties may be large, and a message stays below 4 MiB
 _MAX_UNREAD = 64 << 20  # bytes of changes that a watcher may leave unread
-_PREFIX = "after:"
+_AFTER, _LOST = "after", "lost"  # where a page begins: behind an id, or a loss before another
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +49,19 @@ class ClusterEndpoint:
     """Serves ListEngines, WatchEngines, GetClusterInfo and Shutdown."""
 
     def __init__(
-        self, registry: Registry, cluster: Cluster, streams: OpenStreams, shut_down: Callable[[bool], None]
+        self,
+        registry: Registry,
+        cluster: Cluster,
+        streams: OpenStreams,
+        shut_down: Callable[[bool, float], None],
     ) -> None:
-        """Speak of the engines of `registry`; `shut_down(keep_engines)` begins the end of the cluster."""
+        """Speak of the engines of `registry`; `shut_down(keep_engines, grace)` begins its end."""
         self._registry = registry
         self._cluster = cluster
         self._streams = streams
         self._shut_down = shut_down
+        self._lost = LostEngines()
+        registry.observers.subscribe(self._lost.observe)
         self._started = timestamp_pb2.Timestamp()
         self._started.FromNanoseconds(time.time_ns())
 
@@ -62,26 +70,37 @@ class ClusterEndpoint:
     ) -> cluster_pb2.ListEnginesResponse:
         """Return a page."""
         size = min(request.page_size or _DEFAULT_PAGE, _LARGEST_PAGE)
-        after = _read_token(request.page_token)
         response = cluster_pb2.ListEnginesResponse()
         total = 0
-        for engine in self._registry:
-            if engine.engine_id <= after:
-                continue
+        last = ""
+        for position, shown in self._listed(request):
             if len(response.engines) == size or total > _PAGE_BYTES:
-                response.next_page_token = _token(response.engines[-1].engine_id)
+                response.next_page_token = _token(last)
                 break
-            shown = show(engine)
             total += shown.ByteSize()
             response.engines.append(shown)
+            last = position
         return response
+
+    def _listed(self, request: cluster_pb2.ListEnginesRequest) -> Iterator[tuple[str, cluster_pb2.Engine]]:
+        """Iterate over what remains to be listed, each with its position."""
+        phase, last = _read_token(request.page_token)
+        if phase == _AFTER:
+            for engine in self._registry:
+                if engine.engine_id > last:
+                    yield f"{_AFTER}:{engine.engine_id}", show(engine)
+        if request.include_lost:
+            for number, shown in self._lost.newest_first():
+                if phase == _AFTER or number < last:
+                    yield f"{_LOST}:{number}", shown
 
     async def watch_engines(self, _request: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Send the whole list, and then every change until the caller ends it. Writes serialized messages."""
         stream = Stream(context, limit=_MAX_UNREAD)
 
         def observe(event: EngineEvent) -> None:
-            change = cluster_pb2.EngineEvent(kind=_KINDS[event.kind.name], engine=show(event.engine))
+            shown = show(event.engine, event.reason)
+            change = cluster_pb2.EngineEvent(kind=_KINDS[event.kind.name], engine=shown)
             change.reason = event.reason
             stream.send(cluster_pb2.WatchEnginesResponse(events=(change,)).SerializeToString())
 
@@ -114,8 +133,13 @@ class ClusterEndpoint:
     async def shutdown(
         self, request: cluster_pb2.ShutdownRequest, _context: object
     ) -> cluster_pb2.ShutdownResponse:
-        """Begin to stop."""
-        self._shut_down(request.keep_engines)
+        """Begin to stop. BAD_REQUEST if the grace makes no sense."""
+        grace = request.grace.ToNanoseconds() / 1e9
+        if not 0 <= grace <= MAX_SECONDS:
+            raise DeliveryError(
+                "BAD_REQUEST", field="grace", cause=f"{grace:g} s is not within 0 and {MAX_SECONDS:g}"
+            )
+        self._shut_down(request.keep_engines, grace)
         return cluster_pb2.ShutdownResponse()
 
 
@@ -143,59 +167,18 @@ def _snapshot(
 _KINDS = {name.removeprefix("ENGINE_EVENT_KIND_"): value for name, value in cluster_pb2.EngineEventKind.items()}
 
 
-def show(engine: Registration) -> cluster_pb2.Engine:
-    """Return a registration as the contract shows it."""
-    facts = engine.facts
-    shown = cluster_pb2.Engine(
-        engine_id=engine.engine_id,
-        incarnation=engine.incarnation,
-        epoch=engine.epoch,
-        state=_state(engine),
-        hostname=facts.hostname,
-        ip=facts.ip,
-        port=facts.port,
-        pid=facts.pid,
-        python_version=facts.python_version,
-        direct_addresses=facts.direct_addresses,
-    )
-    shown.register_time.FromMilliseconds(engine.registered_ms)
-    for key, value in engine.properties.items():
-        shown.properties[key].CopyFrom(value)
-    status = engine.status
-    if status is not None:
-        shown.queued_count = status.queued_count
-        shown.resident_bytes = status.resident_bytes
-        shown.operation_id = status.operation_id
-        shown.operation_method = status.method
-        shown.last_failure = status.last_failure
-        if status.HasField("start_time"):
-            shown.operation_start_time.CopyFrom(status.start_time)
-    return shown
+def _token(position: str) -> str:
+    return base64.urlsafe_b64encode(position.encode()).decode()
 
 
-def _state(engine: Registration) -> cluster_pb2.EngineState.ValueType:
-    if engine.state is State.AWAY:
-        return cluster_pb2.ENGINE_STATE_AWAY
-    if engine.state is State.UNRESPONSIVE:
-        return cluster_pb2.ENGINE_STATE_UNRESPONSIVE
-    if engine.status is not None and engine.status.operation_id:
-        return cluster_pb2.ENGINE_STATE_BUSY
-    return cluster_pb2.ENGINE_STATE_READY
-
-
-def _token(last: int) -> str:
-    return base64.urlsafe_b64encode(f"{_PREFIX}{last}".encode()).decode()
-
-
-def _read_token(token: str) -> int:
+def _read_token(token: str) -> tuple[str, int]:
+    """Return what the position of a page counts, and the last that was on the page before."""
     if not token:
-        return -1
+        return _AFTER, -1
     try:
-        text = base64.b64decode(token, altchars=b"-_", validate=True).decode("ascii")
-        return int(text.removeprefix(_PREFIX)) if text.startswith(_PREFIX) else _refuse_token()
+        phase, _, last = base64.b64decode(token, altchars=b"-_", validate=True).decode("ascii").partition(":")
+        if phase in (_AFTER, _LOST):
+            return phase, int(last)
     except (binascii.Error, UnicodeDecodeError, ValueError):
-        return _refuse_token()
-
-
-def _refuse_token() -> int:
+        pass  # refused as any other that is not ours
     raise DeliveryError("BAD_PAGE_TOKEN")

@@ -8,11 +8,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from controller_service.journal_store import DEFAULT_AGE, DEFAULT_LIMIT
+from enginery import _sizes
 from enginery._engine import DEFAULT_VALUE_LIMIT
-from enginery._logs import LEVELS
+from enginery._logs import FORMATS, LEVELS
 
 DEFAULT_LEASE = 60.0
 DEFAULT_WAITING_LIMIT = 256 << 20
+PROCESS, POWER = "process", "power"
+"""What the journal survives: the end of processes, or the loss of power too."""
 _HIGHEST_PORT = 65_535
 
 
@@ -32,6 +36,11 @@ class Config:
     save_ids: bool = False
     value_limit: int = DEFAULT_VALUE_LIMIT
     waiting_limit: int = DEFAULT_WAITING_LIMIT
+    journal: bool = True
+    """Keep engines and results on disk, so that they outlive the controller."""
+    journal_age: float = DEFAULT_AGE
+    journal_limit: int = DEFAULT_LIMIT
+    durability: str = PROCESS
     temporary: bool = False
     """Remove the state directory at the end."""
 
@@ -83,21 +92,51 @@ def parser() -> argparse.ArgumentParser:
         "--value-limit",
         type=_size,
         default=DEFAULT_VALUE_LIMIT,
-        metavar="BYTES",
-        help="largest value that is passed on (default: %(default)s)",
+        metavar="SIZE",
+        help="largest value that is passed on, in bytes or as 500M or 2G (default: %(default)s)",
     )
     options.add_argument(
         "--waiting-limit",
         type=_size,
         default=DEFAULT_WAITING_LIMIT,
-        metavar="BYTES",
-        help="calls that may wait for replies of one engine, in bytes (default: %(default)s)",
+        metavar="SIZE",
+        help="calls that may wait for replies of one engine, in bytes or as 500M or 2G (default: %(default)s)",
+    )
+    options.add_argument(
+        "--no-journal",
+        dest="journal",
+        action="store_false",
+        help="keep no engines and results on disk: results die with their engine's host",
+    )
+    options.add_argument(
+        "--journal-age",
+        type=_seconds,
+        default=DEFAULT_AGE,
+        metavar="SECONDS",
+        help="how long results are kept; inf for ever (default: %(default)s)",
+    )
+    options.add_argument(
+        "--journal-limit",
+        type=_size,
+        default=DEFAULT_LIMIT,
+        metavar="SIZE",
+        help="results that are kept, in bytes or as 500M or 2G (default: %(default)s)",
+    )
+    options.add_argument(
+        "--durability",
+        choices=(PROCESS, POWER),
+        default=PROCESS,
+        help="what the journal survives: the end of processes, or the loss of power too, which takes more time "
+        "(default: %(default)s)",
     )
     options.add_argument(
         "--log-level", choices=LEVELS, default="info", help="how much is logged (default: %(default)s)"
     )
     options.add_argument(
         "--log-file", type=Path, metavar="FILE", help="where to log beside stderr (default: one in DIR/logs)"
+    )
+    options.add_argument(
+        "--log-format", choices=FORMATS, default=FORMATS[0], help="how lines look (default: %(default)s)"
     )
     options.add_argument("--life-line", action="store_true", help="stop when standard input ends")
     options.add_argument("--temporary", action="store_true", help="remove the state directory at the end")
@@ -116,6 +155,10 @@ def from_arguments(arguments: argparse.Namespace) -> Config:
         save_ids=arguments.save_ids,
         value_limit=arguments.value_limit,
         waiting_limit=arguments.waiting_limit,
+        journal=arguments.journal,
+        journal_age=arguments.journal_age,
+        journal_limit=arguments.journal_limit,
+        durability=arguments.durability,
         temporary=arguments.temporary,
     )
 
@@ -145,7 +188,7 @@ def _seconds(text: str) -> float:
 
 
 def _size(text: str) -> int:
-    size = int(text)
-    if size <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number of bytes")
-    return size
+    try:
+        return _sizes.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -9,17 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from controller_service.lease import Lease, State
     from enginery._reasons import DeliveryError
     from enginery.v1 import engine_pb2, value_pb2
-
-
-class State(enum.Enum):
-    """How a registration is."""
-
-    CONNECTED = "connected"
-    UNRESPONSIVE = "unresponsive"
-    AWAY = "away"
-    GONE = "gone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +55,36 @@ class Registration:
     facts: Facts
     properties: Mapping[str, value_pb2.Value]
     registered_ms: int
-    heard_at: float
-    state: State = State.CONNECTED
-    lease_ends: float = 0.0
-    """When the registration ends unless the engine comes back; while AWAY only."""
+    lease: Lease
     status: engine_pb2.EngineStatus | None = None
     """The last heartbeat's, None before the first."""
+    draining_since: float | None = None
+    """When a heartbeat first said that it was told to stop; None if none did."""
+
+    @property
+    def state(self) -> State:
+        """How the registration is."""
+        return self.lease.state
+
+
+@dataclass(frozen=True, slots=True)
+class KeptEngine:
+    """An engine that an earlier controller registered."""
+
+    engine_id: int
+    epoch: int
+    host_id: str
+    slot: int
+    incarnation: str
+    facts: Facts
+    registered_ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What a registry knows again after a restart."""
 
-    engines: tuple[Registration, ...] = ()
+    engines: tuple[KeptEngine, ...] = ()
     epochs: Mapping[int, int] = field(default_factory=dict)
     """The highest epoch under which each id was held."""
     retired: frozenset[int] = frozenset()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self, TypeAlias
 
-from controller_service.events import Facts, Registration, State
+from controller_service.events import Facts, KeptEngine, Registration
 from enginery.v1 import engine_pb2
 
 if TYPE_CHECKING:
@@ -70,30 +70,21 @@ class EngineRow:
             registered_ms=engine.registered_ms,
         )
 
-    def registration(self) -> Registration:
-        """Return the engine as it is after a restart: away."""
+    def engine(self) -> KeptEngine:
+        """Return the engine that holds the id."""
         hello = engine_pb2.Hello.FromString(self.hello)
-        return Registration(
-            engine_id=self.engine_id,
-            epoch=self.epoch,
-            host_id=hello.host_id,
-            slot=hello.slot,
-            incarnation=hello.incarnation,
-            stream=0,
-            facts=Facts(
-                pid=hello.pid,
-                hostname=hello.hostname,
-                ip=self.ip,
-                port=self.port,
-                python_version=hello.python_version,
-                enginery_version=hello.enginery_version,
-                direct_addresses=tuple(hello.direct_addresses),
-                memory_limit=hello.memory_limit,
-            ),
-            properties={},
-            registered_ms=self.registered_ms,
-            heard_at=0.0,
-            state=State.AWAY,
+        facts = Facts(
+            pid=hello.pid,
+            hostname=hello.hostname,
+            ip=self.ip,
+            port=self.port,
+            python_version=hello.python_version,
+            enginery_version=hello.enginery_version,
+            direct_addresses=tuple(hello.direct_addresses),
+            memory_limit=hello.memory_limit,
+        )
+        return KeptEngine(
+            self.engine_id, self.epoch, hello.host_id, hello.slot, hello.incarnation, facts, self.registered_ms
         )
 
 

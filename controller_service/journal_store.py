@@ -124,7 +124,7 @@ class Store:
                 raise
             self._load_engines()
         return Kept(
-            engines=tuple(row.registration() for row in self._engines.values() if row.hello),
+            engines=tuple(row.engine() for row in self._engines.values() if row.hello),
             epochs={row.engine_id: row.epoch for row in self._engines.values()},
             retired=frozenset(row.engine_id for row in self._engines.values() if row.retired),
         )

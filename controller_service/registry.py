@@ -6,7 +6,6 @@ with each registration stream, so that it can be told which of two streams of on
 
 from __future__ import annotations
 
-import enum
 import itertools
 import logging
 from dataclasses import dataclass, field, replace
@@ -19,43 +18,23 @@ from controller_service.events import (
     Facts,
     HelloReceived,
     Registration,
-    State,
 )
+from controller_service.lease import Input, Lease, State
 from controller_service.observers import Observers
+from enginery import _logs
 from enginery._reasons import DeliveryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from controller_service.events import Kept
     from enginery.v1 import engine_pb2, value_pb2
 
 logger = logging.getLogger(__name__)
 
-SILENCE = 30.0
-"""Seconds without a heartbeat after which a connected engine counts as unresponsive."""
+_CONNECTION_LOST = "its connection was lost"
 _MAX_EPOCH = 1 << 62
 _MAX_ENGINE_ID = (1 << 31) - 1
-
-
-class _Input(enum.Enum):
-    HEARD = "a heartbeat came"
-    SILENT = "no heartbeat came for long"
-    STREAM_ENDED = "its stream ended"
-    CAME_BACK = "it said hello again"
-    LEFT = "it was unregistered"
-
-
-_TRANSITIONS: dict[tuple[State, _Input], State] = {
-    (State.CONNECTED, _Input.HEARD): State.CONNECTED,
-    (State.CONNECTED, _Input.SILENT): State.UNRESPONSIVE,
-    (State.CONNECTED, _Input.STREAM_ENDED): State.AWAY,
-    (State.CONNECTED, _Input.LEFT): State.GONE,
-    (State.UNRESPONSIVE, _Input.HEARD): State.CONNECTED,
-    (State.UNRESPONSIVE, _Input.STREAM_ENDED): State.AWAY,
-    (State.UNRESPONSIVE, _Input.LEFT): State.GONE,
-    (State.AWAY, _Input.CAME_BACK): State.CONNECTED,
-    (State.AWAY, _Input.LEFT): State.GONE,
-}
 
 
 @dataclass(slots=True)
@@ -106,6 +85,27 @@ class Registry:
         """Issue epochs above that of this controller: lower ones were issued by a controller before it."""
         self._first_epoch = self._last_epoch = controller_epoch
 
+    def restore(self, kept: Kept, *, now: float) -> None:
+        """Take over what an earlier controller knew: its engines are away, with a whole lease."""
+        self._retired |= kept.retired
+        self._epochs.update(kept.epochs)
+        self._last_epoch = max(self._last_epoch, *kept.epochs.values(), 0)
+        for known in kept.engines:
+            engine = Registration(
+                engine_id=known.engine_id,
+                epoch=known.epoch,
+                host_id=known.host_id,
+                slot=known.slot,
+                incarnation=known.incarnation,
+                stream=0,
+                facts=known.facts,
+                properties={},
+                registered_ms=known.registered_ms,
+                lease=Lease.kept(self.lease, now),
+            )
+            self._add(engine)
+            self.observers.tell(EngineEvent(EventKind.REGISTERED, engine, engine.lease.reason))
+
     def __repr__(self) -> str:
         """Show the ids."""
         return f"Registry({self.ids()}, lease={self.lease}, save_ids={self.save_ids})"
@@ -132,7 +132,7 @@ class Registry:
 
     def connected(self) -> Iterator[Registration]:
         """Iterate over the engines that are not away."""
-        return (engine for engine in self._engines.values() if engine.state is not State.AWAY)
+        return (engine for engine in self._engines.values() if engine.lease.is_connected)
 
     def statistics(self) -> Statistics:
         """Return counts."""
@@ -172,12 +172,10 @@ class Registry:
             facts=hello.facts,
             properties=hello.properties or {},
             registered_ms=unix_ms,
-            heard_at=now,
+            lease=Lease(self.lease, now),
         )
-        self._engines[engine_id] = engine
+        self._add(engine)
         self._streams[stream].engines[engine_id] = engine
-        self._slots[engine.host_id, engine.slot] = engine
-        self._incarnations[engine.incarnation] = engine
         self._ever += 1
         self.observers.tell(EngineEvent(EventKind.REGISTERED, engine))
         return Admission(engine, superseded)
@@ -190,9 +188,8 @@ class Registry:
         if self._newest.get(ended.host_id) == stream:
             del self._newest[ended.host_id]
         for engine in ended.engines.values():
-            self._advance(engine, _Input.STREAM_ENDED)
-            engine.lease_ends = now + self.lease
-            self.observers.tell(EngineEvent(EventKind.AWAY, engine, "its connection was lost"))
+            engine.lease.stream_ended(now, _CONNECTION_LOST)
+            self.observers.tell(EngineEvent(EventKind.AWAY, engine, _CONNECTION_LOST))
 
     def heartbeat(self, stream: int, statuses: Iterable[engine_pb2.EngineStatus], *, now: float) -> None:
         """Note how the engines of `stream` are. Statuses of other engines are ignored."""
@@ -200,10 +197,11 @@ class Registry:
             engine = self._mine(stream, status.engine_id)
             if engine is not None:
                 if engine.state is State.UNRESPONSIVE:
-                    logger.info("engine %d: heartbeats come again", engine.engine_id)
-                self._advance(engine, _Input.HEARD)
-                engine.heard_at = now
+                    logger.info("heartbeats come again", extra=_logs.about(engine=engine.engine_id))
+                engine.lease.heard(now)
                 engine.status = status
+                if status.draining and engine.draining_since is None:
+                    engine.draining_since = now
 
     def kernel_changed(self, stream: int, engine_id: int, incarnation: str, pid: int, reason: str) -> None:
         """Note that an engine of `stream` has a new kernel; PROTOCOL_ERROR if it is not new."""
@@ -246,14 +244,14 @@ class Registry:
     def tick(self, now: float) -> None:
         """End leases that have run out, and note who has been silent for too long."""
         for engine in list(self._engines.values()):
-            if engine.state is State.AWAY and now >= engine.lease_ends:
-                cause = f"it did not come back within its lease of {self.lease:g} s"
-                self.unregister(
-                    engine.engine_id, DeliveryError("ENGINE_LOST", engine_id=engine.engine_id, cause=cause)
-                )
-            elif engine.state is State.CONNECTED and now - engine.heard_at >= SILENCE:
-                self._advance(engine, _Input.SILENT)
-                logger.warning("engine %d: no heartbeat for %g s", engine.engine_id, now - engine.heard_at)
+            match engine.lease.tick(now):
+                case Input.EXPIRED:
+                    cause = engine.lease.reason
+                    self._remove(engine, DeliveryError("ENGINE_LOST", engine_id=engine.engine_id, cause=cause))
+                case Input.SILENT:
+                    logger.warning("%s", engine.lease.reason, extra=_logs.about(engine=engine.engine_id))
+                case _:
+                    pass
 
     def once_n_registered(self, n: int, callback: Callable[[], object]) -> None:
         """Call `callback` once, as soon as `n` engines are registered; at once if they are there already."""
@@ -261,8 +259,13 @@ class Registry:
 
     # How it is done
 
+    def _add(self, engine: Registration) -> None:
+        self._engines[engine.engine_id] = engine
+        self._slots[engine.host_id, engine.slot] = engine
+        self._incarnations[engine.incarnation] = engine
+
     def _remove(self, engine: Registration, cause: DeliveryError, *, fenced: bool = False) -> None:
-        self._advance(engine, _Input.LEFT)
+        engine.lease.left()
         engine_id = engine.engine_id
         del self._engines[engine_id]
         if engine.stream in self._streams:
@@ -275,12 +278,6 @@ class Registry:
             self._lowest = min(self._lowest, engine_id)
         reason = cause.metadata.get("cause", cause.text)
         self.observers.tell(EngineEvent(EventKind.GONE, engine, reason, cause, fenced))
-
-    def _advance(self, engine: Registration, what: _Input) -> None:
-        after = _TRANSITIONS.get((engine.state, what))
-        if after is None:
-            raise AssertionError(f"engine {engine.engine_id} is {engine.state.value}, but {what.value}")
-        engine.state = after
 
     def _mine(self, stream: int, engine_id: int) -> Registration | None:
         """Return the engine if it is connected by `stream`; messages of former holders are late, not wrong."""
@@ -331,8 +328,7 @@ class Registry:
         engine.host_id, engine.slot, engine.stream = hello.host_id, hello.slot, stream
         self._slots[engine.host_id, engine.slot] = engine
         self._streams[stream].engines[engine.engine_id] = engine
-        self._advance(engine, _Input.CAME_BACK)
-        engine.heard_at = now
+        engine.lease.came_back(now)
         engine.properties = hello.properties or {}
         if engine.incarnation == hello.incarnation:
             engine.facts = hello.facts

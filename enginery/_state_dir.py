@@ -5,6 +5,7 @@
     ca.pem ca-key.pem
     engine.json client.json     connection files, one per role
     client.sock     plaintext, client role: reaching it takes the same user as reading client.json
+    journal/        what a controller must know again: engines, and results of operations
     logs/           one file per process
     processes/      a note for each process of this machine
 
@@ -98,6 +99,11 @@ class StateDirectory:
     def logs(self) -> Path:
         """Directory of log files."""
         return self.path / "logs"
+
+    @property
+    def journal(self) -> Path:
+        """Directory of the controller's journal; one that was damaged lies beside it, as `journal.damaged`."""
+        return self.path / "journal"
 
     @property
     def client_socket(self) -> Path | None:
@@ -238,6 +244,8 @@ class StateDirectory:
             (self.path / name).unlink(missing_ok=True)
         for leftover in self.path.glob(".*.json.*"):
             leftover.unlink(missing_ok=True)
+        for journal in (self.journal, self.path / "journal.damaged"):
+            shutil.rmtree(journal, ignore_errors=True)
         shutil.rmtree(self.logs, ignore_errors=True)
         shutil.rmtree(self._processes, ignore_errors=True)
         for directory in (self.path, runtime_directory() / "running", runtime_directory()):

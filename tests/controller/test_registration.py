@@ -35,7 +35,9 @@ async def test_welcome_tells_what_a_host_needs(cluster: FakeCluster, caplog: pyt
     assert welcome.client_token_digest == hashlib.sha256(cluster.client_info.token.encode()).digest()
     assert 0 < welcome.controller_epoch <= welcome.epoch
     (engine,) = await listed(cluster)
-    assert f"engine 0: registered (ip 127.0.0.1, port {engine.port}, pid 4321)" in caplog.text
+    (record,) = [record for record in caplog.records if "registered" in record.getMessage()]
+    assert record.getMessage() == f"registered (ip 127.0.0.1, port {engine.port}, pid 4321)"
+    assert record.__dict__["engine"] == 0
 
 
 async def test_engines_of_one_host_share_a_stream(cluster: FakeCluster) -> None:

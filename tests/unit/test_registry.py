@@ -10,8 +10,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from controller_service.events import EngineEvent, EventKind, Facts, HelloReceived, State
-from controller_service.registry import SILENCE, Registry
+from controller_service.events import EngineEvent, EventKind, Facts, HelloReceived, Kept, KeptEngine
+from controller_service.lease import SILENCE, State
+from controller_service.registry import Registry
 from enginery._reasons import DeliveryError
 from enginery.v1 import engine_pb2
 
@@ -421,7 +422,7 @@ class RegistryMachine(RuleBasedStateMachine):
             mine = engine in self.floor.registry.on_stream(engine.stream)
             assert mine is (engine.state is not State.AWAY)
             if engine.state is State.AWAY:
-                assert self.floor.now < engine.lease_ends
+                assert self.floor.now < engine.lease.ends
 
     @invariant()
     def statistics_add_up(self) -> None:
