@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from google.protobuf import duration_pb2
 
 from controller_service.events import Facts, HelloReceived, Registration
-from controller_service.reference import Link
+from controller_service.link import Link
 from controller_service.stream import Stream
 from enginery._reasons import DeliveryError
 from enginery._status import to_bytes
@@ -98,8 +98,20 @@ class _Connection:
             self._registry.properties_changed(number, changed.engine_id, dict(changed.properties))
         for reply in message.replies:
             self._link.answer(reply)
+        # What the goodbyes end must be known before: a host says first how its operations ended.
+        for ended in message.ended:
+            self._switchboard.ended(self._link, ended)
         for goodbye in message.goodbyes:
             self._registry.goodbye(number, goodbye.engine_id, goodbye.reason)
+        if message.accepted_count:
+            self._link.accepted(message.accepted_count)
+        self._count(len(message.replies) + len(message.ended))
+
+    def _count(self, answers: int) -> None:
+        receipts = self._link.receipts
+        receipts.taken += answers
+        if receipts.is_due:
+            self._switchboard.acknowledge(self._link)
 
     def _send(self, message: engine_pb2.ControllerMessage) -> None:
         self._link.send(message.SerializeToString())
@@ -121,7 +133,7 @@ class _Connection:
             self._send(engine_pb2.ControllerMessage(refusals=(refusal,)))
             return
         self._send(engine_pb2.ControllerMessage(welcomes=(self._welcome(engine, certificate),)))
-        self._switchboard.connect(engine, self._link)
+        self._switchboard.connect(engine, self._link, frozenset(hello.operation_ids))
 
     def _certify(self, hello: engine_pb2.Hello) -> str:
         if not hello.certificate_request or self._cluster.sign_request is None:

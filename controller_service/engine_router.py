@@ -5,19 +5,26 @@ The handlers come from the contract's descriptor, so a new method changes nothin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 
+from controller_service.answers import outcome_message
+from controller_service.journal_records import Result
+from controller_service.operations import ATTACH, UNARY, Operations, parse
 from enginery import _ids
-from enginery._metadata import read_call
-from enginery._methods import ENGINE_SERVICE, METHODS, OPERATION_ID_KEY, STREAMING
+from enginery._metadata import cancels_on_disconnect, read_call
+from enginery._methods import ENGINE_SERVICE, METHODS, OPERATION_ID_KEY, OPERATIONS, STREAMING
+from enginery.v1 import operation_pb2
 
 if TYPE_CHECKING:
     from controller_service.switchboard import Switchboard
     from controller_service.transfers import Transfers
+    from enginery._engine import CallContext
 
+_LAST_SEQUENCE = (1 << 64) - 1
 _Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
@@ -28,6 +35,7 @@ class EngineRouter:
         """Call the engines of `switchboard`; streaming calls go by `transfers`."""
         self._switchboard = switchboard
         self._transfers = transfers
+        self._operations = Operations(switchboard)
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Return the handlers of every rpc."""
@@ -40,18 +48,46 @@ class EngineRouter:
         )
 
     def _unary(self, number: int) -> grpc.RpcMethodHandler[bytes, bytes]:
+        serve = self._operations.call if number in UNARY else self._switchboard.call
+
         async def behave(request: bytes, context: _Context) -> bytes:
-            engine_id, call = read_call(context.invocation_metadata() or ())
-            engine = self._switchboard.engine(engine_id)
+            metadata = context.invocation_metadata() or ()
+            engine_id, call = read_call(metadata)
+            cancels = cancels_on_disconnect(metadata)
             await context.send_initial_metadata(((OPERATION_ID_KEY, _ids.show(call.operation_id)),))
-            return (await engine.call(number, request, call)).response
+            try:
+                return (await serve(engine_id, number, request, call)).response
+            except asyncio.CancelledError:
+                if cancels and number in OPERATIONS and engine_id is not None:
+                    self._switchboard.cancel(engine_id, call.operation_id)
+                raise
 
         return grpc.unary_unary_rpc_method_handler(behave)
 
     def _streaming(self, number: int) -> grpc.RpcMethodHandler[bytes, bytes]:
         # On the wire one message is a stream of one, so every kind is relayed as a stream in both directions.
         async def behave(_requests: object, context: _Context) -> None:
-            engine_id, _ = read_call(context.invocation_metadata() or ())
-            await self._transfers.relay(self._switchboard.engine(engine_id), number, context)
+            engine_id, call = read_call(context.invocation_metadata() or ())
+            if number == ATTACH:
+                await self._attach(engine_id, call, context)
+            else:
+                await self._transfers.relay(self._switchboard.engine(engine_id), number, context)
 
         return grpc.stream_stream_rpc_method_handler(behave)
+
+    async def _attach(
+        self, engine_id: int | None, call: CallContext, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        data = await context.read()
+        request = data if isinstance(data, bytes) else b""
+        found = await self._operations.locate(engine_id, request, call)
+        if not isinstance(found, Result):
+            await self._transfers.relay(found, ATTACH, context, first=request)
+            return
+        # Its events are gone with its engine; how it ended is left.
+        after = parse(operation_pb2.AttachRequest, request).after_sequence
+        event = operation_pb2.OperationEvent(
+            sequence=min(after, _LAST_SEQUENCE - 1) + 1, outcome=outcome_message(found)
+        )
+        event.event_time.FromMilliseconds(found.ended_ms)
+        await context.write(operation_pb2.AttachResponse(events=[event]).SerializeToString())

@@ -1,88 +1,53 @@
 """EngineFromReference: makes a remote engine look like an engine, over the stream that its host opened.
 
-A call that was sent, or could not be yet, waits here until its reply comes. When the stream is lost and the
-engine comes back within its lease, all of them are sent again, in order and with the same operation ids; the
-host never runs one twice and answers with the reply that it kept. A call whose caller has gone waits all the
-same: the end of the waiting is not the end of the operation.
+A call waits here until its reply comes. When the stream is lost and the engine comes back within its lease,
+what has no reply yet is told again, in order and with the same operation ids; the host runs none twice, and
+answers with the reply that it kept. A call whose caller has gone waits all the same: the end of the waiting is
+not the end of the operation. What is sent when is decided by the router; this carries it out.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+import logging
+import time
+from typing import TYPE_CHECKING
 
 from controller_service import frames
-from enginery._channel import MAX_MESSAGE
+from controller_service.answers import FINAL, Answer, Answers, reply_of, undelivered
+from controller_service.router import Receiver, RoutedCall, Router, Statistics
+from enginery import _ids, _logs
 from enginery._engine import CallContext, CallReply, EngineBase, context_options
+from enginery._methods import OPERATIONS
 from enginery._reasons import DeliveryError
-from enginery._status import from_bytes, to_bytes
-from enginery.v1 import engine_pb2, frame_pb2
+from enginery._status import from_bytes
+from enginery.v1 import engine_pb2, frame_pb2, operation_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Collection, Iterator
 
-_CALL_OVERHEAD = 512  # bytes that a waiting call costs beside its frame
-_MAX_FRAME = MAX_MESSAGE - (16 << 10)  # a larger message would end the stream for every engine of the host
+    from controller_service.link import Link
 
+logger = logging.getLogger(__name__)
 
-class Receiver(Protocol):
-    """Whoever waits for replies."""
-
-    def deliver(self, reply: frame_pb2.Reply) -> None:
-        """Take a reply, whose `call_id` is the one that the receiver gave."""
-
-
-class Link:
-    """The controller's end of one registration stream, which several engines share."""
-
-    def __init__(
-        self, number: int, send: Callable[[bytes], None], end: Callable[[DeliveryError], None]
-    ) -> None:
-        """Take the stream's number, and how to send on it and end it."""
-        self.number = number
-        self.send = send
-        self.end = end
-        self.owners: dict[int, EngineFromReference] = {}
-        """Whose call each call id on this stream is."""
-
-    def answer(self, reply: frame_pb2.Reply) -> None:
-        """Take a reply from the host; one that nobody waits for is ignored."""
-        owner = self.owners.pop(reply.call_id, None)
-        if owner is not None:
-            owner.answer(reply)
-
-
-@dataclass(slots=True)
-class _Waiting:
-    receiver: Receiver
-    call_id: int  # as the receiver knows it
-    fragment: bytes
-
-    @property
-    def cost(self) -> int:
-        return len(self.fragment) + _CALL_OVERHEAD
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """Counts of one reference."""
-
-    waiting_calls: int
-    waiting_bytes: int
-    is_connected: bool
+_OPERATION_BYTES = 16
+_control_ids = _ids.OperationIds()  # of calls that this controller makes itself
 
 
 class EngineFromReference(EngineBase):
-    """The engine of `engine_id`, wherever it runs. Lives as long as the engine is registered."""
+    """The engine of `engine_id`, wherever it runs. Lives as long as its registration."""
 
-    def __init__(self, engine_id: int, *, call_ids: Iterator[int], waiting_limit: int) -> None:
+    def __init__(
+        self, engine_id: int, epoch: int, *, call_ids: Iterator[int], waiting_limit: int, answers: Answers
+    ) -> None:
         """Take where call ids come from, which all references of a controller share, and the bound in bytes."""
         self._engine_id = engine_id
+        self.epoch = epoch
+        """Of its registration."""
         self._call_ids = call_ids
-        self._limit = waiting_limit
-        self._waiting: dict[int, _Waiting] = {}
-        self._waiting_bytes = 0
+        self._answers = answers
+        self._journal = answers.journal
+        self._router = Router(engine_id, waiting_limit)
         self._link: Link | None = None
         self._lost: DeliveryError | None = None
         self._changed = asyncio.Event()
@@ -96,9 +61,18 @@ class EngineFromReference(EngineBase):
         """Its id."""
         return self._engine_id
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether its host has a stream open."""
+        return self._link is not None
+
     def statistics(self) -> Statistics:
         """Return counts."""
-        return Statistics(len(self._waiting), self._waiting_bytes, self._link is not None)
+        return self._router.statistics()
+
+    def has_waiting(self, operation_id: bytes) -> bool:
+        """Return whether a call of that operation waits for its reply."""
+        return self._router.find(operation_id) is not None
 
     # As callers see it
 
@@ -114,27 +88,29 @@ class EngineFromReference(EngineBase):
             request=request,
         )
         self.submit(call, receiver)
-        reply = await receiver.future
-        if reply.outcome == frame_pb2.OUTCOME_NOT_DELIVERED:
-            raise from_bytes(reply.error)
-        return CallReply(reply.outcome, reply.response)
+        return call_reply(await receiver.future)
 
     def submit(self, call: frame_pb2.Call, receiver: Receiver) -> None:
         """Send `call`, which is changed, and have its reply delivered. An error is delivered as a reply too."""
-        error = self._lost
-        given = call.call_id
-        call.call_id = number = next(self._call_ids)
-        waiting = _Waiting(receiver, given, frames.embed(frames.CALL, call.SerializeToString()))
-        if error is None:
-            error = self._refuse(waiting)
-        if error is not None:
-            receiver.deliver(undelivered(given, error))
-            return
-        self._waiting[number] = waiting
-        self._waiting_bytes += waiting.cost
-        if self._link is not None:
-            self._link.owners[number] = self
-            self._link.send(waiting.fragment)
+        self._submit(self._route(call, receiver))
+
+    def submit_again(self, call: frame_pb2.Call, receiver: Receiver) -> None:
+        """Take a call that its client sent before on a stream that broke; one that still waits goes on."""
+        call.ClearField("sent_epoch")
+        routed = self._route(call, receiver)
+        if not self._router.adopt(routed):
+            self._submit(routed)
+
+    def cancel(self, operation_id: bytes) -> None:
+        """Ask for the end of an operation, whatever becomes of that."""
+        request = operation_pb2.CancelRequest(operation_id=_ids.show(operation_id))
+        call = frame_pb2.Call(
+            engine_id=self.engine_id,
+            method=frame_pb2.METHOD_CANCEL,
+            operation_id=_control_ids.mint(),
+            request=request.SerializeToString(),
+        )
+        self.submit(call, _Nobody())
 
     async def offer(self, transfer_id: str, method: int) -> None:
         """Ask the host to open a transfer, as soon as the engine is connected; DeliveryError if it is lost."""
@@ -150,57 +126,132 @@ class EngineFromReference(EngineBase):
         )
         self._link.send(engine_pb2.ControllerMessage(transfers=(transfer,)).SerializeToString())
 
-    def dismiss(self, reason: str) -> None:
-        """Ask the engine to stop; nothing happens while it is away."""
+    def dismiss(self, reason: str, grace: float = 0.0) -> None:
+        """Ask the engine to stop, within `grace` seconds; nothing happens while it is away."""
         if self._link is not None:
             dismissal = engine_pb2.Dismissal(engine_id=self.engine_id, reason=reason)
+            if grace > 0:
+                dismissal.grace.FromNanoseconds(round(grace * 1e9))
             self._link.send(engine_pb2.ControllerMessage(dismissals=(dismissal,)).SerializeToString())
 
     # As the registration stream sees it
 
-    def attach(self, link: Link) -> None:
-        """Use `link` from now on, and send again what has no reply yet."""
+    def is_on(self, link: Link) -> bool:
+        """Return whether `link` is its stream."""
+        return self._link is link
+
+    def attach(self, link: Link, inventory: Collection[bytes] = frozenset()) -> None:
+        """Use `link` from now on, and tell again what has no reply yet; the host knows the `inventory`."""
         self._link = link
-        for number, waiting in self._waiting.items():
-            link.owners[number] = self
-            link.send(waiting.fragment)
+        again = self._router.connected(inventory)
+        for call, frame in again:
+            link.post(call, frame)
+        if again:
+            logger.info("%d calls go on", len(again), extra=_logs.about(engine=self.engine_id))
         self._changed.set()
 
     def detach(self) -> None:
         """The stream is lost; calls wait."""
+        calls = self._router.disconnected()
         if self._link is not None:
-            for number in self._waiting:
-                self._link.owners.pop(number, None)
+            self._link.withdraw(calls)
             self._link = None
 
-    def answer(self, reply: frame_pb2.Reply) -> None:
-        """Take the reply to a call of this reference."""
-        waiting = self._waiting.pop(reply.call_id)
-        self._waiting_bytes -= waiting.cost
-        reply.call_id = waiting.call_id
-        waiting.receiver.deliver(reply)
+    def accepted(self, call: RoutedCall) -> None:
+        """The host has `call`."""
+        self._router.accepted(call)
+
+    def answer(self, call: RoutedCall, reply: frame_pb2.Reply) -> None:
+        """Take the reply to `call`."""
+        if not self._router.answered(call):
+            return
+        outcome = reply.outcome
+        if outcome == frame_pb2.OUTCOME_RELEASED:
+            self._answers.ask(call.operation_id, lambda answer: _replace(call, reply, answer))
+            return
+        reply.call_id = call.given_id
+        call.receiver.deliver(reply)
+        if call.is_operation and outcome in FINAL:
+            self._journal.add_result(
+                call.operation_id,
+                self._engine_id,
+                call.method,
+                call.session_id,
+                outcome,
+                reply.response,
+                reply.error,
+            )
+        if logger.isEnabledFor(logging.DEBUG):
+            self._log("ended", call)
+
+    def ended(self, ended: engine_pb2.OperationEnded) -> None:
+        """Keep how an operation of this engine ended that was not called on its present stream."""
+        if (
+            ended.method in OPERATIONS
+            and ended.outcome in FINAL
+            and len(ended.operation_id) == _OPERATION_BYTES
+        ):
+            self._journal.add_result(
+                ended.operation_id,
+                self._engine_id,
+                ended.method,
+                ended.session_id,
+                ended.outcome,
+                ended.response,
+                ended.error,
+            )
 
     def lose(self, error: DeliveryError) -> None:
         """The engine is gone: every call that waits, and every later one, fails with `error`."""
         self.detach()
         self._lost = error
-        waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
-        for call in waiting.values():
-            call.receiver.deliver(undelivered(call.call_id, error))
+        lost = self._router.lose()
+        failure = undelivered(0, error)
+        for call in lost:
+            self._answers.lost(call, self._engine_id, failure.outcome, failure.error)
+            reply = frame_pb2.Reply(call_id=call.given_id, outcome=failure.outcome, error=failure.error)
+            call.receiver.deliver(reply)
         self._changed.set()
 
-    def _refuse(self, waiting: _Waiting) -> DeliveryError | None:
-        size = len(waiting.fragment)
-        if size > _MAX_FRAME:
-            option = "the contract for one call: send larger values by Upload"
-            return DeliveryError("VALUE_TOO_LARGE", size=size, limit=_MAX_FRAME, option=option)
-        if self._waiting_bytes + waiting.cost <= self._limit:
-            return None
-        if self._link is None:
-            return DeliveryError("ENGINE_AWAY", engine_id=self.engine_id)
-        queue = f"{len(self._waiting)} calls, {self._waiting_bytes} bytes"
-        option = "the controller's --waiting-limit"
-        return DeliveryError("QUEUE_FULL", engine_id=self.engine_id, size=queue, option=option)
+    def _route(self, call: frame_pb2.Call, receiver: Receiver) -> RoutedCall:
+        given = call.call_id
+        call.call_id = number = next(self._call_ids)
+        frame = frames.embed(frames.CALL, call.SerializeToString())
+        return RoutedCall(number, self, receiver, given, call.method, call.operation_id, call.session_id, frame)
+
+    def _submit(self, routed: RoutedCall) -> None:
+        error = self._lost
+        if error is None and not self._router.has_room(routed):
+            error = self._router.refuse(routed, time.monotonic())
+        if error is not None:
+            routed.receiver.deliver(undelivered(routed.given_id, error))
+            return
+        self._router.add(routed)
+        if self._link is not None:
+            self._link.post(routed, routed.frame)
+        if logger.isEnabledFor(logging.DEBUG):
+            self._log("sent" if self._link is not None else "waits for the engine", routed)
+
+    def _log(self, what: str, call: RoutedCall) -> None:
+        about = _logs.about(engine=self._engine_id, operation=call.operation_id, client=call.session_id)
+        logger.debug("%s", what, extra=about)
+
+
+def call_reply(reply: frame_pb2.Reply) -> CallReply:
+    """Return what a reply carries; DeliveryError if that is an error."""
+    if reply.error or reply.outcome == frame_pb2.OUTCOME_NOT_DELIVERED:
+        raise from_bytes(reply.error)
+    return CallReply(reply.outcome, reply.response)
+
+
+def _replace(call: RoutedCall, released: frame_pb2.Reply, answer: Answer) -> None:
+    """Deliver what is known of an operation whose host has released its answer."""
+    if isinstance(answer, DeliveryError):
+        reply = undelivered(0, answer)
+    else:
+        reply = released if answer is None else reply_of(answer, call.method)
+    reply.call_id = call.given_id
+    call.receiver.deliver(reply)
 
 
 class _Future:
@@ -209,11 +260,19 @@ class _Future:
     def __init__(self) -> None:
         self.future: asyncio.Future[frame_pb2.Reply] = asyncio.get_running_loop().create_future()
 
+    @property
+    def is_gone(self) -> bool:
+        return self.future.done()
+
     def deliver(self, reply: frame_pb2.Reply) -> None:
         if not self.future.done():  # its caller may have stopped waiting
             self.future.set_result(reply)
 
 
-def undelivered(call_id: int, error: DeliveryError) -> frame_pb2.Reply:
-    """Return the reply to a call that failed with `error`."""
-    return frame_pb2.Reply(call_id=call_id, outcome=frame_pb2.OUTCOME_NOT_DELIVERED, error=to_bytes(error))
+class _Nobody:
+    """The receiver of a reply that nobody waits for."""
+
+    is_gone = True
+
+    def deliver(self, reply: frame_pb2.Reply) -> None:
+        """Drop it."""

@@ -7,13 +7,15 @@ import logging
 from typing import TYPE_CHECKING
 
 from controller_service import frames
-from controller_service.reference import undelivered
+from controller_service.answers import undelivered
 from controller_service.stream import Stream
-from enginery import _ids
+from enginery import _ids, _logs
 from enginery._reasons import DeliveryError
 from enginery.v1 import cluster_pb2
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import grpc.aio
 
     from controller_service.streams import OpenStreams
@@ -44,6 +46,7 @@ class SessionEndpoint:
         self._switchboard = switchboard
         self._streams = streams
         self._max_unread = max_unread
+        self._open: dict[bytes, _Session] = {}
         self._welcome = cluster_pb2.SessionResponse(
             welcome=cluster_pb2.SessionWelcome(cluster_id=cluster_id, controller_epoch=controller_epoch)
         ).SerializeToString()
@@ -52,24 +55,51 @@ class SessionEndpoint:
         """Serve one stream until its client ends it; one that only sends no more gets its replies first."""
         settled = asyncio.Event()
         stream = Stream(context, limit=self._max_unread, on_over=settled.set)
-        session = _Session(self._switchboard, stream, settled, self._welcome)
-        async with self._streams.opened(stream):
-            await stream.read_all(session.receive)
-            await session.settle()
+        session = _Session(self._switchboard, stream, settled, self._welcome, self._opened)
+        try:
+            async with self._streams.opened(stream):
+                await stream.read_all(session.receive)
+                await session.settle()
+        finally:
+            if self._open.get(session.session_id) is session:
+                del self._open[session.session_id]
+
+    def _opened(self, session: _Session) -> None:
+        """End the older stream of the same session: its client has left it, even if that does not show yet."""
+        older = self._open.pop(session.session_id, None)
+        if older is not None:
+            older.end(DeliveryError("SUPERSEDED"))
+        self._open[session.session_id] = session
 
 
 class _Session:
     """One client: takes its messages, and the replies to its calls."""
 
     def __init__(
-        self, switchboard: Switchboard, stream: Stream, settled: asyncio.Event, welcome: bytes
+        self,
+        switchboard: Switchboard,
+        stream: Stream,
+        settled: asyncio.Event,
+        welcome: bytes,
+        opened: Callable[[_Session], None],
     ) -> None:
         self._switchboard = switchboard
         self._stream = stream
         self._settled = settled  # nothing is waited for, or can be delivered any more
         self._welcome = welcome
-        self._session_id = b""
+        self._opened = opened
+        self.session_id = b""
+        """Empty before its hello."""
         self._waiting = 0
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether its stream has ended."""
+        return self._stream.is_over
+
+    def end(self, error: DeliveryError) -> None:
+        """End its stream."""
+        self._stream.end(error)
 
     async def settle(self) -> None:
         """Wait for the replies to come."""
@@ -86,36 +116,36 @@ class _Session:
             raise DeliveryError("MALFORMED_MESSAGE", message="enginery.v1.SessionRequest") from error
         if message.HasField("hello"):
             self._open(message.hello)
-        elif not self._session_id:
+        elif not self.session_id:
             raise DeliveryError("PROTOCOL_ERROR", cause="the first message must hold a hello")
         for call in message.calls:
             self._submit(call)
 
     def _open(self, hello: cluster_pb2.SessionHello) -> None:
-        if self._session_id:
+        if self.session_id:
             raise DeliveryError("PROTOCOL_ERROR", cause="a second hello on one session")
         if len(hello.session_id) != _SESSION_BYTES:
             cause = f"a session_id is {_SESSION_BYTES} bytes, not {len(hello.session_id)}"
             raise DeliveryError("PROTOCOL_ERROR", cause=cause)
-        self._session_id = hello.session_id
-        logger.debug("session %s opens (%s)", hello.session_id.hex(), hello.client_version)
+        self.session_id = hello.session_id
+        logger.debug("opens (%s)", hello.client_version, extra=_logs.about(client=hello.session_id))
+        self._opened(self)
         self._stream.send(self._welcome)
 
     def _submit(self, call: frame_pb2.Call) -> None:
         self._waiting += 1
         try:
-            engine = self._switchboard.engine(call.engine_id)
             self._complete(call)
         except DeliveryError as error:
             self.deliver(undelivered(call.call_id, error))
             return
-        engine.submit(call, self)
+        self._switchboard.submit(call, self)
 
     def _complete(self, call: frame_pb2.Call) -> None:
         """Fill in what a client may leave out."""
-        call.session_id = self._session_id
+        call.session_id = self.session_id
         if not call.operation_id:
-            call.operation_id = _ids.operation_id(self._session_id, call.call_id)
+            call.operation_id = _ids.operation_id(self.session_id, call.call_id)
         elif len(call.operation_id) != _OPERATION_BYTES:
             cause = f"it is {_OPERATION_BYTES} bytes, not {len(call.operation_id)}"
             raise DeliveryError("BAD_REQUEST", field="operation_id", cause=cause)

@@ -8,20 +8,27 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from controller_service.answers import Answer, Answers, reply_of, undelivered
 from controller_service.config import DEFAULT_WAITING_LIMIT
 from controller_service.events import EngineEvent, EventKind, HelloReceived, Registration
-from controller_service.reference import EngineFromReference, Link
+from controller_service.journal import NoJournal
+from controller_service.reference import EngineFromReference, call_reply
 from enginery._reasons import DeliveryError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
+    from controller_service.journal import AnyJournal
+    from controller_service.link import Link
     from controller_service.registry import Registry
-    from enginery.v1 import engine_pb2
+    from controller_service.router import Receiver
+    from enginery._engine import CallContext, CallReply
+    from enginery.v1 import engine_pb2, frame_pb2
 
 logger = logging.getLogger(__name__)
 
 _LONGEST_TICK = 1.0  # seconds
+_SETTLING = 60.0  # seconds after its start in which engines of an earlier controller may still be on their way
 _IDS_SHOWN = 20
 _CALL_ID_BITS = 20  # room for calls between the milliseconds of two starts
 
@@ -30,10 +37,22 @@ class Switchboard:
     """Engines by id, as the endpoints use them."""
 
     def __init__(
-        self, registry: Registry, *, controller_epoch: int = 0, waiting_limit: int = DEFAULT_WAITING_LIMIT
+        self,
+        registry: Registry,
+        *,
+        controller_epoch: int = 0,
+        waiting_limit: int = DEFAULT_WAITING_LIMIT,
+        journal: AnyJournal | None = None,
     ) -> None:
-        """Serve the engines of `registry`. Call ids begin at the epoch: no two controllers share any."""
+        """Serve the engines of `registry`. Call ids begin at the epoch: no two controllers share any.
+
+        Results go to `journal`, and are answered from it; None keeps none.
+        """
         self.registry = registry
+        self.journal = journal or NoJournal()
+        self.answers = Answers(self.journal)
+        self._controller_epoch = controller_epoch
+        self._started = time.monotonic()
         self._waiting_limit = waiting_limit
         self._call_ids = itertools.count(max(controller_epoch, 1) << _CALL_ID_BITS)
         self._stream_numbers = itertools.count(1)
@@ -41,14 +60,24 @@ class Switchboard:
         self._links: dict[int, Link] = {}
         self._closed: DeliveryError | None = None
         self._ticker: asyncio.Task[None] | None = None
+        for engine in registry:  # those that the journal brought back
+            self._add(engine)
         registry.observers.subscribe(self._observe)
 
+    def __repr__(self) -> str:
+        """Show the counts."""
+        return (
+            f"Switchboard(engines={len(self._references)}, links={list(self._links.values())}, {self.answers})"
+        )
+
     def start(self) -> None:
-        """Begin to run the registry's clock."""
+        """Begin to run the registry's clock, and to answer from the journal."""
+        self.answers.start()
         self._ticker = asyncio.create_task(self._tick())
 
     async def stop(self) -> None:
-        """Stop the clock."""
+        """Stop the clock, and answering."""
+        await self.answers.stop()
         if self._ticker is not None:
             self._ticker.cancel()
             await asyncio.gather(self._ticker, return_exceptions=True)
@@ -78,10 +107,85 @@ class Switchboard:
             raise DeliveryError("MISSING_ENGINE_ID", engine_ids=self._show_ids())
         raise DeliveryError("INVALID_ENGINE_ID", engine_id=engine_id, engine_ids=self._show_ids())
 
-    def dismiss_all(self, reason: str) -> None:
-        """Ask every connected engine to stop."""
+    def engines(self, engine_id: int | None) -> list[EngineFromReference]:
+        """Return all engines, or the one of that id if there is one; SHUTTING_DOWN if the controller stops."""
+        if self._closed is not None:
+            raise self._closed
+        if engine_id is None:
+            return list(self._references.values())
+        return [self._references[engine_id]] if engine_id in self._references else []
+
+    async def call(self, engine_id: int | None, method: int, request: bytes, context: CallContext) -> CallReply:
+        """Call a method of an engine; DeliveryError if it is not delivered.
+
+        An engine that is gone is answered for if the operation has ended and its answer is kept.
+        """
+        try:
+            engine = self.engine(engine_id)
+        except DeliveryError:
+            if self._closed is not None or engine_id is None:
+                raise
+            result = await self.answers.find(context.operation_id)
+            if result is None:
+                raise
+            return call_reply(reply_of(result, method))
+        return await engine.call(method, request, context)
+
+    def cancel(self, engine_id: int, operation_id: bytes) -> None:
+        """Ask an engine for the end of an operation; nothing happens if it is gone."""
+        reference = self._references.get(engine_id)
+        if reference is not None:
+            reference.cancel(operation_id)
+
+    def submit(self, call: frame_pb2.Call, receiver: Receiver) -> None:
+        """Send `call`, which is changed, to its engine, and have its reply, or an error as such, delivered."""
+        try:
+            engine = self.engine(call.engine_id)
+        except DeliveryError as error:
+            if not call.sent_epoch or self._closed is not None:
+                receiver.deliver(undelivered(call.call_id, error))
+            else:
+                self._answer_for(call, receiver)
+            return
+        epoch = call.sent_epoch
+        if not epoch:
+            engine.submit(call, receiver)
+        elif epoch == engine.epoch:
+            engine.submit_again(call, receiver)
+        else:
+            self._answer_for(call, receiver)
+
+    def _answer_for(self, call: frame_pb2.Call, receiver: Receiver) -> None:
+        """Answer a call that was sent to an engine which is gone."""
+        call_id, method = call.call_id, call.method
+        gone = self._gone(call)
+
+        def deliver(answer: Answer) -> None:
+            if isinstance(answer, DeliveryError):
+                reply = undelivered(call_id, answer)
+            else:
+                reply = undelivered(call_id, gone) if answer is None else reply_of(answer, method)
+            reply.call_id = call_id
+            receiver.deliver(reply)
+
+        self.answers.ask(call.operation_id, deliver)
+
+    def _gone(self, call: frame_pb2.Call) -> DeliveryError:
+        """Return what is to be said of an engine that is not registered under the epoch of `call`.
+
+        It was registered by an earlier controller and may not have found this one yet: then the call can wait.
+        """
+        engine_id = call.engine_id
+        settling = min(_SETTLING, self.registry.lease)
+        is_settling = time.monotonic() < self._started + settling
+        if is_settling and engine_id not in self._references and call.sent_epoch < self._controller_epoch:
+            return DeliveryError("ENGINE_AWAY", engine_id=engine_id)
+        return DeliveryError("ENGINE_LOST", engine_id=engine_id, cause="its registration has ended")
+
+    def dismiss_all(self, reason: str, grace: float = 0.0) -> None:
+        """Ask every connected engine to stop, within `grace` seconds."""
         for reference in self._references.values():
-            reference.dismiss(reason)
+            reference.dismiss(reason, grace)
 
     def _show_ids(self) -> str:
         ids = sorted(self._references)
@@ -109,9 +213,19 @@ class Switchboard:
             older.end(DeliveryError("SUPERSEDED"))
         return admission.engine
 
-    def connect(self, engine: Registration, link: Link) -> None:
-        """Let calls flow; the engine has been told that it is welcome."""
-        self._references[engine.engine_id].attach(link)
+    def connect(self, engine: Registration, link: Link, inventory: Collection[bytes] = frozenset()) -> None:
+        """Let calls flow; the engine has been told that it is welcome. Its host knows the `inventory`."""
+        self._references[engine.engine_id].attach(link, inventory)
+
+    def ended(self, link: Link, ended: engine_pb2.OperationEnded) -> None:
+        """Keep how an operation ended; what `link` says of engines that it does not connect is ignored."""
+        reference = self._references.get(ended.engine_id)
+        if reference is not None and reference.is_on(link):
+            reference.ended(ended)
+
+    def acknowledge(self, link: Link) -> None:
+        """Tell the host which of its answers are safe."""
+        link.acknowledge(appended=self.journal.appended, committed=self.journal.committed)
 
     def heartbeat(self, link: Link, statuses: Iterable[engine_pb2.EngineStatus]) -> None:
         """Note how the engines of `link` are."""
@@ -126,9 +240,7 @@ class Switchboard:
         engine_id = event.engine.engine_id
         match event.kind:
             case EventKind.REGISTERED:
-                self._references[engine_id] = EngineFromReference(
-                    engine_id, call_ids=self._call_ids, waiting_limit=self._waiting_limit
-                )
+                self._add(event.engine)
             case EventKind.AWAY:
                 self._references[engine_id].detach()
             case EventKind.GONE:
@@ -140,7 +252,18 @@ class Switchboard:
             case _:
                 pass
 
+    def _add(self, engine: Registration) -> None:
+        self._references[engine.engine_id] = EngineFromReference(
+            engine.engine_id,
+            engine.epoch,
+            call_ids=self._call_ids,
+            waiting_limit=self._waiting_limit,
+            answers=self.answers,
+        )
+
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(min(_LONGEST_TICK, self.registry.lease / 4))
             self.registry.tick(time.monotonic())
+            for link in list(self._links.values()):
+                self.acknowledge(link)

@@ -1,4 +1,4 @@
-"""Streaming calls (Upload, Download): relayed message by message, so that a value is never held here.
+"""Streaming calls (Upload, Download, Attach): relayed message by message, so that a value is never held here.
 
 The controller offers the call to the engine's host, which opens a Transfer for it, on a connection of its own.
 Two pumps then pass on raw messages; each reads the next only when the one before is written, so that a slow
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +20,7 @@ from google.rpc import status_pb2
 
 from controller_service import frames
 from enginery._engine import DEFAULT_VALUE_LIMIT
+from enginery._methods import METHODS
 from enginery._reasons import Code, DeliveryError
 from enginery._serving import abort
 from enginery._status import DETAILS_KEY, to_proto
@@ -36,6 +38,7 @@ _STALL = 120.0  # seconds without any message after which a transfer is given up
 _DRAIN = 2.0  # seconds for a caller to say that it sends no more, after the host has answered
 _MESSAGE_OVERHEAD = 64  # bytes of a message that are not the value's
 _END = engine_pb2.TransferResponse(end=True).SerializeToString()
+_EVENTS = frozenset({METHODS["Attach"]})  # streams of events, not the bytes of a value
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 _Result = TypeVar("_Result")
@@ -46,9 +49,14 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class _Transfer:
     """One streaming call. `host` is the host's end, once it has accepted; `done` ends that."""
 
-    limit: int
+    limit: float
+    """Bytes that may pass; infinite for events."""
+    stall: float | None
+    """Seconds without a message after which it is given up; None for events, which may be rare."""
     host: asyncio.Future[_Context]
     refused: asyncio.Future[DeliveryError]
+    first: bytes | None
+    """A request of the caller that was read before."""
     done: asyncio.Event = field(default_factory=asyncio.Event)
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while something is written to the host, whose end must not come before."""
@@ -76,16 +84,25 @@ class Transfers:
         self._offered: dict[str, _Transfer] = {}
         self.running: set[_Transfer] = set()
         self._pumps: set[asyncio.Task[Any]] = set()
+        self._closed: DeliveryError | None = None
 
     def __len__(self) -> int:
         """Return how many directions of transfers are running."""
         return len(self._pumps)
 
-    async def relay(self, engine: EngineFromReference, method: int, caller: _Context) -> None:
-        """Serve one streaming call of `caller` by the host of `engine`; DeliveryError if that cannot be."""
+    async def relay(
+        self, engine: EngineFromReference, method: int, caller: _Context, *, first: bytes | None = None
+    ) -> None:
+        """Serve one streaming call of `caller` by the host of `engine`; DeliveryError if that cannot be.
+
+        `first` is a request that was read already.
+        """
+        if self._closed is not None:
+            raise self._closed
         transfer_id = secrets.token_hex(16)
         loop = asyncio.get_running_loop()
-        transfer = _Transfer(self._value_limit, loop.create_future(), loop.create_future())
+        limit, stall = (math.inf, None) if method in _EVENTS else (self._value_limit, _STALL)
+        transfer = _Transfer(limit, stall, loop.create_future(), loop.create_future(), first)
         self._offered[transfer_id] = transfer
         self.running.add(transfer)
         try:
@@ -119,6 +136,13 @@ class Transfers:
                 pass
         if not transfer.answered:
             raise DeliveryError("TRANSFER_NOT_FOUND")  # the caller has gone, or was refused
+
+    def end_all(self, error: DeliveryError) -> None:
+        """End every transfer that runs, and refuse new ones, with `error`."""
+        self._closed = error
+        for transfer in self.running:
+            if not transfer.refused.done():
+                transfer.refused.set_result(error)
 
     async def close(self) -> None:
         """Wait for the pumps; their rpcs are over by now, and that ends them."""
@@ -160,9 +184,9 @@ async def _outcome(transfer: _Transfer, down: asyncio.Task[status_pb2.Status]) -
     loop = asyncio.get_running_loop()
     transfer.moved_at = loop.time()
     while not down.done():
-        left = transfer.moved_at + _STALL - loop.time()
-        if left <= 0:
-            raise DeliveryError("CONTROLLER_LOST", cause=f"the transfer stood still for {_STALL:g} s")
+        left = None if transfer.stall is None else transfer.moved_at + transfer.stall - loop.time()
+        if left is not None and left <= 0:
+            raise DeliveryError("CONTROLLER_LOST", cause=f"the transfer stood still for {transfer.stall:g} s")
         await asyncio.wait({down, transfer.refused}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if transfer.refused.done():
             raise transfer.refused.result()
@@ -172,6 +196,8 @@ async def _outcome(transfer: _Transfer, down: asyncio.Task[status_pb2.Status]) -
 async def _to_host(transfer: _Transfer, caller: _Context, host: _Context) -> None:
     """Pass on the caller's requests; once the host has answered or failed, drop what still comes."""
     is_open = True
+    if transfer.first is not None:
+        is_open = await _write(transfer, host, frames.embed(frames.TO_HOST, transfer.first))
     while isinstance(data := await caller.read(), bytes):
         transfer.moved(data)
         is_open = is_open and not transfer.done.is_set() and not transfer.refused.done()

@@ -1,0 +1,154 @@
+"""Answers of operations whose engine can give them no more: those that were lost, and what the journal has."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from controller_service.journal_records import Result
+from enginery import _ids
+from enginery._methods import ENGINE_SERVICE, METHODS, OPERATIONS, PYTHON_NAMES
+from enginery._outcomes import STATES, failure_of, outcome_of
+from enginery._reasons import DeliveryError
+from enginery._status import from_bytes, to_bytes
+from enginery.v1 import engine_pb2, frame_pb2, operation_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from controller_service.journal import AnyJournal
+    from controller_service.router import RoutedCall
+
+logger = logging.getLogger(__name__)
+
+FINAL = frozenset(STATES) - {frame_pb2.OUTCOME_NOT_DELIVERED}
+"""Outcomes of operations that have ended for good, and are kept."""
+MAX_LOST = 16_384
+"""Operations of lost engines that are remembered without a journal, the newest."""
+MAX_QUESTIONS = 100_000
+"""Calls that may wait for the journal at the same time; callers of more are told to come again."""
+_SUBMIT = METHODS["Submit"]
+_TYPES = {
+    METHODS[rpc.name]: f"type.googleapis.com/{rpc.output_type.full_name}" for rpc in ENGINE_SERVICE.methods
+}
+
+Answer = Result | DeliveryError | None
+"""How an operation ended, or why that cannot be told; None if it is not known."""
+
+
+class Answers:
+    """Finds answers, and keeps those that must be found. `start` and `stop` once each."""
+
+    def __init__(self, journal: AnyJournal) -> None:
+        """Read and write `journal`."""
+        self.journal = journal
+        self._lost: dict[bytes, Result] = {}
+        self._questions: deque[tuple[bytes, Callable[[Answer], None]]] = deque()
+        self._asked = asyncio.Event()
+        self._reader: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        """Show the counts."""
+        return f"Answers(lost={len(self._lost)}, questions={len(self._questions)})"
+
+    def start(self) -> None:
+        """Begin to answer questions."""
+        self._reader = asyncio.create_task(self._answer_all())
+
+    async def stop(self) -> None:
+        """End; questions that still wait are dropped, for their streams are over."""
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+
+    def lost(self, call: RoutedCall, engine_id: int, outcome: int, error: bytes) -> None:
+        """Keep that the operation of `call` was lost with its engine."""
+        if call.method not in OPERATIONS or outcome not in FINAL:
+            return
+        now = time.time_ns() // 1_000_000
+        self._lost[call.operation_id] = Result(
+            call.operation_id, engine_id, call.method, call.session_id, outcome, now, error=error
+        )
+        if len(self._lost) > MAX_LOST:
+            del self._lost[next(iter(self._lost))]
+        self.journal.add_result(call.operation_id, engine_id, call.method, call.session_id, outcome, b"", error)
+
+    def forget(self, operation_ids: Collection[bytes]) -> None:
+        """Remove what is kept of those operations."""
+        for operation_id in operation_ids:
+            self._lost.pop(operation_id, None)
+        self.journal.forget(operation_ids)
+
+    async def find(self, operation_id: bytes) -> Result | None:
+        """Return how an operation ended, None if it is not known; JOURNAL_UNAVAILABLE if the journal is."""
+        return self._lost.get(operation_id) or await self.journal.find(operation_id)
+
+    def ask(self, operation_id: bytes, then: Callable[[Answer], None]) -> None:
+        """Call `then` with the answer, soon: for those who cannot wait."""
+        lost = self._lost.get(operation_id)
+        if lost is not None:
+            then(lost)
+        elif len(self._questions) >= MAX_QUESTIONS:
+            then(DeliveryError("JOURNAL_UNAVAILABLE", cause=f"{MAX_QUESTIONS} calls wait for it"))
+        else:
+            self._questions.append((operation_id, then))
+            self._asked.set()
+
+    async def _answer_all(self) -> None:
+        while True:
+            await self._asked.wait()
+            while self._questions:
+                operation_id, then = self._questions.popleft()
+                try:
+                    answer: Answer = await self.journal.find(operation_id)
+                except DeliveryError as error:
+                    answer = error
+                then(answer)
+            self._asked.clear()
+
+
+def reply_of(result: Result, method: int) -> frame_pb2.Reply:
+    """Return the reply to a call of `method` for an operation that ended as `result` says."""
+    if method == result.method:
+        return frame_pb2.Reply(
+            outcome=result.outcome,  # type: ignore[arg-type]
+            response=result.response,
+            error=result.error,
+        )
+    if method == _SUBMIT:
+        response = engine_pb2.SubmitResponse(operation=operation_of(result))
+        return frame_pb2.Reply(outcome=frame_pb2.OUTCOME_OK, response=response.SerializeToString())
+    return undelivered(0, DeliveryError("OPERATION_EXISTS", operation_id=_ids.show(result.operation_id)))
+
+
+def undelivered(call_id: int, error: DeliveryError) -> frame_pb2.Reply:
+    """Return the reply to a call that ended with `error` in the place of a response."""
+    return frame_pb2.Reply(call_id=call_id, outcome=outcome_of(error), error=to_bytes(error))
+
+
+def operation_of(result: Result) -> operation_pb2.Operation:
+    """Return an operation as far as the journal knows it. Its only event is its outcome."""
+    operation = operation_pb2.Operation(
+        operation_id=_ids.show(result.operation_id),
+        state=STATES[result.outcome],
+        engine_id=result.engine_id,
+        method=PYTHON_NAMES.get(result.method, str(result.method)),
+        session_id=result.session_id.hex(),
+        last_sequence=1,
+    )
+    operation.end_time.FromMilliseconds(result.ended_ms)
+    return operation
+
+
+def outcome_message(result: Result) -> operation_pb2.OperationOutcome:
+    """Return how an operation ended, its response unopened."""
+    outcome = operation_pb2.OperationOutcome(state=STATES[result.outcome])
+    if result.error:
+        outcome.error.CopyFrom(failure_of(from_bytes(result.error)))
+    else:
+        outcome.response.type_url = _TYPES[result.method]
+        outcome.response.value = result.response
+    return outcome

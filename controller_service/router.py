@@ -1,0 +1,251 @@
+"""The router of one engine: which calls wait for its replies, and what its next stream must be told of them.
+
+A synchronous machine without I/O: calls, streams and replies go in, and what is to be sent comes out. A call is
+in one of four states, by two facts: whether its request is still here, and whether the engine is connected.
+
+    state      request   stream   connected      accepted        disconnected   answered   lost
+    WAITING    here      none     SENT, in full  -               -              -          ENDED
+    SENT       here      open     -              TAKEN, or SENT  WAITING        ENDED      ENDED
+    TAKEN      dropped   open     -              -               APART          ENDED      ENDED
+    APART      dropped   none     TAKEN, known   -               -              -          ENDED
+
+The request of an operation is dropped once its host has it, for the host joins a call to its operation by id.
+Requests of other calls stay: they name no operation that could be joined, and are sent again in full. An
+operation that the host names in its hello counts as accepted. docs/machines/router.md tells of the races.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from controller_service import frames
+from enginery._channel import MAX_MESSAGE
+from enginery._methods import METHODS, OPERATIONS
+from enginery._reasons import DeliveryError
+from enginery.v1 import frame_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+CALL_OVERHEAD = 512
+"""Bytes that a waiting call costs beside its frame."""
+RESERVE = 4 << 20
+"""Bytes over the limit that are left to control calls, so that a full router can still be told to cancel."""
+GATE_SECONDS = 10.0
+"""How long a refused operation holds back what its session sends behind it, unless it comes again: callers try
+again within two seconds, or have given it up."""
+MAX_GATES = 4_096
+"""Sessions that are held back at the same time; of more, the one that was refused first is let go."""
+_MAX_FRAME = MAX_MESSAGE - (16 << 10)  # a larger message would end the stream for every engine of the host
+_SUBMIT = METHODS["Submit"]
+
+
+class Receiver(Protocol):
+    """Whoever waits for replies."""
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing can be delivered any more."""
+
+    def deliver(self, reply: frame_pb2.Reply) -> None:
+        """Take a reply, whose `call_id` is the one that the receiver gave."""
+
+
+class Owner(Protocol):
+    """Whose call it is: the reference to its engine."""
+
+    def answer(self, call: RoutedCall, reply: frame_pb2.Reply) -> None:
+        """Take the reply to `call`."""
+
+    def accepted(self, call: RoutedCall) -> None:
+        """The host has `call`."""
+
+
+@dataclass(slots=True, eq=False)
+class RoutedCall:
+    """One call on its way: under `number` to the host, under `given_id` back to its receiver."""
+
+    number: int
+    owner: Owner
+    receiver: Receiver
+    given_id: int
+    method: int
+    operation_id: bytes
+    session_id: bytes
+    frame: bytes
+    """What is sent; empty once the host has the request."""
+    position: int = 0
+    """The how-manieth call it is on its stream, from 1."""
+
+    @property
+    def is_operation(self) -> bool:
+        """Whether the host knows it by its operation."""
+        return self.method in OPERATIONS
+
+    @property
+    def waits_its_turn(self) -> bool:
+        """Whether it must not overtake what its session sent before."""
+        return bool(self.session_id) and (self.method in OPERATIONS or self.method == _SUBMIT)
+
+
+@dataclass(slots=True)
+class _Gate:
+    operation_id: bytes
+    opens_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counts of one router."""
+
+    waiting_calls: int
+    waiting_bytes: int
+    is_connected: bool
+    gated_sessions: int
+
+
+class Router:
+    """The calls of one engine that have no reply yet."""
+
+    def __init__(self, engine_id: int, limit: int) -> None:
+        """Hold at most `limit` bytes of calls."""
+        self.engine_id = engine_id
+        self.is_connected = False
+        self._limit = limit
+        self._waiting: dict[int, RoutedCall] = {}
+        self._operations: dict[bytes, RoutedCall] = {}
+        self._bytes = 0
+        self._gates: dict[bytes, _Gate] = {}
+
+    def __repr__(self) -> str:
+        """Show the counts."""
+        return f"Router({self.engine_id}, {self.statistics()})"
+
+    def statistics(self) -> Statistics:
+        """Return counts."""
+        return Statistics(len(self._waiting), self._bytes, self.is_connected, len(self._gates))
+
+    def find(self, operation_id: bytes) -> RoutedCall | None:
+        """Return the call of that operation that waits, the latest of several; None if there is none."""
+        return self._operations.get(operation_id)
+
+    # Calls
+
+    def has_room(self, call: RoutedCall) -> bool:
+        """Return whether `call` can be added without a further question; if not, `refuse` decides."""
+        size = len(call.frame)
+        return not self._gates and self._bytes + size + CALL_OVERHEAD <= self._limit and size <= _MAX_FRAME
+
+    def refuse(self, call: RoutedCall, now: float) -> DeliveryError | None:
+        """Return why `call` cannot be added; None if it can.
+
+        Once an operation of a session was refused, those that the session sent behind it are refused too until
+        it comes again: they must not overtake it.
+        """
+        size = len(call.frame)
+        if size > _MAX_FRAME:
+            option = "the contract for one call: send larger values by Upload"
+            return DeliveryError("VALUE_TOO_LARGE", size=size, limit=_MAX_FRAME, option=option)
+        total = self._bytes + size + CALL_OVERHEAD
+        if not call.waits_its_turn:
+            reserve = 0 if call.is_operation else RESERVE
+            return None if total <= self._limit + reserve else self._full()
+        self._open_gates(now)
+        gate = self._gates.get(call.session_id)
+        if gate is not None and gate.operation_id != call.operation_id:
+            return self._full()
+        self._gates.pop(call.session_id, None)  # if it is refused once more, its gate is the newest
+        if total <= self._limit:
+            return None
+        self._gates[call.session_id] = _Gate(call.operation_id, now + GATE_SECONDS)
+        if len(self._gates) > MAX_GATES:
+            del self._gates[next(iter(self._gates))]
+        return self._full()
+
+    def add(self, call: RoutedCall) -> None:
+        """Hold `call` until its reply comes."""
+        self._waiting[call.number] = call
+        self._operations[call.operation_id] = call
+        self._bytes += len(call.frame) + CALL_OVERHEAD
+
+    def adopt(self, call: RoutedCall) -> bool:
+        """Let `call`, which its client says it sent before, take over from the one that waits.
+
+        Returns whether there is such a one: of the same operation and session, and deserted by its receiver.
+        Then nothing needs to be sent.
+        """
+        waiting = self._operations.get(call.operation_id)
+        if waiting is None or not waiting.receiver.is_gone:
+            return False
+        if (waiting.session_id, waiting.method) != (call.session_id, call.method):
+            return False
+        waiting.receiver, waiting.given_id = call.receiver, call.given_id
+        return True
+
+    # The stream
+
+    def connected(self, inventory: Collection[bytes]) -> list[tuple[RoutedCall, bytes]]:
+        """The engine has a stream. Return what to send on it, in order: calls, each with its frame.
+
+        `inventory` holds the operations that the host said it knows.
+        """
+        self.is_connected = True
+        again = []
+        for call in self._waiting.values():
+            if call.frame and call.is_operation and call.operation_id in inventory:
+                self.accepted(call)
+            again.append((call, call.frame or self._known(call)))
+        return again
+
+    def disconnected(self) -> list[RoutedCall]:
+        """The stream is lost. Return the calls that were on it; they wait."""
+        self.is_connected = False
+        return list(self._waiting.values())
+
+    def accepted(self, call: RoutedCall) -> None:
+        """The host has `call`: an operation's request need not be kept."""
+        if call.is_operation and call.number in self._waiting:
+            self._bytes -= len(call.frame)
+            call.frame = b""
+
+    def answered(self, call: RoutedCall) -> bool:
+        """End `call`, and return whether it still waited."""
+        if self._waiting.pop(call.number, None) is None:
+            return False
+        if self._operations.get(call.operation_id) is call:
+            del self._operations[call.operation_id]
+        self._bytes -= len(call.frame) + CALL_OVERHEAD
+        return True
+
+    def lose(self) -> list[RoutedCall]:
+        """End every call, and return them: the engine is gone."""
+        self.is_connected = False
+        lost, self._waiting, self._bytes = list(self._waiting.values()), {}, 0
+        self._operations.clear()
+        self._gates.clear()
+        return lost
+
+    def _open_gates(self, now: float) -> None:
+        """Let those sessions go that have given up what was refused; the oldest gates come first."""
+        while self._gates and next(iter(self._gates.values())).opens_at <= now:
+            del self._gates[next(iter(self._gates))]
+
+    def _known(self, call: RoutedCall) -> bytes:
+        """Return the frame that asks for the reply of an operation that the host has."""
+        frame = frame_pb2.Call(
+            call_id=call.number,
+            engine_id=self.engine_id,
+            method=call.method,  # type: ignore[arg-type]  # a number that this controller may not know
+            operation_id=call.operation_id,
+            session_id=call.session_id,
+            known=True,
+        )
+        return frames.embed(frames.CALL, frame.SerializeToString())
+
+    def _full(self) -> DeliveryError:
+        if not self.is_connected:
+            return DeliveryError("ENGINE_AWAY", engine_id=self.engine_id)
+        size = f"{len(self._waiting)} calls, {self._bytes} bytes"
+        option = "the controller's --waiting-limit"
+        return DeliveryError("QUEUE_FULL", engine_id=self.engine_id, size=size, option=option)
