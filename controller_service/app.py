@@ -328,6 +328,7 @@ class Controller:
     async def _close(self) -> None:
         error = DeliveryError("SHUTTING_DOWN", process="controller")
         self._streams.end_all(error)
+        self._transfers.end_all(error)
         if self._switchboard is not None:
             self._switchboard.close(error)
         if self._server is not None:

@@ -77,7 +77,7 @@ class _Connection:
         self._greeted = False
 
     def receive(self, data: bytes) -> None:
-        """Handle one serialized EngineMessage, field by field in the order of their numbers."""
+        """Handle one serialized EngineMessage, field by field in the order of their numbers, goodbyes last."""
         try:
             message = engine_pb2.EngineMessage.FromString(data)
         except Exception as error:  # protobuf's DecodeError differs in class between its implementations
@@ -98,14 +98,13 @@ class _Connection:
             self._registry.properties_changed(number, changed.engine_id, dict(changed.properties))
         for reply in message.replies:
             self._link.answer(reply)
-        # What the goodbyes end must be known before: a host says first how its operations ended.
         for ended in message.ended:
             self._switchboard.ended(self._link, ended)
-        for goodbye in message.goodbyes:
-            self._registry.goodbye(number, goodbye.engine_id, goodbye.reason)
         if message.accepted_count:
             self._link.accepted(message.accepted_count)
         self._count(len(message.replies) + len(message.ended))
+        for goodbye in message.goodbyes:
+            self._registry.goodbye(number, goodbye.engine_id, goodbye.reason)
 
     def _count(self, answers: int) -> None:
         receipts = self._link.receipts
@@ -162,6 +161,7 @@ class _Connection:
                 python_version=hello.python_version,
                 enginery_version=hello.enginery_version,
                 direct_addresses=tuple(hello.direct_addresses),
+                memory_limit=hello.memory_limit,
             ),
             properties=dict(hello.properties),
         )

@@ -50,9 +50,10 @@ _UNKNOWING = frozenset(
 class Operations:
     """Serves GetOperation, ListOperations, Cancel and Release, and finds the operation of Attach.
 
-    With an engine id that engine is called as for any other method, without one all that are connected are asked;
-    what they do not know is answered from what is kept. Every call may raise DeliveryError: OPERATION_NOT_FOUND,
-    ENGINE_AWAY if an engine that may know the operation cannot be asked now, and what engines say.
+    With an engine id that engine is called as for any other method, without one all that are connected are
+    asked; what they do not know is answered from what is kept. Every call may raise DeliveryError:
+    OPERATION_NOT_FOUND, ENGINE_AWAY if an engine that may know the operation cannot be asked now, and what
+    engines say.
     """
 
     def __init__(self, switchboard: Switchboard) -> None:

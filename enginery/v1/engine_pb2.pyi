@@ -1766,7 +1766,9 @@ Global___SubmitResponse: _TypeAlias = SubmitResponse  # noqa: Y015
 
 @_typing.final
 class EngineMessage(_message.Message):
-    """EngineMessage is what a host sends. Fields are handled in the order of their numbers."""
+    """EngineMessage is what a host sends. Fields are handled in the order of their numbers, but `goodbyes` last: how
+    operations ended is taken before their engine leaves.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
