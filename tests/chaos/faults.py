@@ -1,0 +1,120 @@
+"""Carries the faults out, and keeps the log that says what may be excused by them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.chaos.machines import Machines
+    from tests.chaos.network import Network
+    from tests.chaos.schedule import Fault
+
+_FARTHEST = 1_000  # seconds that a clock jumps at most
+
+
+@dataclass(slots=True)
+class Event:
+    """A fault as it happened, on the monotonic clock. `killed` are the kernels that ended with it."""
+
+    kind: str
+    machine: str
+    begin: float
+    end: float = float("inf")
+    killed: list[int] = field(default_factory=list)
+    note: str = ""
+
+    @property
+    def takes_away_the_way(self) -> bool:
+        """Whether nobody can reach the engines of its machine while it lasts."""
+        what, _, how = self.kind.removesuffix(" for long").partition(" ")
+        return what != "kernel" and how in ("killed", "stopped", "frozen", "cut", "half open")
+
+
+class Faults:
+    """Begins and ends faults."""
+
+    def __init__(self, machines: Machines, network: Network) -> None:
+        """Strike these machines."""
+        self._machines = machines
+        self._network = network
+        self.events: list[Event] = []
+
+    def begin(self, fault: Fault) -> Event:
+        """Let it happen; `end` ends it."""
+        event = Event(fault.kind, fault.machine, time.monotonic())
+        self.events.append(event)
+        what, _, how = fault.kind.removesuffix(" for long").partition(" ")
+        if what == "kernel":
+            self._strike_kernel(event, how, fault)
+        elif what == "link":
+            self._break_link(fault.machine, how)
+        elif what == "disk":
+            self._machines.fill_disk()
+        elif what == "clock":
+            seconds = fault.choice % (2 * _FARTHEST) - _FARTHEST
+            self._machines.set_clock(fault.machine, seconds)
+            event.note = f"by {seconds} s"
+        else:
+            self._strike_process(event, how)
+        return event
+
+    def end(self, event: Event) -> None:
+        """Let it be over."""
+        what, _, how = event.kind.removesuffix(" for long").partition(" ")
+        machine = event.machine
+        if how in ("killed", "stopped") and what != "kernel":
+            self._machines.start(machine)
+        elif how == "frozen":
+            self._machines.thaw(machine)
+        elif how in ("cut", "half open"):
+            self._network.heal(machine)
+        elif how == "slow":
+            self._network.quicken(machine)
+        elif what == "disk":
+            self._machines.empty_disk()
+        elif what == "clock":
+            self._machines.set_clock(machine, 0)
+        event.end = time.monotonic()
+
+    def _strike_process(self, event: Event, how: str) -> None:
+        machine = event.machine
+        if not self._machines.is_running(machine):
+            event.note = f"{machine} had ended by itself"  # the verdict asks why
+            return
+        if how == "frozen":
+            process = self._machines.all[machine].process
+            assert process is not None
+            self._machines.freeze(machine, [process.pid])
+            return
+        event.killed = self._machines.kernels(machine) if machine in self._machines.hosts else []
+        number = signal.SIGKILL if how == "killed" else signal.SIGTERM
+        code = self._machines.end(machine, number)
+        expected = -signal.SIGKILL if how == "killed" else 128 + signal.SIGTERM
+        if code != expected:
+            event.note = f"ended with {code} instead of {expected}"
+
+    def _strike_kernel(self, event: Event, how: str, fault: Fault) -> None:
+        kernels = self._machines.kernels(fault.machine)
+        if not kernels:
+            event.note = "there was none"
+            return
+        pid = kernels[fault.choice % len(kernels)]
+        if how == "frozen":
+            self._machines.freeze(fault.machine, [pid])
+            return
+        event.killed = [pid]
+        os.kill(pid, signal.SIGKILL if how == "killed" else signal.SIGSEGV)
+
+    def _break_link(self, machine: str, how: str) -> None:
+        if how == "reset":
+            self._network.reset(machine, both_ends=True)
+        elif how == "slow":
+            self._network.slow(machine)
+        else:
+            self._network.cut(machine)
+            if how == "half open":  # the machine forgets its connections, the controller does not hear of it
+                self._network.reset(machine, both_ends=False)

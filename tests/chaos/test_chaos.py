@@ -1,0 +1,140 @@
+"""Chaos, in its smoke form, and that its judge would notice."""
+
+from __future__ import annotations
+
+import subprocess
+from collections import Counter
+
+import pytest
+
+from tests.architecture.source import ROOT
+from tests.chaos import network, schedule
+from tests.chaos.faults import Event
+from tests.chaos.ledger import Heard, Ran, Sent
+from tests.chaos.verdict import Judge, Verdict
+
+LEASE = 15.0
+HOSTS = ["host-0", "host-1"]
+CLIENTS = ["worker-0", "caller"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+def test_nothing_is_lost_or_doubled() -> None:
+    """While processes are killed and links break, each job runs at most once and is answered once."""
+    command = network.isolate(["-m", "tests.chaos", "--minutes", "0.4", "--every", "1.2", "--seed", "1"])
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "lost       0\ndoubled    0\n" in done.stdout
+
+
+def plan(seed: int, seconds: float = 600.0) -> list[schedule.Fault]:
+    """Return a schedule of all kinds."""
+    return schedule.plan(
+        seed, seconds, hosts=HOSTS, clients=CLIENTS, kinds=schedule.KINDS, lease=LEASE, every=2.0
+    )
+
+
+def test_a_schedule_is_a_function_of_its_seed() -> None:
+    """The same seed gives the same faults, another gives others."""
+    assert plan(1) == plan(1)
+    assert plan(1) != plan(2)
+
+
+def test_a_schedule_uses_every_kind_and_strikes_a_machine_once_at_a_time() -> None:
+    """No kind comes much more often than another; a machine is well again before its next fault."""
+    faults = plan(3)
+    counts = Counter(fault.kind for fault in faults)
+    assert set(counts) == set(schedule.KINDS)
+    assert max(counts.values()) - min(counts.values()) <= 1
+    free_at: dict[str, float] = {}
+    for fault in faults:
+        assert fault.at >= free_at.get(fault.machine, 0.0)
+        free_at[fault.machine] = fault.at + fault.seconds + schedule.SETTLING
+
+
+# ---- the judge
+
+
+def sent(number: int = 1, *heard: Heard, kind: str = "quick") -> Sent:
+    """Return a job sent at time 100 to engine 0 on host-0."""
+    return Sent(f"w.0.{number}", f"id-{number}", 0, "host-0", kind, 100.0 + number, list(heard))
+
+
+def heard(outcome: str = "ok", nonce: str = "", time: float = 120.0) -> Heard:
+    """Return an answer."""
+    return Heard(outcome, nonce, "", time)
+
+
+def ran(number: int = 1, nonce: str = "n1", *, pid: int = 7, time: float = 110.0, engine_id: int = 0) -> Ran:
+    """Return an execution of that job."""
+    return Ran(f"w.0.{number}", nonce, pid, engine_id, 0, time)
+
+
+def judge(jobs: list[Sent], runs: list[Ran], events: list[Event] | None = None) -> Verdict:
+    """Return the verdict on it."""
+    return Judge(jobs, runs, events or [], lease=LEASE).judge()
+
+
+def broken(jobs: list[Sent], runs: list[Ran], events: list[Event] | None = None) -> set[str]:
+    """Return what the judge says was broken."""
+    return set(judge(jobs, runs, events).broken)
+
+
+def test_what_went_well_is_no_complaint() -> None:
+    """An answer that is of the only run is fine, and so is what never ran and is said not to."""
+    assert not broken([sent(1, heard("ok", "n1")), sent(2, heard("QUEUE_CLEARED"))], [ran()])
+    assert not broken([sent(1, heard("OPERATION_NOT_FOUND"))], [])
+    assert not broken([sent(1, heard("OPERATION_TIMED_OUT"), kind="endless")], [ran()])
+
+
+@pytest.mark.parametrize(
+    ("jobs", "runs", "what"),
+    [
+        ([sent(1)], [ran()], "no answer"),
+        ([sent(1, heard("ok", "n1"))], [ran(), ran(1, "n2")], "ran twice"),
+        ([], [ran(), ran()], "ran twice"),
+        ([sent(1, heard("ok", "n1"), heard("ok", "n1"))], [ran()], "answered twice"),
+        ([sent(1, heard("ok", "n2"))], [ran()], "answer of another run"),
+        ([sent(1, heard("ok", "n1"))], [], "answer of another run"),
+        ([sent(1, heard("ok", ""))], [ran()], "answer spoilt"),
+        ([sent(1, heard("QUEUE_CLEARED"))], [ran()], "cleared, but ran"),
+        ([sent(1, heard("OPERATION_CANCELLED"))], [ran()], "stopped, but nobody asked"),
+        ([sent(1, heard("CONTROLLER_LOST"))], [], "failed"),
+        ([sent(1, heard("KERNEL_DIED"))], [ran()], "lost without cause"),
+        ([sent(1, heard("OPERATION_NOT_FOUND"))], [ran()], "lost without cause"),
+        ([sent(1, heard("ok", "n1"))], [ran(engine_id=3)], "ran elsewhere"),
+    ],
+)
+def test_the_judge_notices(jobs: list[Sent], runs: list[Ran], what: str) -> None:
+    """Each promise, if it were broken, would be called so."""
+    assert what in broken(jobs, runs)
+
+
+def test_order_is_judged_for_each_client_and_engine() -> None:
+    """A later job that ran before an earlier one is out of order, unless the earlier was lost."""
+    jobs = [sent(1, heard("ok", "n1")), sent(2, heard("ok", "n2"))]
+    runs = [ran(2, "n2", time=110.0), ran(1, "n1", time=111.0)]
+    assert broken(jobs, runs) == {"out of order"}
+    jobs[0].heard[:] = [heard("KERNEL_DIED")]
+    killed = Event("kernel killed", "host-0", 111.5, 111.5, [7])
+    assert not broken(jobs, runs, [killed])
+
+
+def test_a_loss_is_excused_by_the_death_of_its_own_kernel_alone() -> None:
+    """The kernel that ran it, before the answer; not that of another engine, nor a death that came later."""
+    lost = [sent(1, heard("KERNEL_DIED", time=120.0))]
+    assert judge(lost, [ran()], [Event("kernel killed", "host-0", 115.0, 115.0, [7])]).lost_with_engine == 1
+    assert broken(lost, [ran()], [Event("kernel killed", "host-0", 115.0, 115.0, [8])])
+    assert broken(lost, [ran()], [Event("kernel killed", "host-0", 121.0, 121.0, [7])])
+    assert broken(lost, [ran()], [Event("kernel frozen", "host-0", 115.0, 117.0)])
+
+
+def test_a_loss_is_excused_by_a_lease_that_ended() -> None:
+    """Only if its machine, or the controller, was out of reach for that long on end."""
+    lost = [sent(1, heard("ENGINE_LOST", time=160.0))]
+    assert judge(lost, [], [Event("link cut for long", "host-0", 110.0, 140.0)]).lost_with_lease == 1
+    assert broken(lost, [], [Event("link cut for long", "host-1", 110.0, 140.0)])
+    assert broken(lost, [], [Event("link cut", "host-0", 130.0, 136.0)])
+    assert broken(lost, [], [Event("kernel frozen", "host-0", 110.0, 140.0)])
+    assert broken(lost, [], [])
