@@ -47,23 +47,20 @@ class ExitStatus:
 
 
 class KernelExited(Exception):
-    """A kernel ended while something waited for it. Carries how, and what it had written meanwhile."""
+    """A kernel ended while something waited for it. Carries how, and the last that it wrote to stderr."""
 
-    def __init__(self, status: ExitStatus, stdout: bytes = b"", stderr: bytes = b"") -> None:
-        """Take how it ended, and its output since the operation (or the start) began."""
-        tail = stderr[-2000:].decode("utf-8", "backslashreplace").strip()
-        super().__init__(status.describe() + (f"\n{tail}" if tail else ""))
+    def __init__(self, status: ExitStatus, last_words: bytes = b"") -> None:
+        """Take how it ended, and the end of its stderr since the operation (or the start) began."""
         self.status = status
-        self.stdout = stdout
-        self.stderr = stderr
+        self._last_words = last_words.decode("utf-8", "backslashreplace").strip()
+        super().__init__(status.describe() + (f"\n{self._last_words}" if self._last_words else ""))
 
     def describe(self) -> str:
         """Return how it ended, for people; of one that ended itself with an error, what it said last."""
         text = self.status.describe()
         if self.status.returncode <= 0 or self.status.cause:
             return text
-        said = self.stderr[-2000:].decode("utf-8", "backslashreplace").split("\n")
-        last = next((line.strip() for line in reversed(said) if line.strip()), "")
+        last = self._last_words.rpartition("\n")[2].strip()
         return f"{text}: {last[:300]}" if last else text
 
 

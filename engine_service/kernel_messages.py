@@ -73,6 +73,14 @@ class DisplayData:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """An object that running code displays; the kernel waits until the host acknowledges the number."""
+
+    number: int
+    display: DisplayData
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """What user code raised; the contract's RemoteError without what only the host knows.
 
@@ -90,9 +98,9 @@ class Reply:
     """What came of a command.
 
     `values` has `value` for `execute` and `apply`, `namespace` for `pull` and `pull_function`, and the keys for
-    `pull_serialized`. `stdout` and `stderr` are raw bytes, as written. If more was written than is kept, they
-    are the first and the last half with a mark between, and `dropped_bytes` counts what both lost. `started_at`
-    is Unix time, `duration` seconds. `properties` is every property there is, only if one changed.
+    `pull_serialized`. `displays` has what the last expression displays; all else that was displayed or written
+    came before. `started_at` is Unix time, `duration` seconds. `properties` is every property there is, only if
+    one changed.
     """
 
     failure: Failure | None = None
@@ -102,9 +110,6 @@ class Reply:
     value_error: str | None = None
     keys: tuple[str, ...] = ()
     displays: list[DisplayData] = field(default_factory=list)
-    stdout: bytes = b""
-    stderr: bytes = b""
-    dropped_bytes: int = 0
     started_at: float = 0.0
     duration: float = 0.0
     properties: dict[str, Encoded] | None = None

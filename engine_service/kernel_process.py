@@ -8,26 +8,22 @@ from __future__ import annotations
 
 import array
 import asyncio
-import fcntl
 import mmap
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
-import termios
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
-
-import psutil
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from engine_service.kernel_exit import ExitStatus, KernelExited, count_oom_kills
 from engine_service.kernel_frames import FrameReader, WireError, rest
+from engine_service.kernel_memory import group_bytes, resident_bytes
 from engine_service.kernel_messages import (
     Command,
     DisplayData,
@@ -35,10 +31,11 @@ from engine_service.kernel_messages import (
     Progress,
     Ready,
     Reply,
+    Shown,
     Start,
     Transferred,
 )
-from engine_service.kernel_output import OutputBuffer
+from engine_service.kernel_pipes import OutputPipes
 from engine_service.kernel_wire import read_from_kernel, write_command, write_start
 from enginery import _ids
 from enginery._engine import DEFAULT_VALUE_LIMIT
@@ -58,6 +55,7 @@ __all__ = [
     "ExitStatus",
     "Failure",
     "KernelExited",
+    "KernelListener",
     "KernelOptions",
     "KernelProcess",
     "Reply",
@@ -70,12 +68,11 @@ __all__ = [
 class KernelOptions:
     """How a kernel is started. Sizes in bytes, times in seconds.
 
-    `output_limit` is what is kept of each stream of one operation; `value_limit` the largest value that it may
-    return. `exec_lines` and then `exec_files` run before it is ready; one that raises is a failed start.
+    `value_limit` is the largest value that an operation may return. `exec_lines` and then `exec_files` run
+    before it is ready; one that raises is a failed start.
     """
 
     engine_id: int = -1
-    output_limit: int = 64 << 20
     value_limit: int = DEFAULT_VALUE_LIMIT
     startup_timeout: float = 30.0
     directory: Path | None = None
@@ -84,8 +81,19 @@ class KernelOptions:
     properties: Mapping[str, Encoded] = field(default_factory=dict)
 
 
-_READ_SIZE = 64 << 10
-_PIPE_SIZE = 256 << 10
+class KernelListener(Protocol):
+    """Who is told what a kernel says beside its answers, as it is read. Must be quick and raise nothing."""
+
+    def output(self, stream: str, data: bytes, *, running: bool) -> None:
+        """It wrote to `stdout` or `stderr`; `running` says whether a command runs, whose output it is then."""
+
+    def display(self, display: DisplayData) -> None:
+        """The command that runs displays an object; all output before it was told before."""
+
+    def progress(self, fraction: float, text: str) -> None:
+        """The command that runs reports progress."""
+
+
 _PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 _MAX_VECTOR = 512  # buffers of one sendmsg
 
@@ -97,23 +105,14 @@ class KernelProcess:
     has ended and its process group is gone.
     """
 
-    def __init__(
-        self,
-        options: KernelOptions,
-        on_output: Callable[[str, bytes], None],
-        on_progress: Callable[[float, str], None],
-    ) -> None:
+    def __init__(self, options: KernelOptions, listener: KernelListener) -> None:
         """Start the process. Use `start` instead, which waits until it is ready."""
         self.incarnation = _ids.new_incarnation()
         self.python_version = ""
         self.properties: dict[str, Encoded] = {}
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[ExitStatus] = self._loop.create_future()
-        self._on_output = on_output
-        self._on_progress = on_progress
-        self._page_fd = _make_page()
-        self._map = mmap.mmap(self._page_fd, _PAGE_SIZE)
-        self._page = memoryview(self._map).cast("Q")
+        self._listener = listener
         self._reader = FrameReader()
         self._serial = 0
         self._command: Command | None = None
@@ -125,27 +124,19 @@ class KernelProcess:
         self._spawn(options)
 
     @classmethod
-    async def start(
-        cls,
-        options: KernelOptions,
-        *,
-        on_output: Callable[[str, bytes], None],
-        on_progress: Callable[[float, str], None],
-    ) -> Self:
+    async def start(cls, options: KernelOptions, listener: KernelListener) -> Self:
         """Start a kernel and wait until it is ready.
 
-        `on_output` gets what is written outside operations: the stream (`stdout` or `stderr`) and the bytes.
-        `on_progress` gets the fraction and text that the running operation reports. KernelExited if it does not
-        come up, with its output; one that takes too long is killed.
+        KernelExited if it does not come up; one that takes too long is killed.
         """
-        kernel = cls(options, on_output, on_progress)
+        kernel = cls(options, listener)
         try:
             async with asyncio.timeout(options.startup_timeout):
                 await kernel._introduce(options)
         except TimeoutError:
-            kernel._end(f"it was not ready after {options.startup_timeout:g} s")
+            kernel.kill(cause=f"it was not ready after {options.startup_timeout:g} s")
             status = await asyncio.shield(kernel.exited)
-            raise KernelExited(status, *kernel._take_output()) from None
+            raise KernelExited(status, kernel._pipes.last_words) from None
         except BaseException:
             kernel.kill()
             raise
@@ -154,40 +145,33 @@ class KernelProcess:
     def _spawn(self, options: KernelOptions) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.setblocking(False)
-        out_read, out_write = os.pipe()
-        err_read, err_write = os.pipe()
-        self._pipes = {"stdout": out_read, "stderr": err_read}
-        self._buffers = {name: OutputBuffer(options.output_limit) for name in self._pipes}
+        page = _make_page()
+        self._map = mmap.mmap(page, _PAGE_SIZE)
+        self._page = memoryview(self._map).cast("Q")
+        self._pipes = OutputPipes(self._loop, self._take_output)
+        acknowledged, self._acknowledge = os.pipe()
+        os.set_blocking(self._acknowledge, False)
+        descriptors = (theirs.fileno(), page, acknowledged)
         try:
-            for fd in self._pipes.values():
-                os.set_blocking(fd, False)
-                if sys.platform == "linux":
-                    with suppress(PermissionError):  # over what a user may have: then the pipe stays as it is
-                        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
-            module = "engine_service.kernel"
             self._process = subprocess.Popen(
-                [sys.executable, "-u", "-P", "-m", module, str(theirs.fileno()), str(self._page_fd)],
+                [sys.executable, "-u", "-P", "-m", "engine_service.kernel", *map(str, descriptors)],
                 stdin=subprocess.DEVNULL,
-                stdout=out_write,
-                stderr=err_write,
-                pass_fds=(theirs.fileno(), self._page_fd),
+                stdout=self._pipes.write_end("stdout"),
+                stderr=self._pipes.write_end("stderr"),
+                pass_fds=descriptors,
                 cwd=options.directory,
                 start_new_session=True,  # so that a signal to its group takes what it started along
             )
         except BaseException:
-            for fd in (*self._pipes.values(), self._page_fd):
-                os.close(fd)
-            self._socket.close()
+            self._close()
             raise
         finally:
             theirs.close()
-            os.close(out_write)
-            os.close(err_write)
-        os.close(self._page_fd)
+            os.close(page)
+            os.close(acknowledged)
         self.pid = self._process.pid
         self._loop.add_reader(self._socket.fileno(), self._on_readable)
-        for name, fd in self._pipes.items():
-            self._loop.add_reader(fd, self._read_output, name)
+        self._pipes.follow()
         self._watch_exit()
 
     async def _introduce(self, options: KernelOptions) -> None:
@@ -198,11 +182,7 @@ class KernelProcess:
         assert isinstance(ready, Ready)
         self.python_version = ready.python_version
         self.properties = ready.properties
-        for name in self._pipes:
-            self._drain(name)
-            output, _ = self._buffers[name].take()
-            if output:
-                self._on_output(name, output)
+        self._pipes.drain()
 
     def begin(self, command: Command, done: Done) -> None:
         """Begin a command; one at a time. `done` gets the reply, or KernelExited if the kernel ends before it.
@@ -215,8 +195,8 @@ class KernelProcess:
             raise KernelExited(self.exited.result())
         if self._answer is not None:
             raise RuntimeError("a kernel runs one command at a time")
-        for name in self._pipes:
-            self._drain(name)  # what was written before belongs to nobody
+        self._pipes.drain()  # what was written before belongs to nobody
+        self._pipes.last_words = b""
         self._serial += 1
         frame = write_command(self._serial, command)
         unsent = self._send_what_fits(frame)
@@ -258,10 +238,14 @@ class KernelProcess:
         os.kill(self.pid, signal.SIGINT)  # Popen's own would reap a kernel that has just ended
         return True
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal to the kernel and all processes of its group. Nothing if it has ended."""
+    def kill(self, number: int = signal.SIGKILL, *, cause: str = "") -> None:
+        """Send a signal to the kernel and all processes of its group. Nothing if it has ended.
+
+        `cause` is what its end says then, unless there was a cause before.
+        """
         if not self.exited.done():
             self._ordered = True
+            self._cause = self._cause or cause
             os.killpg(self.pid, number)
 
     async def stop(self, grace: float) -> ExitStatus:
@@ -275,13 +259,15 @@ class KernelProcess:
         return await asyncio.shield(self.exited)
 
     def resident_bytes(self) -> int:
-        """Return its resident memory in bytes, 0 if unknown."""
-        if self.exited.done():
-            return 0
-        try:
-            return int(psutil.Process(self.pid).memory_info().rss)
-        except psutil.Error:  # it has just ended
-            return 0
+        """Return its resident memory in bytes, 0 if it has ended."""
+        return 0 if self.exited.done() else resident_bytes(self.pid)
+
+    def group_bytes(self, *, above: int = 0) -> int:
+        """Return the memory of it and its descendants in bytes, 0 if it has ended. Call it in a thread.
+
+        Memory that they share is counted once, which takes longer, only where the sum is over `above`.
+        """
+        return 0 if self.exited.done() else group_bytes(self.pid, above=above)
 
     # ---- what comes from it
 
@@ -299,17 +285,19 @@ class KernelProcess:
             self._loop.remove_reader(self._socket.fileno())
         except WireError as error:
             self._loop.remove_reader(self._socket.fileno())
-            self._end(f"killed, since it broke the protocol between kernel and host ({error})")
+            self.kill(cause=f"killed, since it broke the protocol between kernel and host ({error})")
 
     def _take_frames(self) -> None:
         while (frame := self._reader.take()) is not None:
             message = read_from_kernel(frame, self._serial if self._answer is not None else -1)
             if isinstance(message, Progress):
                 if self._command is not None:
-                    self._on_progress(message.fraction, message.text)
+                    self._listener.progress(message.fraction, message.text)
                 continue
-            if isinstance(message, Reply):
-                self._add_output(message)
+            self._pipes.drain()  # what was written before this comes before it
+            if isinstance(message, Shown):
+                self._show(message)
+                continue
             self._command = None
             answer, self._answer = self._answer, None
             if answer is not None:
@@ -317,47 +305,28 @@ class KernelProcess:
             elif isinstance(message, Reply):
                 message.close()
 
-    def _add_output(self, reply: Reply) -> None:
-        for name in self._pipes:
-            self._drain(name)
-        reply.stdout, dropped = self._buffers["stdout"].take()
-        reply.stderr, also_dropped = self._buffers["stderr"].take()
-        reply.dropped_bytes = dropped + also_dropped
-
-    def _drain(self, name: str) -> None:
-        """Read exactly what the pipe holds now: a chatty grandchild cannot keep us."""
-        waiting = bytearray(4)
-        fcntl.ioctl(self._pipes[name], termios.FIONREAD, waiting)
-        (size,) = struct.unpack("i", waiting)
-        if size:
-            self._keep(name, os.read(self._pipes[name], size))
-
-    def _read_output(self, name: str) -> None:
+    def _show(self, shown: Shown) -> None:
+        if self._command is not None:
+            self._listener.display(shown.display)
+        else:  # of a thread that its command left behind: nobody's, as its output is
+            text = shown.display.data.get("text/plain", "")
+            data = text if isinstance(text, bytes) else text.encode()
+            self._listener.output("stdout", data + b"\n", running=False)
         try:
-            data = os.read(self._pipes[name], _READ_SIZE)
-        except (BlockingIOError, InterruptedError):
+            os.write(self._acknowledge, shown.number.to_bytes(8, "little"))
+        except BrokenPipeError:  # user code closed it: then it waits for nothing
             return
-        if data:
-            self._keep(name, data)
-        else:  # it closed the stream itself
-            self._loop.remove_reader(self._pipes[name])
+        except BlockingIOError:
+            raise WireError("it displays, and does not wait until that is taken in") from None
 
-    def _keep(self, name: str, data: bytes) -> None:
-        if self._answer is not None:
-            self._buffers[name].write(data)
-        else:
-            self._on_output(name, data)
+    def _take_output(self, stream: str, data: bytes) -> None:
+        self._listener.output(stream, data, running=self._command is not None)
 
     # ---- its end
 
-    def _end(self, cause: str) -> None:
-        """Kill it for a reason that is not the user's wish."""
-        self._cause = self._cause or cause
-        self.kill()
-
     def _give_up(self, cause: str) -> None:
         """Its socket is at its end: a dead kernel is noticed by itself, a live one is of no use."""
-        self._loop.call_later(_EXIT_GRACE, lambda: None if self.exited.done() else self._end(cause))
+        self._loop.call_later(_EXIT_GRACE, lambda: None if self.exited.done() else self.kill(cause=cause))
 
     def _watch_exit(self) -> None:
         """Learn of its death from the process itself: a forked child may hold copies of every descriptor."""
@@ -383,8 +352,7 @@ class KernelProcess:
             os.killpg(self.pid, signal.SIGKILL)  # before it is reaped, so that the number is still its own
         _, status, usage = os.wait4(self.pid, 0)
         self._process.returncode = os.waitstatus_to_exitcode(status)
-        for name in self._pipes:
-            self._drain(name)
+        self._pipes.drain()
         exit_status = ExitStatus(
             self._process.returncode,
             ordered=self._ordered,
@@ -396,16 +364,13 @@ class KernelProcess:
         self.exited.set_result(exit_status)
         answer, self._answer, self._command = self._answer, None, None
         if answer is not None:
-            answer(KernelExited(exit_status, *self._take_output()))
+            answer(KernelExited(exit_status, self._pipes.last_words))
 
     def _read_last_frames(self) -> None:
         """It may have answered just before it ended."""
         with suppress(OSError, WireError):
             while self._reader.receive(self._socket):
                 self._take_frames()
-
-    def _take_output(self) -> tuple[bytes, bytes]:
-        return self._buffers["stdout"].take()[0], self._buffers["stderr"].take()[0]
 
     def _close(self) -> None:
         if self._sending is not None:
@@ -415,9 +380,8 @@ class KernelProcess:
         self._reader.close()
         self._page.release()
         self._map.close()
-        for fd in self._pipes.values():
-            self._loop.remove_reader(fd)
-            os.close(fd)
+        self._pipes.close()
+        os.close(self._acknowledge)
 
 
 def _settle(future: asyncio.Future[Any], answer: Ready | Reply | KernelExited) -> None:

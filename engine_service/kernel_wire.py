@@ -22,6 +22,7 @@ from engine_service.kernel_messages import (
     Progress,
     Ready,
     Reply,
+    Shown,
     Start,
     Transferred,
 )
@@ -124,8 +125,15 @@ def write_progress(progress: Progress) -> Frame:
     return Frame({"kind": "progress", "fraction": progress.fraction, "text": progress.text})
 
 
+def write_shown(shown: Shown) -> Frame:
+    """Return the frame of an object that is displayed."""
+    writer = _Writer()
+    display = _describe_display(shown.display, writer)
+    return writer.frame({"kind": "shown", "number": shown.number, "display": display})
+
+
 def write_reply(serial: int, reply: Reply) -> Frame:
-    """Return the frame of `reply` without its output, which the host reads from the pipes."""
+    """Return the frame of `reply`; output is written to the pipes."""
     writer = _Writer()
     meta: dict[str, object] = {
         "kind": "reply",
@@ -332,10 +340,10 @@ def read_command(frame: Frame) -> tuple[int, Command]:
     return meta["serial"], command
 
 
-def read_from_kernel(frame: Frame, serial: int) -> Ready | Progress | Reply:
+def read_from_kernel(frame: Frame, serial: int) -> Ready | Progress | Shown | Reply:
     """Return what a kernel's frame says; it may answer command `serial` alone. WireError otherwise."""
 
-    def read() -> Ready | Progress | Reply:
+    def read() -> Ready | Progress | Shown | Reply:
         kind = frame.meta.get("kind")
         if kind == "reply":
             if frame.meta["serial"] != serial:
@@ -346,6 +354,9 @@ def read_from_kernel(frame: Frame, serial: int) -> Ready | Progress | Reply:
             if fraction > 1 or len(text) > MAX_PROGRESS_TEXT or frame.fds:
                 raise WireError("a progress that is none")
             return Progress(fraction, text)
+        if kind == "shown" and not frame.fds:
+            display = _read_display(frame.meta["display"], _Reader(frame, hostile=True))
+            return Shown(_int(frame.meta["number"]), display)
         if kind == "ready" and serial == 0:
             reader = _Reader(frame, hostile=True)
             properties = reader.values(frame.meta["properties"], reader.encoded)

@@ -74,7 +74,7 @@ class Ladder:
         assert self._state is State.UNTOUCHED
         return self._step(Event.ASKED, now) + self.tick(now)
 
-    def ask_again(self, now: float, grace: float, *, interrupt_only: bool) -> list[Action]:
+    def sharpen(self, now: float, grace: float, *, interrupt_only: bool) -> list[Action]:
         """Stop it faster if that is asked, or by a kill if that is allowed now; never slower or less.
 
         One that was interrupted in vain, and may not be killed, is interrupted again.

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from engine_service.kernel.awaiting import Awaiting
-    from engine_service.kernel.engine import Displays
     from engine_service.kernel.namespace import Namespace
     from engine_service.kernel.properties import Properties
     from engine_service.kernel.source import Interpreter
@@ -41,7 +40,6 @@ class Commands:
         self,
         namespace: Namespace,
         properties: Properties,
-        displays: Displays,
         interpreter: Interpreter,
         awaiting: Awaiting,
         value_limit: int,
@@ -49,7 +47,6 @@ class Commands:
         """Take what commands work on; `value_limit` in bytes."""
         self._namespace = namespace
         self._properties = properties
-        self._displays = displays
         self._interpreter = interpreter
         self._awaiting = awaiting
         self._value_limit = value_limit
@@ -87,7 +84,7 @@ class Commands:
         forms = forms_of(value, reply.text)
         try:
             if forms:
-                self._displays.add(forms)
+                reply.displays.append(forms)
             self._return(command, reply, {"value": encode(value, command.accept)})
         except (SerializationError, ValueTooLarge) as error:  # the text is there nevertheless
             reply.value_error = str(error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,6 @@ from engine_service.kernel.display import forms_of, text_of
 from engine_service.kernel_messages import DisplayData, Progress
 from enginery._codec import encode
 from enginery._encoded import Codec
-from enginery.errors import ValueTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -18,34 +16,8 @@ if TYPE_CHECKING:
     from engine_service.kernel.namespace import Namespace
     from engine_service.kernel.properties import Properties
 
-MAX_DISPLAYS = 16 << 20  # bytes displayed by one operation
 _PROGRESS_INTERVAL = 0.05  # seconds
 _PROGRESS_TEXT = 200  # characters
-
-
-class Displays:
-    """What an operation displayed, in order. Threads may add to it."""
-
-    def __init__(self) -> None:
-        """Begin empty."""
-        self._lock = threading.Lock()
-        self._displays: list[DisplayData] = []
-        self._size = 0
-
-    def add(self, display: DisplayData) -> None:
-        """Add one; ValueTooLarge if all together would be over `MAX_DISPLAYS`."""
-        size = sum(len(mime) + len(content) for mime, content in display.data.items())
-        with self._lock:
-            if self._size + size > MAX_DISPLAYS:
-                raise ValueTooLarge(f"one operation can display {MAX_DISPLAYS} bytes, and this would be more")
-            self._size += size
-            self._displays.append(display)
-
-    def take(self) -> list[DisplayData]:
-        """Return them all and begin anew."""
-        with self._lock:
-            displays, self._displays, self._size = self._displays, [], 0
-        return displays
 
 
 class ProgressReports:
@@ -74,20 +46,24 @@ class ProgressReports:
 class RunningEngine:
     """Id, properties, progress and display; nothing about it can be set but by their own methods."""
 
-    __slots__ = ("_displays", "_namespace", "_progress", "_properties")
+    __slots__ = ("_display", "_namespace", "_progress", "_properties")
 
     _namespace: Namespace
     _properties: Properties
-    _displays: Displays
+    _display: Callable[[DisplayData], None]
     _progress: ProgressReports
 
     def __init__(
-        self, namespace: Namespace, properties: Properties, displays: Displays, progress: ProgressReports
+        self,
+        namespace: Namespace,
+        properties: Properties,
+        display: Callable[[DisplayData], None],
+        progress: ProgressReports,
     ) -> None:
-        """Take what it stands for."""
+        """Take what it stands for; `display` passes on what is displayed."""
         super().__setattr__("_namespace", namespace)
         super().__setattr__("_properties", properties)
-        super().__setattr__("_displays", displays)
+        super().__setattr__("_display", display)
         super().__setattr__("_progress", progress)
 
     @property
@@ -105,13 +81,16 @@ class RunningEngine:
         self._progress.report(fraction, text)
 
     def display(self, obj: object, metadata: Mapping[str, object] | None = None) -> None:
-        """Show `obj` in every form that it offers. `metadata` holds hints as JSON."""
+        """Show `obj` in every form that it offers, in its place among the output.
+
+        `metadata` holds hints as JSON. ValueTooLarge if the forms have more than 64 MB, or their texts than 16.
+        """
         text = text_of(obj)
         shown = forms_of(obj, text) or DisplayData({"text/plain": text})
         if metadata:
             encode(dict(metadata), (Codec.JSON,))  # SerializationError if it is none
             shown = DisplayData(shown.data, {**shown.metadata, **metadata})
-        self._displays.add(shown)
+        self._display(shown)
 
     def __setattr__(self, name: str, value: object) -> None:
         """Refuse."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import signal
+import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -22,12 +23,13 @@ _QUIET = 0.01  # seconds after one that raised in which others are ignored: what
 
 
 class Interrupts:
-    """The kernel's half of the page. Everything here runs on the main thread."""
+    """The kernel's half of the page. Everything here but `shielded` runs on the main thread."""
 
     def __init__(self, page: int) -> None:
         """Map the page whose file descriptor this is, close that, and take over SIGINT."""
         self._target = memoryview(mmap.mmap(page, mmap.PAGESIZE)).cast("Q")
         os.close(page)
+        self._main = threading.get_ident()
         self._armed = 0
         self._shields = 0
         self._deferred = False
@@ -63,15 +65,21 @@ class Interrupts:
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
-        """Put off interrupts while something must not be left half done, such as a frame on the socket."""
+        """Put off interrupts while something must not be left half done, such as a frame on the socket.
+
+        Any thread may ask for it; only the main one is ever interrupted.
+        """
+        if threading.get_ident() != self._main:
+            yield
+            return
         self._shields += 1
         try:
             yield
         finally:
             self._shields -= 1
-        if self._deferred and not self._shields:
-            self._deferred = False
-            raise KeyboardInterrupt
+            if self._deferred and not self._shields:
+                self._deferred = False
+                raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self._armed or self._target[0] != self._armed:

@@ -5,28 +5,25 @@ from __future__ import annotations
 import _socket
 import builtins
 import os
-import select
 import sys
-import threading
-import traceback
 from time import perf_counter, time  # as they are now: user code may put others into `time`
 from typing import NoReturn
 
 from engine_service.kernel import process
 from engine_service.kernel.awaiting import Awaiting
 from engine_service.kernel.commands import Commands
-from engine_service.kernel.engine import Displays, ProgressReports, RunningEngine
+from engine_service.kernel.engine import ProgressReports, RunningEngine
 from engine_service.kernel.failure import bare_failure, describe
 from engine_service.kernel.interrupts import Interrupts
+from engine_service.kernel.link import Link, Reports
 from engine_service.kernel.namespace import Namespace
 from engine_service.kernel.properties import Properties
 from engine_service.kernel.source import Interpreter
-from engine_service.kernel_frames import Frame, FrameReader, WireError, send
-from engine_service.kernel_messages import Command, Failure, Progress, Ready, Reply, Start
+from engine_service.kernel_frames import WireError
+from engine_service.kernel_messages import Command, Failure, Ready, Reply, Start
 from engine_service.kernel_wire import (
     read_command,
     read_start,
-    write_progress,
     write_ready,
     write_reply,
 )
@@ -39,26 +36,25 @@ from enginery.errors import ValueTooLarge
 class Kernel:
     """One process, one namespace, one command at a time."""
 
-    def __init__(self, link: Link, interrupts: Interrupts, start: Start) -> None:
+    def __init__(self, link: Link, interrupts: Interrupts, reports: Reports, start: Start) -> None:
         """Make the namespace and what user code may ask for."""
         self._link = link
         self._interrupts = interrupts
         self._pid = os.getpid()
         self._namespace = Namespace(start.engine_id)
         self._properties = Properties(start.properties)
-        self._displays = Displays()
-        self._progress = ProgressReports(self._send_progress)
+        self._progress = ProgressReports(reports.progress)
         self._awaiting = Awaiting(interrupts)
         self._interpreter = Interpreter(self._awaiting)
         self._commands = Commands(
             self._namespace,
             self._properties,
-            self._displays,
             self._interpreter,
             self._awaiting,
             start.value_limit,
         )
-        _current.set_engine(RunningEngine(self._namespace, self._properties, self._displays, self._progress))
+        engine = RunningEngine(self._namespace, self._properties, reports.display, self._progress)
+        _current.set_engine(engine)
         builtins.get_engine = _current.get_engine  # type: ignore[attr-defined]  # without a name in the namespace
 
     def seed(self, start: Start) -> None:
@@ -85,7 +81,6 @@ class Kernel:
             if os.getpid() != self._pid:
                 _leave_child(reply)
             self._interrupts.restore()
-            reply.displays = self._displays.take()
             reply.properties = self._properties.take_changes()
             self._send_reply(serial, reply)
 
@@ -133,51 +128,6 @@ class Kernel:
             for value in stored:
                 value.close()
 
-    def _send_progress(self, progress: Progress) -> None:
-        if os.getpid() != self._pid:  # a forked child speaks for nobody
-            return
-        if threading.current_thread() is threading.main_thread():
-            with self._interrupts.shielded():
-                self._link.send(write_progress(progress))
-        else:
-            self._link.send(write_progress(progress))
-
-
-class Link:
-    """The kernel's end of the socket. Threads may send; only the main thread receives."""
-
-    def __init__(self, sock: _socket.socket) -> None:
-        """Take over a connected stream socket."""
-        self._sock = sock
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
-        self._reader = FrameReader()
-        self._lock = threading.Lock()
-
-    def receive(self) -> Frame | None:
-        """Wait for the next frame; None if the host has gone."""
-        while (frame := self._reader.take()) is None:
-            self._wait()
-            if not self._reader.receive(self._sock):
-                return None
-        return frame
-
-    def _wait(self) -> None:
-        """Wait until there is something to read. What handlers of signals raise meanwhile is printed."""
-        while True:
-            try:
-                self._poll.poll()
-                return
-            except KeyboardInterrupt:
-                raise
-            except Exception:  # as of a timer that an earlier command left behind
-                traceback.print_exc()
-
-    def send(self, frame: Frame) -> None:
-        """Send a whole frame."""
-        with self._lock:
-            send(self._sock, frame)
-
 
 def _leave_child(reply: Reply) -> NoReturn:
     """End a forked child that ran out of user code: only its parent answers."""
@@ -190,17 +140,18 @@ def _leave_child(reply: Reply) -> NoReturn:
     os._exit(1)
 
 
-def main(sock: int, page: int) -> None:
+def main(sock: int, page: int, acknowledgements: int) -> None:
     """Serve one host over inherited descriptors; returns when it has gone."""
-    os.set_inheritable(sock, False)
-    os.set_inheritable(page, False)
+    for fd in (sock, page, acknowledgements):
+        os.set_inheritable(fd, False)
     link = Link(_socket.socket(fileno=sock))
     frame = link.receive()
     if frame is None:
         return
     start = read_start(frame)
     process.prepare(start.host_pid)
-    kernel = Kernel(link, Interrupts(page), start)
+    interrupts = Interrupts(page)
+    kernel = Kernel(link, interrupts, Reports(link, acknowledgements, interrupts), start)
     try:
         kernel.seed(start)
     except BaseException as error:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest_asyncio
 
-from engine_service.kernel_process import Command, KernelOptions, KernelProcess, Reply
+from engine_service.event_log import EventLog
+from engine_service.kernel_process import Command, DisplayData, KernelOptions, KernelProcess, Reply
 from enginery._codec import decode, encode, encode_function, encode_functions
 from enginery._encoded import Codec
 
@@ -17,21 +18,61 @@ if TYPE_CHECKING:
     from enginery._encoded import Encoded
 
 
+class Heard:
+    """What a kernel said: `log` has the output and displays of the last command, `late` that of none."""
+
+    def __init__(self) -> None:
+        self.late: list[tuple[str, bytes]] = []
+        self.progressed: list[tuple[float, str]] = []
+        self.log = EventLog(64 << 20)
+
+    def output(self, stream: str, data: bytes, *, running: bool) -> None:
+        if running:
+            self.log.output(stream, data, 0)
+        else:
+            self.late.append((stream, data))
+
+    def display(self, display: DisplayData) -> None:
+        self.log.display(display, 0)
+
+    def progress(self, fraction: float, text: str) -> None:
+        self.progressed.append((fraction, text))
+
+    def clear(self) -> None:
+        self.late.clear()
+        self.progressed.clear()
+
+
 class Driver:
     """A kernel and short words for its commands."""
 
-    def __init__(
-        self, kernel: KernelProcess, late: list[tuple[str, bytes]], progress: list[tuple[float, str]]
-    ) -> None:
+    def __init__(self, kernel: KernelProcess, heard: Heard) -> None:
         self.kernel = kernel
-        self.late = late
-        self.progress = progress
+        self.heard = heard
         self._number = 0
+
+    @property
+    def late(self) -> list[tuple[str, bytes]]:
+        return self.heard.late
+
+    @property
+    def progress(self) -> list[tuple[float, str]]:
+        return self.heard.progressed
+
+    @property
+    def stdout(self) -> bytes:
+        """What the last command wrote."""
+        return self.heard.log.stdout()
+
+    @property
+    def stderr(self) -> bytes:
+        return self.heard.log.stderr()
 
     async def run(self, method: str, **fields: object) -> Reply:
         self._number += 1
         fields = {"accept": (Codec.PICKLE,), "engine_id": 3, "number": self._number} | fields
         operation = self._number.to_bytes(16, "big")
+        self.heard.log = EventLog(64 << 20)
         return await self.kernel.run(Command(method, operation, **fields))  # type: ignore[arg-type]
 
     async def execute(self, code: str, **fields: object) -> Reply:
@@ -49,7 +90,8 @@ class Driver:
         return reply.failure.errors[0].type_name
 
     async def output(self, code: str) -> str:
-        return (await self.ok(code)).stdout.decode()
+        await self.ok(code)
+        return self.stdout.decode()
 
     async def apply(self, function: Callable[..., object], *args: object, **kwargs: object) -> Reply:
         values = (("function", encode_function(function)), ("arguments", encode((args, kwargs))))
@@ -79,15 +121,10 @@ def value(reply: Reply, name: str = "value") -> object:
 @asynccontextmanager
 async def running(options: KernelOptions | None = None) -> AsyncIterator[Driver]:
     """Start a kernel, and end it whatever happens."""
-    late: list[tuple[str, bytes]] = []
-    progress: list[tuple[float, str]] = []
-    kernel = await KernelProcess.start(
-        options or KernelOptions(engine_id=3),
-        on_output=lambda stream, data: late.append((stream, data)),
-        on_progress=lambda fraction, text: progress.append((fraction, text)),
-    )
+    heard = Heard()
+    kernel = await KernelProcess.start(options or KernelOptions(engine_id=3), heard)
     try:
-        yield Driver(kernel, late, progress)
+        yield Driver(kernel, heard)
     finally:
         kernel.kill()
         await kernel.exited
@@ -103,6 +140,5 @@ async def shared() -> AsyncIterator[Driver]:
 async def kernel(shared: Driver) -> AsyncIterator[Driver]:
     """The module's kernel, empty."""
     await shared.run("reset")
-    shared.late.clear()
-    shared.progress.clear()
+    shared.heard.clear()
     yield shared

@@ -12,7 +12,7 @@ import pytest
 from engine_service.kernel_exit import ExitStatus
 from engine_service.kernel_process import Command, KernelExited, KernelOptions, KernelProcess
 from enginery._encoded import Codec, Encoded
-from tests.kernel.conftest import Driver, running
+from tests.kernel.conftest import Driver, Heard, running
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +41,7 @@ async def test_deaths_are_described(code: str, text: str) -> None:
         error = await _death(kernel, f"print('before')\n{code}")
         assert asyncio.get_running_loop().time() - began < 5
         assert error.status.describe().startswith(text)
-        assert error.stdout == b"before\n"
+        assert kernel.stdout == b"before\n"
         if "SIGSEGV" in text:
             assert "<execute 1>" in str(error)
         with pytest.raises(KernelExited):
@@ -84,8 +84,8 @@ async def test_a_forked_child_never_answers() -> None:
             "import sys\nif os.fork() == 0: sys.exit(3)\nstatus = os.waitstatus_to_exitcode(os.wait()[1])"
         )
         assert (await kernel.ok("status")).text == "3"
-        reply = await kernel.ok("if os.fork() == 0: 1/0\nstatus = os.waitstatus_to_exitcode(os.wait()[1])")
-        assert b"ZeroDivisionError" in reply.stderr
+        await kernel.ok("if os.fork() == 0: 1/0\nstatus = os.waitstatus_to_exitcode(os.wait()[1])")
+        assert b"ZeroDivisionError" in kernel.stderr
         code = "if os.fork() == 0:\n    import time; time.sleep(60)\nos.kill(os.getpid(), 9)"
         async with asyncio.timeout(5):  # the child holds every descriptor open
             await _death(kernel, code)
@@ -143,7 +143,7 @@ async def test_start_up_code(tmp_path: Path) -> None:
         assert await kernel.pull("a", "b") == {"a": 1, "b": 2}
         assert (await kernel.ok("os.getcwd()")).text == repr(str(tmp_path))
         assert set(kernel.kernel.properties) == {"gpu", "from_file"}
-        assert kernel.late == [("stdout", b"seeded\n")]
+        assert b"".join(data for stream, data in kernel.late if stream == "stdout") == b"seeded\n"
         assert kernel.kernel.python_version.count(".") == 2
         assert kernel.kernel.resident_bytes() > 1 << 20
 
@@ -230,7 +230,7 @@ def test_exit_status(status: ExitStatus, text: str) -> None:
 
 async def test_start_returns_a_process() -> None:
     """The class is made by `start` alone, and knows its kernel."""
-    kernel = await KernelProcess.start(KernelOptions(), on_output=lambda *_: None, on_progress=lambda *_: None)
+    kernel = await KernelProcess.start(KernelOptions(), Heard())
     assert psutil.Process(kernel.pid).is_running()
     assert len(kernel.incarnation) == 36
     await kernel.stop(5)

@@ -106,7 +106,7 @@ async def test_a_statement_that_raises_ends_the_block(kernel: Driver) -> None:
     """What came before it stays, what comes after it does not run, output so far arrives."""
     reply = await kernel.execute("a = 1\nprint('before')\n1/0\na = 2")
     assert reply.failure is not None
-    assert reply.stdout == b"before\n"
+    assert kernel.stdout == b"before\n"
     assert await kernel.pull("a") == {"a": 1}
 
 
@@ -151,7 +151,8 @@ get_engine().display(Bundle())
 get_engine().display(5, {"hint": [1]})
 Rich()
 """
-    bundle, five, rich = (await kernel.ok(code)).displays
+    (rich,) = (await kernel.ok(code)).displays
+    bundle, five = kernel.heard.log.displays()
     assert bundle.data["text/x"] == "x"
     assert "Bundle object" in str(bundle.data["text/plain"])
     assert (five.data, five.metadata) == ({"text/plain": "5"}, {"hint": [1]})
@@ -162,10 +163,12 @@ Rich()
 
 
 async def test_too_much_displayed_is_refused(kernel: Driver) -> None:
-    """Displays of one operation are bounded."""
-    big = "class Big:\n    def _repr_html_(self): return 'x' * (9 << 20)\n"
+    """What fits no frame is refused where it is displayed; the log of its operation bounds the sum."""
+    big = "class Big:\n    def _repr_html_(self): return 'x' * (17 << 20)\n"
     await kernel.ok(big)
-    assert await kernel.raises("get_engine().display(Big()); get_engine().display(Big())") == "ValueTooLarge"
+    assert await kernel.raises("get_engine().display(Big())") == "ValueTooLarge"
+    await kernel.ok("get_engine().display(1)")
+    assert len(kernel.heard.log.displays()) == 1
 
 
 @pytest.mark.parametrize("what", ["__repr__", "__str__"])

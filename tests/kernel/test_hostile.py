@@ -15,7 +15,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 async def _is_well(kernel: Driver) -> None:
     reply = await kernel.ok("print('hey'); [40 + 2]")
-    assert (value(reply), reply.text, reply.stdout) == ([42], "[42]", b"hey\n")
+    assert (value(reply), reply.text, kernel.stdout) == ([42], "[42]", b"hey\n")
 
 
 @pytest.mark.parametrize(

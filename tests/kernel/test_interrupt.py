@@ -68,7 +68,7 @@ await stubborn()
     reply = await _interrupted(kernel, code, times=2)
     assert reply.failure is not None
     assert reply.failure.errors[0].type_name == "KeyboardInterrupt"
-    assert reply.stdout == b"refused\n"
+    assert kernel.stdout == b"refused\n"
 
 
 async def test_code_may_catch_it(kernel: Driver) -> None:

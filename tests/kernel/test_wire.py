@@ -129,6 +129,8 @@ def test_a_reply_reads_back() -> None:
     assert wire.read_from_kernel(_carried(wire.write_ready(ready)), 0) == ready
     progress = messages.Progress(0.5, "half")
     assert wire.read_from_kernel(_carried(wire.write_progress(progress)), 4) == progress
+    shown = messages.Shown(7, reply.displays[0])
+    assert wire.read_from_kernel(_carried(wire.write_shown(shown)), 4) == shown
 
 
 def test_a_command_reads_back() -> None:

@@ -1,0 +1,106 @@
+"""The kernel's end of what connects it to its host: a socket, and a pipe on which displays are acknowledged."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import traceback
+from typing import TYPE_CHECKING
+
+from engine_service.kernel import process
+from engine_service.kernel_frames import FrameReader, WireError, send
+from engine_service.kernel_messages import Shown
+from engine_service.kernel_wire import write_progress, write_shown
+from enginery.errors import ValueTooLarge
+
+if TYPE_CHECKING:
+    import _socket
+
+    from engine_service.kernel.interrupts import Interrupts
+    from engine_service.kernel_frames import Frame
+    from engine_service.kernel_messages import DisplayData, Progress
+
+
+class Link:
+    """The socket. Threads may send; only the main thread receives."""
+
+    def __init__(self, sock: _socket.socket) -> None:
+        """Take over a connected stream socket."""
+        self._sock = sock
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self._reader = FrameReader()
+        self._lock = threading.RLock()
+        self._put_off: list[Frame] = []
+
+    def receive(self) -> Frame | None:
+        """Wait for the next frame; None if the host has gone."""
+        while (frame := self._reader.take()) is None:
+            self._wait()
+            if not self._reader.receive(self._sock):
+                return None
+        return frame
+
+    def _wait(self) -> None:
+        """Wait until there is something to read. What handlers of signals raise meanwhile is printed."""
+        while True:
+            try:
+                self._poll.poll()
+                return
+            except KeyboardInterrupt:
+                raise
+            except Exception:  # as of a timer that an earlier command left behind
+                traceback.print_exc()
+
+    def send(self, frame: Frame) -> bool:
+        """Send a whole frame; False if a signal's handler calls this amid a frame: then it goes after that."""
+        if self._lock._is_owned():  # type: ignore[attr-defined]  # as threading.Condition asks
+            self._put_off.append(frame)
+            return False
+        with self._lock:
+            send(self._sock, frame)
+            while self._put_off:
+                send(self._sock, self._put_off.pop(0))
+        return True
+
+
+class Reports:
+    """What user code says while it runs, from any thread: progress, and objects to display."""
+
+    def __init__(self, link: Link, acknowledgements: int, interrupts: Interrupts) -> None:
+        """Send over `link`; `acknowledgements` is the pipe on which the host says what it has taken in."""
+        self._link = link
+        self._acknowledgements = acknowledgements
+        self._interrupts = interrupts
+        self._pid = os.getpid()
+        self._lock = threading.RLock()  # one display at a time
+        self._number = 0
+        self._taken = 0
+
+    def progress(self, progress: Progress) -> None:
+        """Pass on how far it is."""
+        if os.getpid() == self._pid:  # a forked child speaks for nobody
+            with self._interrupts.shielded():
+                self._link.send(write_progress(progress))
+
+    def display(self, display: DisplayData) -> None:
+        """Pass on an object, and wait until the host has it, and all that was written before.
+
+        So it has its place among the output. ValueTooLarge if it fits no frame.
+        """
+        if os.getpid() != self._pid:
+            return
+        process.flush()
+        with self._interrupts.shielded(), self._lock:
+            self._number += 1
+            number = self._number
+            try:
+                was_sent = self._link.send(write_shown(Shown(number, display)))
+            except WireError as error:
+                raise ValueTooLarge(f"what is displayed is too large: {error}") from None
+            while was_sent and self._taken < number:
+                data = os.read(self._acknowledgements, 8)
+                if not data:  # the host has gone
+                    return
+                self._taken = max(self._taken, int.from_bytes(data, "little"))
