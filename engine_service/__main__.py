@@ -18,7 +18,7 @@ from engine_service.config import HostConfig, parse  # noqa: E402
 from engine_service.kernel_exit import KernelExited  # noqa: E402
 from enginery import _logs  # noqa: E402
 from enginery._state_dir import StateDirectory  # noqa: E402
-from enginery._stopping import StopRequest  # noqa: E402
+from enginery._stopping import StopReason, StopRequest  # noqa: E402
 from enginery.errors import EngineryError  # noqa: E402
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     file, held = config.log_file, -1
     if file is None and (directory / "logs").is_dir():
         file, held = _logs.claim(directory / "logs", "host")
-    _logs.setup("host", config.log_level, file)
+    _logs.setup("host", config.log_level, file, config.log_format)
     state = StateDirectory(directory) if is_local else None
     try:
         if state is not None:
@@ -62,14 +62,25 @@ async def run(config: HostConfig) -> int:
         await asyncio.wait((asked, left), return_when=asyncio.FIRST_COMPLETED)
         left.cancel()
         if asked.done():
-            reason = asked.result()
-            logger.info("stopping: %s", reason.text)
-            await host.stop(reason.text)
-            return reason.exit_code
+            return await leave(host, stop, asked.result(), config.drain_grace)
         asked.cancel()
         await host.stop()
         logger.info("all engines have left")
         return 0
+
+
+async def leave(host: Host, stop: StopRequest, reason: StopReason, grace: float) -> int:
+    """Let the host finish what it runs, unless nobody waits for that any more; return the exit code."""
+    logger.info("stopping: %s", reason.text)
+    stopping = asyncio.create_task(host.stop(reason.text, grace=grace if reason.exit_code else 0.0))
+    again = asyncio.create_task(stop.wait_again())
+    await asyncio.wait((stopping, again), return_when=asyncio.FIRST_COMPLETED)
+    if again.done():
+        logger.info("stopping at once: %s", again.result().text)
+        host.hurry(again.result().text)
+    again.cancel()
+    await stopping
+    return reason.exit_code
 
 
 if __name__ == "__main__":

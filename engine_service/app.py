@@ -54,7 +54,9 @@ class Host:
             await self.stop("the host did not start")
             raise
         read_connection = functools.partial(read, config.connection_file, "engine")
-        self.link = Link(self.engines, read_connection, direct=self._direct)
+        self.link = Link(
+            self.engines, read_connection, direct=self._direct, orphan_timeout=config.orphan_timeout
+        )
         self._task = asyncio.create_task(self.link.run(), name="link to the controller")
         count = len(self.engines)
         waiting = "1 engine waits" if count == 1 else f"{count} engines wait"
@@ -65,10 +67,15 @@ class Host:
         if self._task is not None:
             await asyncio.shield(self._task)
 
-    async def stop(self, reason: str = "the host stops") -> None:
-        """Stop all engines, say goodbye and close the port. Again does nothing."""
-        for engine in self.engines:
-            engine.stop(reason)
+    async def stop(self, reason: str = "the host stops", *, grace: float = 0.0) -> None:
+        """Stop all engines, say goodbye and close the port. Again does nothing.
+
+        What runs gets `grace` seconds to end, cut short by `hurry`; what waits is handed back at once.
+        """
+        if grace > 0 and self.link is not None:
+            self.link.drain(reason, grace)
+        else:
+            self.hurry(reason)
         for engine in self.engines:
             await engine.wait_stopped()
         if self._task is not None:
@@ -76,12 +83,16 @@ class Host:
         if self._direct is not None:
             await self._direct.close()
 
+    def hurry(self, reason: str) -> None:
+        """Stop all engines at once; see `stop`."""
+        for engine in self.engines:
+            engine.stop(reason)
+
 
 def _engine_options(config: HostConfig) -> EngineOptions:
     return EngineOptions(
         kernel=KernelOptions(
             engine_id=-1 if config.engine_id is None else config.engine_id,
-            output_limit=config.output_limit,
             value_limit=config.value_limit,
             exec_lines=config.exec_lines,
             exec_files=config.exec_files,
@@ -91,4 +102,6 @@ def _engine_options(config: HostConfig) -> EngineOptions:
         queue_bytes=config.queue_bytes,
         value_limit=config.value_limit,
         store_limit=config.store_limit,
+        output_limit=config.output_limit,
+        memory_limit=config.memory_limit,
     )

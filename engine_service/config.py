@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enginery import _logs
+from enginery import _logs, _sizes
 from enginery._encoded import Codec, Encoded
-from enginery._engine import DEFAULT_VALUE_LIMIT
+from enginery._engine import DEFAULT_VALUE_LIMIT, MAX_SECONDS
 from enginery._state_dir import VARIABLE, StateDirectory
 
 if TYPE_CHECKING:
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 DEFAULT_OUTPUT_LIMIT = 64 << 20
 DEFAULT_QUEUE_LIMIT = 10_000
 DEFAULT_QUEUE_BYTES = 256 << 20
+DEFAULT_DRAIN_GRACE = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostConfig:
-    """How an engine host runs. Sizes in bytes."""
+    """How an engine host runs. Sizes in bytes, times in seconds."""
 
     connection_file: Path
     n: int = 1
@@ -36,11 +38,15 @@ class HostConfig:
     store_limit: int | None = None
     queue_limit: int = DEFAULT_QUEUE_LIMIT
     queue_bytes: int = DEFAULT_QUEUE_BYTES
+    memory_limit: int | None = None
+    drain_grace: float = DEFAULT_DRAIN_GRACE
+    orphan_timeout: float | None = None
     direct: bool = True
     bind: str = "127.0.0.1"
     advertise: str | None = None
     port: int = 0
     log_level: str = "info"
+    log_format: str = "human"
     log_file: Path | None = None
     life_line: bool = False
 
@@ -91,21 +97,41 @@ def parser() -> argparse.ArgumentParser:
         help="run FILE first, after all --exec-line",
     )
     limits = made.add_argument_group("limits of each engine")
-    for name, default, text in (
-        ("output-limit", DEFAULT_OUTPUT_LIMIT, "output kept of each stream of one call"),
-        ("value-limit", DEFAULT_VALUE_LIMIT, "largest value that may be uploaded or returned"),
-        ("queue-limit", DEFAULT_QUEUE_LIMIT, "calls that may wait"),
-        ("queue-bytes", DEFAULT_QUEUE_BYTES, "bytes of calls that may wait"),
-    ):
-        unit = "CALLS" if name == "queue-limit" else "BYTES"
-        limits.add_argument(
-            f"--{name}", type=_positive, default=default, metavar=unit, help=f"{text} (default: {default:,})"
-        )
     limits.add_argument(
-        "--store-limit",
+        "--queue-limit",
         type=_positive,
-        metavar="BYTES",
-        help="all uploaded and returned values together (default: twice --value-limit)",
+        default=DEFAULT_QUEUE_LIMIT,
+        metavar="CALLS",
+        help=f"calls that may wait (default: {DEFAULT_QUEUE_LIMIT:,})",
+    )
+    for name, default, text in (
+        ("memory-limit", None, "resident memory at which the kernel is killed, before the machine swaps"),
+        ("output-limit", DEFAULT_OUTPUT_LIMIT, "output kept of one operation, displays included"),
+        ("value-limit", DEFAULT_VALUE_LIMIT, "largest value that may be uploaded or returned"),
+        ("queue-bytes", DEFAULT_QUEUE_BYTES, "bytes of calls that may wait"),
+        ("store-limit", None, "all uploaded and returned values together"),
+    ):
+        if default is not None:
+            otherwise = _sizes.show(default)
+        else:
+            otherwise = "twice --value-limit" if name == "store-limit" else "none"
+        limits.add_argument(
+            f"--{name}", type=_size, default=default, metavar="SIZE", help=f"{text} (default: {otherwise})"
+        )
+    leaving = made.add_argument_group("when it leaves")
+    leaving.add_argument(
+        "--drain-grace",
+        type=_seconds,
+        default=DEFAULT_DRAIN_GRACE,
+        metavar="SECONDS",
+        help="what runs gets so long to end after SIGINT or SIGTERM; a second one stops it at once "
+        f"(default: {DEFAULT_DRAIN_GRACE:g})",
+    )
+    leaving.add_argument(
+        "--orphan-timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="leave after so long without a controller, as batch jobs should (default: never)",
     )
     port = made.add_argument_group(
         "the host's own port, for direct calls; TLS and the client's token as everywhere"
@@ -125,6 +151,12 @@ def parser() -> argparse.ArgumentParser:
     logs = made.add_argument_group("logs")
     logs.add_argument(
         "--log-level", choices=_logs.LEVELS, default="info", help="how much is logged (default: info)"
+    )
+    logs.add_argument(
+        "--log-format",
+        choices=_logs.FORMATS,
+        default="human",
+        help="for people, or JSON lines (default: human)",
     )
     logs.add_argument(
         "--log-file",
@@ -164,6 +196,20 @@ def _natural(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def _size(text: str) -> int:
+    try:
+        return _sizes.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if math.isnan(value) or not 0 <= value <= MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text} is not within 0 and {MAX_SECONDS:g} s")
     return value
 
 

@@ -6,6 +6,7 @@ its certificate and said by which digest clients are known.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from typing import TYPE_CHECKING
@@ -30,6 +31,8 @@ from enginery.errors import CertificateError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from grpc_health.v1 import health
 
     from engine_service.engine import Engine
 
@@ -56,6 +59,9 @@ class DirectPort:
         self._reserved: socket.socket | None = _reserve(bind, port)
         self.port: int = self._reserved.getsockname()[1]
         self._server: grpc.aio.Server | None = None
+        self._health: health.aio.HealthServicer | None = None
+        self._is_draining = False
+        self._reporting: asyncio.Task[None] | None = None
         self._known: tuple[str, bytes, bytes] | None = None
 
     @property
@@ -79,7 +85,7 @@ class DirectPort:
         except CertificateError:
             logger.exception("the host's own port stays as it is")
             return
-        if self._known == known:
+        if self._known == known or self._is_draining:
             return
         if self._server is not None:
             await self._server.stop(_GRACE)
@@ -93,7 +99,7 @@ class DirectPort:
         options = [option for option in SERVER_OPTIONS if option[0] != "grpc.so_reuseport"]
         server = grpc.aio.server(interceptors=(guard,), options=[*options, ("grpc.so_reuseport", 1)])
         server.add_generic_rpc_handlers((engine_handlers(self._engines),))
-        await add_introspection(server, [ENGINE_SERVICE.full_name])
+        health = await add_introspection(server, [ENGINE_SERVICE.full_name])
         address = _join(self._bind, self.port)
         try:
             if certificate:
@@ -108,13 +114,22 @@ class DirectPort:
             await server.stop(None)
             return
         self._server = server
+        self._health = health
         self._known = known
         self._let_go()
         logger.info("direct calls at %s", ", ".join(self.addresses))
 
+    def drain(self) -> None:
+        """Report NOT_SERVING from here on; calls are answered as before. Needs a running loop."""
+        self._is_draining = True
+        if self._health is not None and self._reporting is None:
+            self._reporting = asyncio.create_task(self._health.enter_graceful_shutdown())
+
     async def close(self) -> None:
         """Stop serving."""
         self._let_go()
+        if self._reporting is not None:
+            await self._reporting
         if self._server is not None:
             await self._server.stop(_GRACE)
             self._server = None

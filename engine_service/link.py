@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from engine_service.session import SayGoodbye, SayHello, Session, State, Stop, TakeId
+from engine_service.session import Fence, SayGoodbye, SayHello, Session, State, Stop, TakeId
 from engine_service.stream import RegistrationStream
 from engine_service.transfers import Transfers
-from enginery import _status, _values
+from enginery import _logs, _status, _values
 from enginery._channel import open_channel
-from enginery._engine import DEFAULT_INLINE_LIMIT, MAX_INLINE_LIMIT, CallContext
+from enginery._engine import MAX_SECONDS, CallContext, read_context
+from enginery._methods import OPERATIONS
 from enginery._reasons import DeliveryError
 from enginery.errors import ConnectionFileError
 from enginery.v1 import engine_pb2
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from engine_service.direct import DirectPort
     from engine_service.engine import Engine
+    from engine_service.operation import Operation
     from engine_service.session import Action
     from enginery._connection_file import ConnectionInfo
     from enginery.v1 import frame_pb2
@@ -72,18 +74,23 @@ class Link:
         host_id: str | None = None,
         heartbeat: float = HEARTBEAT,
         first_delay: float = _FIRST_DELAY,
+        orphan_timeout: float | None = None,
     ) -> None:
         """Serve `engines`, which must be started. `read_connection` is called before each attempt to connect.
 
-        `direct` is the host's own port, opened once the controller has signed for it. Times in seconds.
+        `direct` is the host's own port, opened once the controller has signed for it. Times in seconds; after
+        `orphan_timeout` without a controller all engines stop, by default never.
         """
-        self._members = {engine.slot: _Member(engine, Session(_wanted(engine))) for engine in engines}
+        fence = Fence()
+        self._members = {engine.slot: _Member(engine, Session(_wanted(engine), fence)) for engine in engines}
         self._by_id: dict[int, Engine] = {}
         self._read_connection = read_connection
         self._direct = direct
         self._host_id = host_id or str(uuid.uuid4())
         self._heartbeat = heartbeat
         self._first_delay = first_delay
+        self._orphan_timeout = orphan_timeout
+        self._orphan_timer: asyncio.TimerHandle | None = None
         self._sequence = 0
         self._stream: RegistrationStream | None = None
         self._transfers: Transfers | None = None
@@ -98,6 +105,11 @@ class Link:
         """Ids of the engines that are registered now."""
         return sorted(self._by_id)
 
+    def statistics(self) -> dict[str, int]:
+        """Return how many engines are here and registered, and what waits on the stream, if one is open."""
+        own = {"engines": len(self._present()), "registered": len(self._by_id)}
+        return own if self._stream is None else {**own, **self._stream.statistics()}
+
     def _present(self) -> list[_Member]:
         return [member for member in self._members.values() if member.session.state is not State.GONE]
 
@@ -105,6 +117,13 @@ class Link:
 
     async def run(self) -> None:
         """Connect, serve, and connect again, until no engine is left."""
+        self._begin_orphanhood()
+        try:
+            await self._keep_connected()
+        finally:
+            self._end_orphanhood()
+
+    async def _keep_connected(self) -> None:
         delay = self._first_delay
         complaint = ""
         while self._present():
@@ -144,7 +163,9 @@ class Link:
     async def _connect(self, info: ConnectionInfo) -> DeliveryError:
         """Serve one stream to its end, and return why it ended."""
         channel = open_channel(info)
-        stream = self._stream = RegistrationStream(channel, info.metadata, self._receive)
+        stream = self._stream = RegistrationStream(
+            channel, info.metadata, self._receive, engine_count=len(self._members)
+        )
         self._transfers = Transfers(info, self._by_id)
         timers = _Timers(self, stream, self._heartbeat)
         try:
@@ -154,9 +175,8 @@ class Link:
         finally:
             timers.cancel()
             self._stream = None
-            for engine in self._by_id.values():
-                engine.hold_answers(hold=True)
             self._by_id.clear()
+            self._begin_orphanhood()
             for member in self._present():
                 member.session.closed()
             await self._transfers.close()
@@ -167,10 +187,7 @@ class Link:
             await channel.close()
 
     def beat(self) -> None:
-        """Send a heartbeat, and ask again for engines that were refused for now.
-
-        By now the controller has sent again the calls whose replies it missed.
-        """
+        """Send a heartbeat, and ask again for engines that were refused for now."""
         if self._stream is None:
             return
         for member in self._present():
@@ -178,9 +195,9 @@ class Link:
         self._sequence += 1
         beat = self._stream.next_message.heartbeat
         beat.sequence = self._sequence
-        for engine in self._by_id.values():
-            engine.hold_answers(hold=False)
-            beat.engines.append(engine.status())
+        beat.engines.extend(engine.status() for engine in self._by_id.values())
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("statistics: %s", self.statistics())
 
     def check_welcome(self) -> None:
         """Give up a stream on which no engine was answered in time."""
@@ -188,13 +205,43 @@ class Link:
             logger.error("the controller did not answer within %.0f s", WELCOME_PATIENCE)
             self._stream.cancel()
 
+    def drain(self, reason: str, grace: float) -> None:
+        """Let all engines finish what they run within `grace` seconds, take no more, and leave."""
+        for member in self._present():
+            member.engine.drain(reason, grace)
+        self._tell_draining()
+
+    def _tell_draining(self) -> None:
+        leaving = (member.engine.is_draining for member in self._present())
+        if self._direct is not None and all(leaving):
+            self._direct.drain()
+        self.beat()
+
+    def _begin_orphanhood(self) -> None:
+        if self._orphan_timeout is not None and self._orphan_timer is None:
+            loop = asyncio.get_running_loop()
+            self._orphan_timer = loop.call_later(self._orphan_timeout, self._leave_as_orphans)
+
+    def _end_orphanhood(self) -> None:
+        if self._orphan_timer is not None:
+            self._orphan_timer.cancel()
+            self._orphan_timer = None
+
+    def _leave_as_orphans(self) -> None:
+        reason = f"no controller for {self._orphan_timeout:g} s, its --orphan-timeout"
+        logger.warning("leaving: %s", reason)
+        for member in self._present():
+            member.engine.stop(reason)
+
     # ---- what comes down
 
     def _receive(self, message: engine_pb2.ControllerMessage) -> None:
         for welcome in message.welcomes:
             member = self._member(welcome.slot)
-            lease = welcome.lease.ToTimedelta().total_seconds()
-            self._act(member, member.session.welcomed(welcome.engine_id, welcome.epoch, lease))
+            actions = member.session.welcomed(
+                welcome.engine_id, welcome.epoch, welcome.cluster_id, welcome.controller_epoch
+            )
+            self._act(member, actions)
             self._open_direct(welcome)
         for refusal in message.refusals:
             member = self._member(refusal.slot)
@@ -205,8 +252,9 @@ class Link:
             assert self._transfers is not None
             self._transfers.start(offer)
         for dismissal in message.dismissals:
-            if dismissal.engine_id in self._by_id:
-                self._by_id[dismissal.engine_id].stop(dismissal.reason)
+            self._dismiss(dismissal)
+        if message.journaled_count and self._stream is not None:
+            self._stream.acknowledge(message.journaled_count)
 
     def _member(self, slot: int) -> _Member:
         if slot not in self._members:
@@ -215,26 +263,46 @@ class Link:
             )
         return self._members[slot]
 
-    def _dispatch(self, calls: Iterable[frame_pb2.Call]) -> None:
+    def _dispatch(self, calls: Sequence[frame_pb2.Call]) -> None:
         stream = self._stream
         assert stream is not None
+        size = 0
         for call in calls:
-            done = functools.partial(stream.reply, call.call_id)
+            method, request, operation_id = call.method, call.request, call.operation_id
+            size += len(request)
             engine = self._by_id.get(call.engine_id)
-            if engine is None:
-                ids = ", ".join(map(str, self.registered))
-                done(DeliveryError("INVALID_ENGINE_ID", engine_id=call.engine_id, engine_ids=ids))
-                continue
-            operation_id = call.operation_id
-            if len(operation_id) != _OPERATION_BYTES:
-                done(DeliveryError("BAD_REQUEST", field="operation_id", cause="it has 16 bytes"))
-                continue
-            keep_queue, inline_limit = False, DEFAULT_INLINE_LIMIT
-            if call.HasField("options"):
-                keep_queue = call.options.keep_queue
-                inline_limit = min(call.options.inline_limit or DEFAULT_INLINE_LIMIT, MAX_INLINE_LIMIT)
-            context = CallContext(operation_id, call.session_id, keep_queue, inline_limit)
-            engine.submit(call.method, call.request, context, done)
+            # The call of a Submit bears the operation's id, but its reply is not the operation's answer.
+            answered_id = operation_id if method in OPERATIONS else b""
+            done = functools.partial(stream.reply, call.call_id, engine, answered_id)
+            try:
+                if engine is None:
+                    ids = ", ".join(map(str, self.registered))
+                    raise DeliveryError("INVALID_ENGINE_ID", engine_id=call.engine_id, engine_ids=ids)
+                if len(operation_id) != _OPERATION_BYTES:
+                    raise DeliveryError("BAD_REQUEST", field="operation_id", cause="it has 16 bytes")
+                if call.known or call.HasField("options"):
+                    context = read_context(operation_id, call.session_id, call.options, known=call.known)
+                else:
+                    context = CallContext(operation_id, call.session_id)
+            except DeliveryError as error:
+                done(error)
+            else:
+                engine.submit(method, request, context, done)
+        stream.accept(len(calls), size)
+
+    def _dismiss(self, dismissal: engine_pb2.Dismissal) -> None:
+        engine = self._by_id.get(dismissal.engine_id)
+        if engine is None:
+            return
+        grace = min(dismissal.grace.ToNanoseconds() / 1e9, MAX_SECONDS)
+        reason = dismissal.reason or "dismissed by the controller"
+        about = _logs.about(engine=dismissal.engine_id)
+        logger.info("dismissed, with %g s to finish what runs: %s", grace, reason, extra=about)
+        if grace > 0:
+            engine.drain(reason, grace)
+        else:
+            engine.stop(reason)
+        self._tell_draining()
 
     def _open_direct(self, welcome: engine_pb2.Welcome) -> None:
         if self._direct is not None and welcome.client_token_digest and self._opening is None:
@@ -254,9 +322,8 @@ class Link:
                     member.engine.stop(reason)
                 case SayGoodbye(engine_id):
                     if self._stream is not None:
-                        self._stream.next_message.goodbyes.add(
-                            engine_id=engine_id, reason=member.engine.stop_reason
-                        )
+                        reason = member.engine.stop_reason
+                        self._stream.goodbye(engine_pb2.Goodbye(engine_id=engine_id, reason=reason))
 
     def _say_hello(self, member: _Member, hello: SayHello) -> None:
         engine, kernel = member.engine, member.engine.kernel
@@ -271,6 +338,8 @@ class Link:
             hostname=socket.gethostname(),
             python_version=kernel.python_version,
             enginery_version=version("enginery"),
+            operation_ids=engine.inventory(),
+            memory_limit=engine.options.memory_limit or 0,
         )
         for key, value in engine.properties.items():
             message.properties[key].CopyFrom(_values.to_value(value))
@@ -285,12 +354,15 @@ class Link:
         self._welcomes += 1
         engine.set_id(engine_id, registered=True)
         self._by_id[engine_id] = engine
-        logger.info("engine %d is registered: kernel pid %d", engine_id, engine.kernel.pid)
+        self._end_orphanhood()
+        logger.info("registered: kernel pid %d", engine.kernel.pid, extra=_logs.about(engine=engine_id))
         # What changed between hello and welcome had no id to be told under.
         if member.told_incarnation != engine.kernel.incarnation:
             self.kernel_changed(engine, engine.last_failure)
         if member.told_properties is not engine.properties:
             self.properties_changed(engine)
+        assert self._stream is not None
+        self._stream.operations_ended(engine, engine.unsettled())
 
     def properties_changed(self, engine: Engine) -> None:
         """Tell the controller; the message that carries this goes out before, or with, any later reply."""
@@ -301,7 +373,8 @@ class Link:
         for key, value in engine.properties.items():
             message.properties[key].CopyFrom(_values.to_value(value))
         if message.ByteSize() > _PROPERTIES_LIMIT:
-            logger.error("engine %d: properties over 1 MiB are not shown to the controller", engine.engine_id)
+            about = _logs.about(engine=engine.engine_id)
+            logger.error("properties over 1 MiB are not shown to the controller", extra=about)
             return
         stream.change_properties(message)
 
@@ -317,10 +390,15 @@ class Link:
             )
             self.properties_changed(engine)
 
+    def operation_ended(self, engine: Engine, operation: Operation) -> None:
+        """Tell the controller, unless a reply does. What ends while it is away is told after the welcome."""
+        stream = self._stream_of(engine)
+        if stream is not None:
+            stream.operation_ended(engine, operation)
+
     def engine_stopped(self, engine: Engine, reason: str) -> None:
         """Say goodbye for an engine that has stopped; the link ends with the last."""
-        name = f"engine {engine.engine_id}" if engine.engine_id >= 0 else "an engine that was not registered"
-        logger.info("%s has stopped: %s", name, reason)
+        logger.info("stopped: %s", reason, extra=_logs.about(engine=engine.engine_id))
         member = self._members[engine.slot]
         self._by_id.pop(engine.engine_id, None)
         self._act(member, member.session.left())

@@ -1,14 +1,15 @@
 """The registration of one engine with its controller, as a synchronous machine: events in, actions out.
 
-    state          opened    welcomed     refused for good   refused for now   closed                left
-    OFFLINE        ASKING    -            -                  -                 OFFLINE               GONE
-    ASKING         -         REGISTERED   GONE               OFFLINE           AWAY, else OFFLINE    GONE
-    REGISTERED     -         -            -                  -                 AWAY                  GONE
-    AWAY           ASKING    -            -                  -                 AWAY                  GONE
-    GONE           GONE      GONE         GONE               GONE              GONE                  GONE
+    state        opened       welcomed     refused for good   refused for now   closed          left
+    OFFLINE      ASKING       -            -                  -                 OFFLINE         GONE
+    ASKING       ASKING       REGISTERED   GONE               OFFLINE, AWAY     OFFLINE, AWAY   GONE
+    REGISTERED   REGISTERED   -            -                  -                 AWAY            GONE
+    AWAY         ASKING       -            -                  -                 AWAY            GONE
+    GONE         GONE         GONE         GONE               GONE              GONE            GONE
 
-An engine that had been welcomed before is AWAY, not OFFLINE, when a stream closes: its next hello is a return,
-with the id and the epoch of its registration. What is not in the table is a defect of the controller.
+Where there are two, an engine that had been welcomed before becomes AWAY, any other OFFLINE. The hello of one
+that is AWAY is a return, with the id and the epoch of its registration. What is not in the table is a defect of
+the controller. So is the welcome of a controller older than one that was obeyed: it changes nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,28 @@ import enum
 from dataclasses import dataclass
 
 from enginery._reasons import TABLE, DeliveryError, Retry
+
+
+class Fence:
+    """Knows the newest controller that a host has obeyed. All engines of the host share one."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._cluster_id = ""
+        self._epoch = 0
+
+    def admit(self, cluster_id: str, controller_epoch: int) -> None:
+        """Obey this controller from now on; PROTOCOL_ERROR if a newer one of the same cluster was obeyed.
+
+        Another cluster has a count of its own: a host follows its connection file.
+        """
+        if cluster_id == self._cluster_id and controller_epoch < self._epoch:
+            raise DeliveryError(
+                "PROTOCOL_ERROR",
+                cause=f"this controller has epoch {controller_epoch}, and epoch {self._epoch} was obeyed: "
+                "it has been replaced, stop it",
+            )
+        self._cluster_id, self._epoch = cluster_id, controller_epoch
 
 
 class State(enum.Enum):
@@ -64,12 +87,12 @@ Action = SayHello | TakeId | Stop | SayGoodbye
 class Session:
     """One engine's registration."""
 
-    def __init__(self, wanted_id: int | None = None) -> None:
-        """Ask for `wanted_id` at first, if given."""
+    def __init__(self, wanted_id: int | None = None, fence: Fence | None = None) -> None:
+        """Ask for `wanted_id` at first, if given. `fence` is the host's; by default the engine has its own."""
+        self._fence = fence or Fence()
         self.state = State.OFFLINE
         self.engine_id = wanted_id
         self.epoch: int | None = None
-        self.lease = 0.0
 
     def __repr__(self) -> str:
         """Show state, id and epoch."""
@@ -82,13 +105,14 @@ class Session:
         self.state = State.ASKING
         return [SayHello(self.engine_id, self.epoch)]
 
-    def welcomed(self, engine_id: int, epoch: int, lease: float) -> list[Action]:
-        """The controller registered the engine; `lease` is in seconds."""
+    def welcomed(self, engine_id: int, epoch: int, cluster_id: str, controller_epoch: int) -> list[Action]:
+        """The controller, of that cluster and epoch, registered the engine under this id and epoch."""
         if self.state is State.GONE:
             return [SayGoodbye(engine_id)]  # it left while its hello was on the way
         self._expect_answer("welcome")
+        self._fence.admit(cluster_id, controller_epoch)
         self.state = State.REGISTERED
-        self.engine_id, self.epoch, self.lease = engine_id, epoch, lease
+        self.engine_id, self.epoch = engine_id, epoch
         return [TakeId(engine_id)]
 
     def refused(self, error: DeliveryError) -> list[Action]:

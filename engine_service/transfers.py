@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import grpc.aio
 from google.rpc import status_pb2
 
-from enginery import _status
+from enginery import _logs, _status
 from enginery._channel import open_channel
 from enginery._reasons import DeliveryError
 from enginery.v1 import engine_pb2, frame_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 
     from engine_service.engine import Engine
     from enginery._connection_file import ConnectionInfo
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 METHOD = "/enginery.v1.ControllerService/Transfer"
 MAX_RUNNING = 64
 MAX_OFFERS = 1_000
-"""Transfers that run, and that wait to run, at a time."""
+"""Transfers of values that run at a time; transfers that run or wait, attached callers among them."""
 
 
 class Transfers:
@@ -44,10 +44,15 @@ class Transfers:
         self._slots = asyncio.Semaphore(MAX_RUNNING)
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def __len__(self) -> int:
+        """Return how many run or wait."""
+        return len(self._tasks)
+
     def start(self, offer: engine_pb2.TransferOffer) -> None:
         """Take up an offer, unless there are too many: it then expires at the controller."""
         if len(self._tasks) >= MAX_OFFERS:
-            logger.warning("engine %d: over %d transfers wait; one is dropped", offer.engine_id, MAX_OFFERS)
+            about = _logs.about(engine=offer.engine_id)
+            logger.warning("over %d transfers run or wait; one is dropped", MAX_OFFERS, extra=about)
             return
         task = asyncio.create_task(self._run(offer), name=f"transfer for engine {offer.engine_id}")
         self._tasks.add(task)
@@ -75,14 +80,18 @@ class Transfers:
             # At once, since the controller takes one that is not accepted for a host that is not there.
             accept = engine_pb2.TransferAccept(transfer_id=offer.transfer_id)
             await call.write(engine_pb2.TransferRequest(accept=accept))
-            async with self._slots:
+            if offer.method == frame_pb2.METHOD_ATTACH:  # lasts as long as its operation, and moves little
                 status = await self._serve(offer, call)
+            else:
+                async with self._slots:
+                    status = await self._serve(offer, call)
             await call.write(engine_pb2.TransferRequest(status=status.SerializeToString()))
             await call.done_writing()
             while isinstance(await call.read(), engine_pb2.TransferResponse):
                 pass  # what the caller sent after it was refused
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-            logger.debug("a transfer for engine %d ended early: %s", offer.engine_id, error)
+            about = _logs.about(engine=offer.engine_id)
+            logger.debug("a transfer ended early: %s", error, extra=about)
         finally:
             call.cancel()
 
@@ -98,7 +107,10 @@ class Transfers:
                 response = await engine.upload(requests)
                 await call.write(engine_pb2.TransferRequest(message=response))
             elif offer.method == frame_pb2.METHOD_DOWNLOAD:
-                await _download(engine, requests, call)
+                await _answer(engine.download, requests, call)
+            elif offer.method == frame_pb2.METHOD_ATTACH:
+                _end_with(call)
+                await _answer(engine.attach, requests, call)
             else:
                 raise DeliveryError("UNKNOWN_METHOD", method=f"{offer.method} in a transfer")
         except DeliveryError as error:
@@ -106,7 +118,7 @@ class Transfers:
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             raise  # the stream itself is over
         except Exception as error:
-            logger.exception("defect in a transfer for engine %d", offer.engine_id)
+            logger.exception("defect in a transfer", extra=_logs.about(engine=offer.engine_id))
             cause = f"{type(error).__name__}: {error}"
             return _status.to_proto(DeliveryError("INTERNAL", cause=cause, process="engine host"))
         return status_pb2.Status()  # code 0 is OK
@@ -120,13 +132,30 @@ async def _requests(call: Call) -> AsyncIterator[bytes]:
         yield message.message
 
 
-async def _download(engine: Engine, requests: AsyncIterator[bytes], call: Call) -> None:
-    request = await anext(requests, None)
-    if request is None:
-        raise DeliveryError("PROTOCOL_ERROR", cause="a download has one request")
-    responses = engine.download(request)
+async def _answer(
+    respond: Callable[[bytes], AsyncGenerator[bytes]], requests: AsyncIterator[bytes], call: Call
+) -> None:
+    """Serve a call of one request and a stream of responses."""
+    request, more = await anext(requests, None), await anext(requests, None)
+    if request is None or more is not None:
+        raise DeliveryError("PROTOCOL_ERROR", cause="the call has one request")
+    responses = respond(request)
     try:
         async for message in responses:
             await call.write(engine_pb2.TransferRequest(message=message))
     finally:
         await responses.aclose()
+
+
+def _end_with(call: Call) -> None:
+    """Cancel this task when its stream is over: without events it would not learn that the caller has gone.
+
+    gRPC tells of the end only when all that came before was read.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+
+    def end(_call: object) -> None:
+        task.cancel()
+
+    call.add_done_callback(end)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from engine_service.direct import DirectPort
 from enginery._certificates import Authority, host_name
@@ -77,6 +78,26 @@ async def test_a_client_calls_an_engine_directly(tmp_path: Path) -> None:
             assert result.text == "hi"
             metadata = dict(await call.initial_metadata())
             assert metadata["enginery-operation-id"] == result.operation_id
+
+
+async def test_a_port_that_drains_says_so_and_serves_on(tmp_path: Path) -> None:
+    """Health is NOT_SERVING, so that nobody sends new work; calls are answered until the port closes."""
+    async with open_port(tmp_path) as (authority, port):
+        info = as_client(authority, port)
+        async with open_channel(info) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+
+            async def status() -> int:
+                request = health_pb2.HealthCheckRequest(service="enginery.v1.EngineService")
+                answer = await health.Check(request, metadata=info.metadata)
+                return int(answer.status)
+
+            assert await status() == health_pb2.HealthCheckResponse.SERVING
+            port.drain()
+            assert await status() == health_pb2.HealthCheckResponse.NOT_SERVING
+            stub = engine_pb2_grpc.EngineServiceStub(channel)
+            answer = await stub.GetId(engine_pb2.GetIdRequest(), metadata=info.metadata)
+            assert isinstance(answer, engine_pb2.GetIdResponse)
 
 
 async def test_others_are_denied(tmp_path: Path) -> None:

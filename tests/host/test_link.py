@@ -3,91 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import TYPE_CHECKING, Any
 
-from google.rpc import status_pb2
+from google.protobuf.duration_pb2 import Duration
 
 from engine_service import link as link_module
 from engine_service import stream as stream_module
-from engine_service import transfers as transfers_module
+from engine_service.engine import EngineOptions
 from engine_service.kernel_process import Reply
 from engine_service.link import Link
-from enginery import _status, _values
+from enginery import _status
 from enginery._encoded import Codec, Encoded
 from enginery._reasons import DeliveryError
 from enginery.errors import ConnectionFileError
-from enginery.v1 import engine_pb2, frame_pb2, value_pb2
-from tests.host.fakes import (
-    IDS,
-    FakeController,
-    FakeStream,
-    Kernels,
-    running_controller,
-    running_engine,
-    until,
-)
+from enginery.v1 import engine_pb2, frame_pb2
+from tests.host.fakes import IDS, until
+from tests.host.linked import code, frame, linked, result
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-
     import pytest
 
-    from engine_service.engine import Engine
     from enginery._connection_file import ConnectionInfo
-
-
-class Linked:
-    """A host's engines, their link and the controller at its other end."""
-
-    def __init__(self, controller: FakeController, engines: list[Engine], kernels: list[Kernels]) -> None:
-        self.controller = controller
-        self.engines = engines
-        self.kernels = kernels
-        self.link: Link
-        self.task: asyncio.Task[None]
-
-    async def registered(self) -> tuple[FakeStream, list[engine_pb2.Hello]]:
-        """Take the next stream and welcome all of its engines, in the order of their slots."""
-        stream = await self.controller.stream()
-        hellos = list((await stream.receive_until(lambda m: len(m.hellos) == len(self.engines))).hellos)
-        for hello in hellos:
-            stream.welcome(hello.slot, hello.slot, 7)
-        await until(lambda: len(self.link.registered) == len(self.engines))
-        return stream, hellos
-
-
-@contextlib.asynccontextmanager
-async def linked(
-    count: int = 1,
-    *,
-    heartbeat: float = 60.0,
-    read: Callable[[ConnectionInfo], ConnectionInfo] = lambda info: info,
-) -> AsyncIterator[Linked]:
-    async with contextlib.AsyncExitStack() as stack:
-        controller, info = await stack.enter_async_context(running_controller())
-        pairs = [await stack.enter_async_context(running_engine(slot=slot)) for slot in range(count)]
-        made = Linked(controller, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
-        made.link = Link(made.engines, lambda: read(info), heartbeat=heartbeat, first_delay=0.01)
-        made.task = asyncio.create_task(made.link.run())
-        try:
-            yield made
-        finally:
-            for engine in made.engines:
-                engine.stop("the test ends")
-            while not made.task.done():
-                while not controller.streams.empty():
-                    controller.streams.get_nowait().end()
-                await asyncio.wait((made.task,), timeout=0.05)
-            await made.task
-
-
-def code(text: str) -> engine_pb2.ExecuteRequest:
-    return engine_pb2.ExecuteRequest(code=text)
-
-
-def result(reply: frame_pb2.Reply) -> engine_pb2.ExecuteResult:
-    return engine_pb2.ExecuteResponse.FromString(reply.response).result
 
 
 async def test_hello_welcome_call_reply() -> None:
@@ -142,8 +78,124 @@ async def test_break_and_return_within_the_lease() -> None:
         stream.end()
 
 
-async def test_a_superseded_stream_is_opened_again() -> None:
+async def test_the_inventory_lets_a_call_come_again_without_its_request() -> None:
+    """1. A hello names what has not ended and what nobody acknowledged, and the memory limit. 2. A call that is
+    known joins it. 3. One that is not known after all is answered so that the journal is asked."""
+    async with linked(options=EngineOptions(memory_limit=1 << 30)) as host:
+        stream, (hello,) = await host.registered()
+        assert (list(hello.operation_ids), hello.memory_limit) == ([], 1 << 30)
+        settled, ended, running = IDS.mint(), IDS.mint(), IDS.mint()
+        await stream.reply(stream.call(code("settled"), operation_id=settled))
+        stream.send(journaled_count=1)
+        await stream.reply(stream.call(code("ended"), operation_id=ended))
+        stream.call(code("wait"), operation_id=running)
+        kernel = host.kernels[0].started[0]
+        await until(lambda: len(kernel.commands) == 3)
+        stream.end(DeliveryError("SHUTTING_DOWN", process="controller"))
+        await until(lambda: not host.link.registered)
+        stream, (hello,) = await host.registered()
+        assert list(hello.operation_ids) == [ended, running]
+        stream.send(calls=[frame(running, known=True)])
+        kernel.released.set()
+        assert result(await stream.reply(1_000)).text == "wait"
+        stream.send(calls=[frame(IDS.mint(), known=True)])
+        assert (await stream.reply(1_000)).outcome == frame_pb2.OUTCOME_RELEASED
+        assert len(kernel.commands) == 3
+        stream.end()
+
+
+async def test_what_ended_while_the_controller_was_away_is_told_after_the_welcome() -> None:
+    """With its answer, until that is acknowledged; then never again."""
+    async with linked() as host:
+        stream, _ = await host.registered()
+        operation_id = IDS.mint()
+        stream.call(code("wait"), operation_id=operation_id)
+        kernel = host.kernels[0].started[0]
+        await until(lambda: bool(kernel.commands))
+        stream.end()
+        await until(lambda: not host.link.registered)
+        kernel.released.set()
+        await until(lambda: bool(host.engines[0].unsettled()))
+        for is_acknowledged in (False, True):
+            stream, _ = await host.registered()
+            (ended,) = (await stream.receive_until(lambda message: bool(message.ended))).ended
+            assert (ended.operation_id, ended.method) == (operation_id, frame_pb2.METHOD_EXECUTE)
+            assert engine_pb2.ExecuteResponse.FromString(ended.response).result.text == "wait"
+            if is_acknowledged:
+                stream.send(journaled_count=1)
+                await until(lambda: not host.engines[0].unsettled())
+            stream.end()
+            await until(lambda: not host.link.registered)
+        stream, (hello,) = await host.registered()
+        assert not hello.operation_ids
+        stream.call(code("1"))
+        assert not (await stream.receive_until(lambda message: bool(message.replies))).ended
+        stream.end()
+
+
+async def test_the_end_of_a_submitted_operation_is_told() -> None:
+    """Submit is answered at once; what it began ends later, and has no other reply on this stream."""
+    async with linked() as host:
+        stream, _ = await host.registered()
+        operation_id = IDS.mint()
+        request = engine_pb2.SubmitRequest(execute=code("1"))
+        call_id = stream.call(request, operation_id=operation_id)
+        message = await stream.receive_until(lambda message: bool(message.replies and message.ended))
+        assert [reply.call_id for reply in message.replies] == [call_id]
+        assert [ended.operation_id for ended in message.ended] == [operation_id]
+        stream.send(journaled_count=1)  # the Submit's reply, which settles nothing
+        stream.call(code("2"))
+        await stream.receive_until(lambda message: bool(message.replies))
+        assert [operation.operation_id for operation in host.engines[0].unsettled()][:1] == [operation_id]
+        stream.send(journaled_count=2)
+        await until(lambda: operation_id not in host.engines[0].inventory())
+        stream.end()
+
+
+async def test_calls_are_counted_and_carry_their_options() -> None:
+    """Every call counts, refused ones too; an option that makes no sense refuses the call that has it."""
+    async with linked() as host:
+        stream, _ = await host.registered()
+        bad = frame_pb2.CallOptions(timeout=Duration(seconds=-1))
+        stream.send(calls=[frame(IDS.mint(), "1", options=bad)])
+        message = await stream.receive_until(lambda message: bool(message.replies))
+        assert _status.from_bytes(message.replies[0].error).metadata["field"] == "timeout"
+        assert message.accepted_count == 1
+        good = frame_pb2.CallOptions(timeout=Duration(seconds=30), interrupt_only=True)
+        stream.send(calls=[frame(IDS.mint(), "wait", options=good), frame(IDS.mint(), "2")])
+        await until(lambda: len(host.engines[0].queue) == 1)
+        running = host.engines[0].queue.running
+        assert running is not None
+        assert (running.context.timeout, running.context.interrupt_only) == (30.0, True)
+        host.kernels[0].started[0].released.set()
+        message = await stream.receive_until(lambda message: len(message.replies) == 2)
+        assert message.accepted_count == 3
+        stream.end()
+
+
+async def test_an_old_controller_that_lives_again_is_not_obeyed() -> None:
+    """Its welcome is refused with the stream, and the engines stay those of the newer one."""
+    async with linked() as host:
+        stream = await host.controller.stream()
+        await stream.receive()
+        stream.welcome(controller_epoch=6)
+        await until(lambda: host.link.registered == [0])
+        stream.end()
+        stream = await host.controller.stream()
+        await stream.receive()
+        stream.welcome(0, 5, controller_epoch=5)
+        again = await host.controller.stream()
+        (hello,) = (await again.receive()).hellos
+        assert (hello.engine_id, hello.epoch) == (0, 1)
+        assert host.link.registered == []
+        again.welcome(controller_epoch=6)
+        await until(lambda: host.link.registered == [0])
+        again.end()
+
+
+async def test_a_superseded_stream_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A newer stream of the same host took over: this one ends, and the link goes on."""
+    monkeypatch.setattr(link_module, "_MAX_DELAY", 0.01)
     async with linked() as host:
         stream, _ = await host.registered()
         stream.end(DeliveryError("SUPERSEDED"))
@@ -187,7 +239,8 @@ async def test_a_stream_that_is_not_read_is_left_even_while_calls_are_paused(
     monkeypatch.setattr(stream_module, "BREAK_BYTES", 32 << 20)
     async with linked() as host:
         stream, _ = await host.registered()
-        host.kernels[0].started[0].reply = lambda _: Reply(stdout=b"x" * 900_000)
+        large = Encoded(Codec.TEXT, (b"x" * 900_000,))
+        host.kernels[0].started[0].reply = lambda _: Reply(values={"value": large}, text="x")
         for _ in range(12):
             stream.call(code("large"))
         opened = host.link._stream
@@ -332,6 +385,46 @@ async def test_a_dismissed_engine_stops() -> None:
         stream.end()
 
 
+async def test_a_dismissed_engine_finishes_what_it_runs_within_the_grace() -> None:
+    """What waits is handed back at once, a heartbeat tells, what runs is answered, and then it says goodbye."""
+    async with linked() as host:
+        stream, _ = await host.registered()
+        running, waiting = stream.call(code("wait")), stream.call(code("1"))
+        await until(lambda: len(host.engines[0].queue) == 1)
+        dismissal = engine_pb2.Dismissal(engine_id=0, reason="enough", grace=Duration(seconds=60))
+        stream.send(dismissals=[dismissal])
+        first = await stream.receive_until(
+            lambda message: bool(message.replies and message.HasField("heartbeat"))
+        )
+        assert [reply.call_id for reply in first.replies] == [waiting]
+        assert _status.from_bytes(first.replies[0].error).reason == "ENGINE_STOPPED"
+        assert [engine.draining for engine in first.heartbeat.engines] == [True]
+        host.kernels[0].started[0].released.set()
+        last = await stream.receive_until(lambda message: bool(message.goodbyes))
+        assert [(reply.call_id, reply.outcome) for reply in last.replies] == [(running, frame_pb2.OUTCOME_OK)]
+        assert last.goodbyes[0].reason == "enough"
+        stream.end()
+
+
+async def test_engines_without_a_controller_leave_after_the_orphan_timeout() -> None:
+    """It counts while no engine is registered, so anew from the loss of a controller."""
+    async with linked(orphan_timeout=60.0) as host:
+
+        def is_orphan() -> bool:
+            return host.link._orphan_timer is not None
+
+        await until(is_orphan)
+        stream, _ = await host.registered()
+        assert not is_orphan()
+        host.link._orphan_timeout = 0.05
+        stream.end()
+        await host.engines[0].wait_stopped()
+        assert host.engines[0].stop_reason == "no controller for 0.05 s, its --orphan-timeout"
+        while not host.controller.streams.empty():
+            (await host.controller.stream()).end()
+        await asyncio.wait_for(host.task, 10)
+
+
 async def test_a_controller_that_breaks_the_protocol_is_left_and_asked_again() -> None:
     """An answer for a slot that is not here ends the stream, and the next one is good."""
     async with linked() as host:
@@ -395,91 +488,3 @@ def _reply_with(value: Encoded) -> Any:
     from engine_service.kernel_process import Reply
 
     return Reply(values={"value": value}, text="x")
-
-
-async def test_a_transfer_carries_an_upload_and_a_download() -> None:
-    """The host opens the stream that it was offered; messages go through as they are, and then a status."""
-    blob = _values.describe("up", Encoded(Codec.TEXT, (b"abc",)))
-    uploads = [
-        engine_pb2.UploadRequest(blob=blob),
-        engine_pb2.UploadRequest(chunk=value_pb2.Chunk(data=b"abc")),
-    ]
-    async with linked() as host:
-        stream, _ = await host.registered()
-        messages, status = await _transfer(host, stream, frame_pb2.METHOD_UPLOAD, uploads)
-        assert status is None
-        assert engine_pb2.UploadResponse.FromString(messages[0]).blob == blob
-        wanted = [engine_pb2.DownloadRequest(blob_id="up", release=True)]
-        messages, status = await _transfer(host, stream, frame_pb2.METHOD_DOWNLOAD, wanted)
-        assert status is None
-        assert engine_pb2.DownloadResponse.FromString(messages[1]).chunk.data == b"abc"
-        messages, status = await _transfer(host, stream, frame_pb2.METHOD_DOWNLOAD, wanted)
-        assert (messages, status) == ([], "BLOB_NOT_FOUND")
-        messages, status = await _transfer(host, stream, frame_pb2.METHOD_EXECUTE, wanted)
-        assert (messages, status) == ([], "UNKNOWN_METHOD")
-        messages, status = await _transfer(host, stream, frame_pb2.METHOD_UPLOAD, [])
-        assert (messages, status) == ([], "PROTOCOL_ERROR")
-        stream.end()
-
-
-async def _transfer(
-    host: Linked, stream: FakeStream, method: frame_pb2.Method.ValueType, requests: list[Any]
-) -> tuple[list[bytes], str | None]:
-    stream.send(transfers=[engine_pb2.TransferOffer(transfer_id="t" * 32, engine_id=0, method=method)])
-    async with asyncio.timeout(10):
-        incoming, outgoing = await host.controller.transfers.get()
-        assert (await anext(incoming)).accept.transfer_id == "t" * 32
-        for request in requests:
-            outgoing.put_nowait(engine_pb2.TransferResponse(message=request.SerializeToString()))
-        outgoing.put_nowait(engine_pb2.TransferResponse(end=True))
-        messages: list[bytes] = []
-        async for message in incoming:
-            if message.WhichOneof("kind") == "status":
-                outgoing.put_nowait(None)
-                status = status_pb2.Status.FromString(message.status)
-                return messages, _status.from_proto(status).reason if status.code else None
-            messages.append(message.message)
-    raise AssertionError("no status came")
-
-
-async def test_a_transfer_is_accepted_while_others_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It waits for its turn after that, so that the controller does not take the host for gone."""
-    monkeypatch.setattr(transfers_module, "MAX_RUNNING", 1)
-    async with linked() as host:
-        stream, _ = await host.registered()
-        for name in "ab":
-            stream.send(
-                transfers=[
-                    engine_pb2.TransferOffer(transfer_id=name * 32, engine_id=0, method=frame_pb2.METHOD_UPLOAD)
-                ]
-            )
-        async with asyncio.timeout(10):
-            (first, answer), (second, other) = [await host.controller.transfers.get() for _ in "ab"]
-            accepted = {(await anext(incoming)).accept.transfer_id for incoming in (first, second)}
-            assert accepted == {"a" * 32, "b" * 32}
-            for outgoing in (answer, other):
-                outgoing.put_nowait(engine_pb2.TransferResponse(end=True))
-            for incoming in (first, second):
-                status = status_pb2.Status.FromString((await anext(incoming)).status)
-                assert _status.from_proto(status).reason == "PROTOCOL_ERROR"
-        answer.put_nowait(None)
-        other.put_nowait(None)
-        stream.end()
-
-
-async def test_a_transfer_whose_caller_has_gone_is_forgotten() -> None:
-    """The stream ends; the upload's room is free again and the link is none the worse."""
-    blob = _values.describe("up", Encoded(Codec.TEXT, (b"abc",)))
-    async with linked() as host:
-        stream, _ = await host.registered()
-        offer = engine_pb2.TransferOffer(transfer_id="t" * 32, engine_id=0, method=frame_pb2.METHOD_UPLOAD)
-        stream.send(transfers=[offer])
-        incoming, outgoing = await asyncio.wait_for(host.controller.transfers.get(), 10)
-        await anext(incoming)
-        request = engine_pb2.UploadRequest(blob=blob).SerializeToString()
-        outgoing.put_nowait(engine_pb2.TransferResponse(message=request))
-        await until(lambda: host.engines[0].blobs.size == 3)
-        outgoing.put_nowait(None)
-        await until(lambda: host.engines[0].blobs.size == 0)
-        assert (await stream.reply(stream.call(code("hi")))).outcome == frame_pb2.OUTCOME_OK
-        stream.end()

@@ -14,8 +14,9 @@ import pytest
 from engine_service.app import Host
 from engine_service.config import HostConfig, parse
 from engine_service.kernel_process import KernelExited
-from enginery import _connection_file
-from tests.host.fakes import running_controller
+from enginery import _connection_file, _status
+from enginery.v1 import engine_pb2, frame_pb2
+from tests.host.fakes import running_controller, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +38,11 @@ def test_options(tmp_path: Path) -> None:
             "--exec-line=import math",
             f"--exec-file={script}",
             "--no-direct",
+            "--memory-limit=2G",
+            "--output-limit=1M",
+            "--drain-grace=0",
+            "--orphan-timeout=600",
+            "--log-format=json",
         ]
     )
     assert (config.n, config.connection_file) == (4, tmp_path / "engine.json")
@@ -45,6 +51,10 @@ def test_options(tmp_path: Path) -> None:
     assert config.exec_lines == ("import math",)
     assert config.exec_files == (script,)
     assert not config.direct
+    assert (config.memory_limit, config.output_limit, config.value_limit) == (2 << 30, 1 << 20, 4 << 30)
+    assert (config.drain_grace, config.orphan_timeout, config.log_format) == (0.0, 600.0, "json")
+    plain = parse(["--state-dir", str(tmp_path)])
+    assert (plain.memory_limit, plain.drain_grace, plain.orphan_timeout) == (None, 5.0, None)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +65,10 @@ def test_options(tmp_path: Path) -> None:
         ["--exec-file", "/no/such/file"],
         ["--engine-id=1", "-n2"],
         ["--value-limit", "x"],
+        ["--memory-limit", "0"],
+        ["--drain-grace", "nan"],
+        ["--orphan-timeout", "-1"],
+        ["--log-format", "xml"],
         ["--connection-file=a", "--state-dir=b"],
     ],
 )
@@ -96,10 +110,44 @@ async def test_a_kernel_that_does_not_come_up_fails_the_start(tmp_path: Path) ->
         await Host(config).start()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_the_program_cleanly(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    """While it waits for a controller: kernels gone, no traceback, the exit code of the signal."""
+async def test_a_host_that_drains_lets_what_runs_finish(tmp_path: Path) -> None:
+    """Its answer and a goodbye reach the controller; whoever is in a hurry cuts the rest short."""
+    async with running_controller() as (controller, info):
+        path = tmp_path / "engine.json"
+        _connection_file.write(path, info)
+        host = Host(HostConfig(connection_file=path, n=2, direct=False))
+        await host.start()
+        stream = await controller.stream()
+        await stream.receive_until(lambda message: len(message.hellos) == 2)
+        for slot in range(2):
+            stream.welcome(slot, slot)
+        short = "import time; time.sleep(0.2); 'done'"
+        finishing = stream.call(engine_pb2.ExecuteRequest(code=short), engine_id=0)
+        stuck = stream.call(engine_pb2.ExecuteRequest(code="import time; time.sleep(99)"), engine_id=1)
+        await until(lambda: all(engine.queue.running for engine in host.engines))
+        stopping = asyncio.create_task(host.stop("SIGTERM", grace=60.0))
+        first = await stream.receive_until(lambda message: bool(message.goodbyes))
+        assert [(reply.call_id, reply.outcome) for reply in first.replies] == [
+            (finishing, frame_pb2.OUTCOME_OK)
+        ]
+        assert not host.engines[1].is_stopping
+        host.hurry("SIGINT")
+        last = await stream.receive_until(lambda message: bool(message.goodbyes))
+        assert [reply.call_id for reply in last.replies] == [stuck]
+        assert _status.from_bytes(last.replies[0].error).reason == "ENGINE_STOPPED"
+        stream.end()
+        await stopping
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "log_format"), [(signal.SIGINT, 130, "human"), (signal.SIGTERM, 143, "json")]
+)
+def test_signals_end_the_program_cleanly(
+    tmp_path: Path, number: signal.Signals, code: int, log_format: str
+) -> None:
+    """While it waits for a controller: kernels gone, no traceback, the exit code of the signal, at once."""
     command = [sys.executable, "-m", "engine_service", "--connection-file", str(tmp_path / "engine.json")]
+    command.append(f"--log-format={log_format}")
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         lines = []
@@ -113,6 +161,7 @@ def test_signals_end_the_program_cleanly(tmp_path: Path, number: signal.Signals,
     assert "Traceback" not in "".join(lines) + rest
     assert number.name in rest
     assert "engine -1" not in rest
+    assert all(line.startswith("{") == (log_format == "json") for line in lines + rest.splitlines())
 
 
 def test_a_failed_start_is_exit_code_1(tmp_path: Path) -> None:
