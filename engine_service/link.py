@@ -392,9 +392,8 @@ class Link:
 
     def operation_ended(self, engine: Engine, operation: Operation) -> None:
         """Tell the controller, unless a reply does. What ends while it is away is told after the welcome."""
-        stream = self._stream_of(engine)
-        if stream is not None:
-            stream.operation_ended(engine, operation)
+        if self._stream is not None and engine.engine_id in self._by_id:
+            self._stream.operation_ended(engine, operation)
 
     def engine_stopped(self, engine: Engine, reason: str) -> None:
         """Say goodbye for an engine that has stopped; the link ends with the last."""

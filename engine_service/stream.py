@@ -147,9 +147,10 @@ class RegistrationStream:
 
     def operation_ended(self, engine: Engine, operation: Operation) -> None:
         """Tell the controller that an operation ended, unless the reply that was made last has told it."""
-        last = self._replies[-1] if self._replies else None
-        if isinstance(last, tuple) and last[1] is engine and last[2] == operation.operation_id:
-            return
+        if self._replies:
+            last = self._replies[-1]
+            if isinstance(last, tuple) and last[1] is engine and last[2] == operation.operation_id:
+                return
         self.operations_ended(engine, (operation,))
 
     def operations_ended(self, engine: Engine, operations: Iterable[Operation]) -> None:
@@ -213,9 +214,9 @@ class RegistrationStream:
         if self._journaled > self._forgotten:
             asyncio.get_running_loop().call_soon(self._settle)
 
-    def _note_sent(self, entry: tuple[Engine, bytes] | None) -> None:
-        self._sent.append(entry)
-        if len(self._sent) > self._max_sent:  # a controller whose journal is stuck; the engines have bounds too
+    def _forget_sent(self) -> None:
+        """Keep the bound while the controller's journal is stuck; the engines have bounds of their own."""
+        while len(self._sent) > self._max_sent:
             self._sent.popleft()
             self._forgotten += 1
 
@@ -283,6 +284,7 @@ class RegistrationStream:
             if self._ended:
                 self._take_ended(message, room)
             self._ended_waited = bool(self._ended) and not self._ended_waited
+            self._forget_sent()
         if self._accepted != self._accepted_told:
             message.accepted_count = self._accepted_told = self._accepted
             self._accepted_bytes = 0
@@ -311,9 +313,9 @@ class RegistrationStream:
                 message.replies.add(call_id=call_id, outcome=outcome, error=_status.to_bytes(answer))
             self._replies.popleft()
             if engine is not None and operation_id and outcome in _SETTLING:
-                self._note_sent((engine, operation_id))
+                self._sent.append((engine, operation_id))
             else:
-                self._note_sent(None)
+                self._sent.append(None)
         if not self._drained.is_set() and not self._is_congested:
             self._drained.set()
         return room
@@ -338,5 +340,5 @@ class RegistrationStream:
                     ended.response = answer.response
                 else:
                     ended.error = _status.to_bytes(answer)
-                self._note_sent((engine, operation.operation_id))
+                self._sent.append((engine, operation.operation_id))
             self._ended.popleft()

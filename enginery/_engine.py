@@ -7,7 +7,7 @@ IPython.kernel's `IEngineBase`, and one suite of behaviour runs over both.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from enginery._reasons import DeliveryError
 from enginery.v1.frame_pb2 import CallOptions
@@ -26,8 +26,7 @@ MAX_SECONDS = 1e9
 """Longest timeout and grace: 31 years."""
 
 
-@dataclass(frozen=True, slots=True)
-class CallContext:
+class CallContext(NamedTuple):  # a frozen dataclass takes a microsecond more for each call
     """Who calls and how: the operation (16 bytes), the session (8 bytes, or empty for none) and options.
 
     `timeout` (None for ever) and `grace` are in seconds; see CallOptions in frame.proto. `known` says that the
