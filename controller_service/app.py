@@ -177,7 +177,7 @@ class Controller:
         """Have the journal know who is registered."""
         match event.kind:
             case EventKind.GONE:
-                self.journal.drop_engine(event.engine.engine_id, retired=self.registry.save_ids)
+                self.journal.drop_engine(event.engine, retired=self.registry.save_ids)
             case EventKind.REGISTERED | EventKind.BACK | EventKind.KERNEL_CHANGED:
                 self.journal.put_engine(event.engine)
             case _:

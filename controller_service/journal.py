@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 MAX_PENDING = 64 << 20
 """Bytes of results that wait for the disk at most; what comes beyond that is kept by its host alone."""
-_GROUP = 0.02  # seconds from the first record of a group to its commit
+_GROUP = 0.05  # seconds from the first record of a group to its commit: a commit costs as much as 30 records
 _TIDYING = 60.0  # seconds between looks for results that are too old, if nothing is written
 _FIRST_RETRY, _LONGEST_RETRY = 0.5, 10.0  # seconds between attempts to write while the disk refuses
 _PATIENCE = 10.0  # seconds that a reader waits
@@ -80,8 +80,8 @@ class AnyJournal(Protocol):
     def put_engine(self, engine: Registration) -> None:
         """Keep who an engine is, and that it is registered."""
 
-    def drop_engine(self, engine_id: int, *, retired: bool) -> None:
-        """Note that an engine is gone; its epoch is kept, and that its id is given to nobody if `retired`."""
+    def drop_engine(self, engine: Registration, *, retired: bool) -> None:
+        """Note that an engine is gone; its epoch is kept, and whether its id is given to nobody any more."""
 
     def forget(self, operation_ids: Collection[bytes]) -> None:
         """Remove results that nobody needs any more; unknown ones are ignored."""
@@ -218,9 +218,9 @@ class Journal:
         """Keep who an engine is; see AnyJournal."""
         self._add_engine(EngineRow.of(engine))
 
-    def drop_engine(self, engine_id: int, *, retired: bool) -> None:
+    def drop_engine(self, engine: Registration, *, retired: bool) -> None:
         """Note that an engine is gone; see AnyJournal."""
-        self._add_engine(EngineRow(engine_id, retired=retired))
+        self._add_engine(EngineRow.gone(engine, retired=retired))
 
     def forget(self, operation_ids: Collection[bytes]) -> None:
         """Remove results; see AnyJournal."""
@@ -308,7 +308,7 @@ class Journal:
         pause = _FIRST_RETRY
         while not await self._try_to_write(batch):
             if self._closing.is_set():
-                logger.error("the journal ends with %d records that could not be written", batch.count)
+                logger.error("the journal ends, and %d records could not be written", batch.count)
                 return
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), pause)
@@ -377,7 +377,7 @@ class NoJournal:
     def put_engine(self, engine: Registration) -> None:
         """Keep nothing."""
 
-    def drop_engine(self, engine_id: int, *, retired: bool) -> None:
+    def drop_engine(self, engine: Registration, *, retired: bool) -> None:
         """Keep nothing."""
 
     def forget(self, operation_ids: Collection[bytes]) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self, TypeAlias
 
-from controller_service.events import Facts, KeptEngine, Registration
+from controller_service.events import Facts, KeptEngine
 from enginery.v1 import engine_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from controller_service.events import Registration
 
 Pending: TypeAlias = tuple[int, int, bytes, int, int, bytes, bytes]
 """The fields of a Result behind its id, as they wait: a tuple, since one is made for every reply."""
@@ -37,14 +37,19 @@ class EngineRow:
     """One engine id: who holds it, if anybody does, and what must be known of it when nobody does."""
 
     engine_id: int
-    epoch: int = 0
-    """0 leaves the one that is kept."""
+    epoch: int
+    """The highest under which it was held."""
     retired: bool = False
     hello: bytes = b""
     """What the engine would say, without what it says again on its return; empty if it is gone."""
     ip: str = ""
     port: int = 0
     registered_ms: int = 0
+
+    @classmethod
+    def gone(cls, engine: Registration, *, retired: bool) -> Self:
+        """Return the row of an id that nobody holds any more."""
+        return cls(engine.engine_id, engine.epoch, retired)
 
     @classmethod
     def of(cls, engine: Registration) -> Self:
@@ -98,11 +103,3 @@ class Batch:
     results: dict[bytes, Pending] = field(default_factory=dict)
     forgotten: set[bytes] = field(default_factory=set)
     engines: dict[int, EngineRow] = field(default_factory=dict)
-
-
-def merged(rows: Mapping[int, EngineRow], row: EngineRow) -> EngineRow:
-    """Return `row` with the epoch that is known of its id, if it says none."""
-    known = rows.get(row.engine_id)
-    if row.epoch or known is None:
-        return row
-    return EngineRow(row.engine_id, known.epoch, row.retired)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from controller_service import file_system
 from controller_service.events import Kept
-from controller_service.journal_records import EngineRow, Result, merged
+from controller_service.journal_records import EngineRow, Result
 from enginery._files import make_private_directory, read_private, write_private
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Store:
         self._clock = _Clock()
         self._database: sqlite3.Connection | None = None
         self._engines: dict[int, EngineRow] = {}
-        self._knows_engines = False  # the database has the engines of `_engines`, and no others
+        self._knows_engines = False  # the database says the same as `_engines`
 
     def load(self) -> Kept:
         """Open the journal and return what is kept of engines. A damaged one is moved aside."""
@@ -134,13 +134,12 @@ class Store:
 
         Raises sqlite3.Error and OSError; a journal that proves to be damaged was moved aside when it does.
         """
-        for row in batch.engines.values():
-            self._engines[row.engine_id] = merged(self._engines, row)
+        self._engines.update(batch.engines)
         try:
             database = self._open()
             rows, files = self._prepare(database, batch)
             database.execute("BEGIN IMMEDIATE")
-            gone = self._delete(database, batch.forgotten)
+            gone = self._delete(database, batch.forgotten) - files
             database.executemany(_INSERT, rows)
             gone |= self._make_room(database)
             self._write_engines(database, batch.engines)
@@ -150,7 +149,7 @@ class Store:
             self._close_after(error)
             raise
         self._knows_engines = True
-        for operation_id in gone - files:
+        for operation_id in gone:
             with contextlib.suppress(OSError):  # it is removed when the journal is opened the next time
                 self._answer(operation_id).unlink()
         return kept_bytes
@@ -267,7 +266,9 @@ class Store:
 
     def _write_engines(self, database: sqlite3.Connection, changed: Collection[int]) -> None:
         if not self._knows_engines:
-            database.execute("DELETE FROM engines")
+            database.execute(
+                "UPDATE engines SET hello = x''"
+            )  # nobody is there of whom this controller does not know
             changed = self._engines
         rows = (self._engines[engine_id] for engine_id in changed)
         database.executemany(
