@@ -334,8 +334,11 @@ class _Events:
                 yield self._tail[index]
 
     def _position_of(self, sequence: int) -> int:
-        """Return how many bytes came up to an event, or up to one before it if that is not known any more."""
-        return max((end for known, end in self._marks if known <= sequence), default=self._head_size)
+        """Return how many bytes came up to an event before the gap or in it.
+
+        Of one in it that is where a reader stopped; if too many have since, this is further back.
+        """
+        return max(self._head_size, *(end for known, end in self._marks if known <= sequence), 0)
 
     def written(self, stream: Stream) -> bytes:
         dropped = self.dropped[stream]
