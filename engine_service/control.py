@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from engine_service.requests import parse
-from engine_service.responses import own_error, set_time
+from engine_service.requests import parse, read_operation_id
+from engine_service.responses import own_error, set_time_ns
 from enginery import _ids, _values
 from enginery._engine import CallContext, CallReply
 from enginery._methods import PYTHON_NAMES
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    from engine_service.engine import Engine, Work
-    from engine_service.queue import Queued
+    from engine_service.engine import Engine
+    from engine_service.operation import Answer, Operation
 
     Control = Callable[[Engine, bytes, CallContext], CallReply]
 
 _MAX_LISTED = 1_000  # operations in one QueueStatusResponse, so that it fits a message
+_MAX_ACTIONS = 1_024  # whose answers are remembered
 
 
 def _reply(response: Message, *, failed: bool = False) -> CallReply:
@@ -90,18 +92,17 @@ def queue_status(engine: Engine, request: bytes, context: CallContext) -> CallRe
     return _reply(response)
 
 
-def _queued_call(operation: Queued[Work]) -> engine_pb2.QueuedCall:
-    work = operation.work
+def _queued_call(operation: Operation) -> engine_pb2.QueuedCall:
     call = engine_pb2.QueuedCall(
         operation_id=_ids.show(operation.operation_id),
-        method=PYTHON_NAMES[work.method],
-        arguments=work.row.summary(work.message),
+        method=PYTHON_NAMES[operation.method],
+        arguments=operation.arguments,
     )
-    set_time(call.submit_time, operation.submitted_at)
+    set_time_ns(call.submit_time, operation.submitted_at)
     if operation.started_at:
-        set_time(call.start_time, operation.started_at)
-    if work.progress is not None:
-        call.progress_fraction, call.progress_text = work.progress
+        set_time_ns(call.start_time, operation.started_at)
+    if operation.progress is not None:
+        call.progress_fraction, call.progress_text = operation.progress
     return call
 
 
@@ -122,10 +123,7 @@ def set_id(engine: Engine, request: bytes, context: CallContext) -> CallReply:
 def interrupt(engine: Engine, request: bytes, context: CallContext) -> CallReply:
     """Interrupt what runs."""
     text = parse(engine_pb2.InterruptRequest, request).operation_id
-    try:
-        operation_id = _ids.parse(text) if text else b""
-    except ValueError:
-        raise DeliveryError("BAD_REQUEST", field="operation_id", cause=f"{text!r} is not a UUID") from None
+    operation_id = read_operation_id(text) if text else b""
     return _reply(engine_pb2.InterruptResponse(operation_id=_ids.show(engine.interrupt(operation_id))))
 
 
@@ -157,3 +155,28 @@ ACTIONS: dict[int, Control] = {
     frame_pb2.METHOD_KILL: kill,
 }
 """Calls that do something, once for each operation id."""
+
+
+class Actions:
+    """Answers of the last actions, so that one that is sent again is not done again."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._answers: OrderedDict[bytes, tuple[int, Answer]] = OrderedDict()
+
+    def once(self, engine: Engine, method: int, request: bytes, context: CallContext) -> Answer:
+        """Do what is asked unless it was done, and return its answer either way."""
+        fingerprint = hash((method, request))
+        known = self._answers.get(context.operation_id)
+        if known is not None:
+            if known[0] != fingerprint:
+                raise DeliveryError("OPERATION_EXISTS", operation_id=_ids.show(context.operation_id))
+            return known[1]
+        try:
+            answer: Answer = ACTIONS[method](engine, request, context)
+        except DeliveryError as error:
+            answer = error
+        self._answers[context.operation_id] = (fingerprint, answer)
+        if len(self._answers) > _MAX_ACTIONS:
+            self._answers.popitem(last=False)
+        return answer

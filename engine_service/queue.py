@@ -1,32 +1,22 @@
 """The queue of one engine: operations run one at a time, in the order in which they were submitted.
 
-A synchronous machine without I/O: time is an argument, and whoever is taken out is returned. What an operation
-does is its `work`, which the queue never looks at.
+A synchronous machine without I/O: time is an argument, in seconds of any clock that only rises, and whoever is
+taken out is returned.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from collections import Counter, OrderedDict
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Work = TypeVar("Work")
+    from engine_service.operation import Operation
 
-
-@dataclass(slots=True, eq=False)
-class Queued(Generic[Work]):
-    """One operation. `size` counts bytes against the queue's limit; times are Unix seconds, 0 until then."""
-
-    operation_id: bytes
-    session_id: bytes
-    keep_queue: bool
-    size: int
-    work: Work
-    submitted_at: float
-    started_at: float = 0.0
+GATE_SECONDS = 10.0
+"""How long the later operations of a session are refused after one was, unless that one comes again."""
+_MAX_GATES = 1_024
 
 
 class QueueFullError(Exception):
@@ -39,76 +29,97 @@ class QueueFullError(Exception):
         self.option = option
 
 
-class OperationQueue(Generic[Work]):
-    """First in, first out, with bounds; a failure takes out what the same session queued behind it."""
+class OperationQueue:
+    """First in, first out, with bounds; a failure takes out what the same session queued behind it.
+
+    Once an operation of a session was refused, so are the session's later ones until that one comes again: any
+    that was on their way must not overtake it. Whoever gives it up waits for `GATE_SECONDS`.
+    """
 
     def __init__(self, max_calls: int = 10_000, max_bytes: int = 256 << 20) -> None:
         """Bound what waits, in operations and in bytes."""
         self._max_calls = max_calls
         self._max_bytes = max_bytes
-        self._waiting: deque[Queued[Work]] = deque()
+        self._waiting: OrderedDict[bytes, Operation] = OrderedDict()
         self._bytes = 0
         self._sessions: Counter[bytes] = Counter()  # waiting operations of each session
-        self.running: Queued[Work] | None = None
+        self._gates: OrderedDict[bytes, tuple[bytes, float]] = OrderedDict()  # session to who was refused, when
+        self.running: Operation | None = None
 
     def __len__(self) -> int:
         """Return how many wait."""
         return len(self._waiting)
 
-    def __iter__(self) -> Iterator[Queued[Work]]:
+    def __iter__(self) -> Iterator[Operation]:
         """Return those that wait, first to run first."""
-        return iter(self._waiting)
+        return iter(self._waiting.values())
 
-    def check_room(self, size: int) -> None:
-        """Raise QueueFullError if an operation of `size` bytes does not fit. An empty queue takes any one."""
+    def admit(self, operation_id: bytes, session_id: bytes, size: int, now: float) -> None:
+        """Raise QueueFullError unless an operation of `size` bytes has room. An empty queue takes any size."""
+        try:
+            self._check_gate(operation_id, session_id, now)
+            self._check_room(size)
+        except QueueFullError:
+            if session_id and session_id not in self._gates:
+                self._gates[session_id] = (operation_id, now)
+                if len(self._gates) > _MAX_GATES:
+                    self._gates.popitem(last=False)
+            raise
+
+    def _check_gate(self, operation_id: bytes, session_id: bytes, now: float) -> None:
+        if session_id not in self._gates:
+            return
+        refused, since = self._gates[session_id]
+        if refused != operation_id and now - since < GATE_SECONDS:
+            raise QueueFullError("an earlier call of the session waits for room", "--queue-limit")
+        del self._gates[session_id]
+
+    def _check_room(self, size: int) -> None:
         if len(self._waiting) >= self._max_calls:
             raise QueueFullError(f"{len(self._waiting)} calls", "--queue-limit")
         if self._waiting and self._bytes + size > self._max_bytes:
             raise QueueFullError(f"{self._bytes} bytes", "--queue-bytes")
 
-    def submit(self, operation: Queued[Work]) -> None:
-        """Append an operation; QueueFullError if it does not fit."""
-        self.check_room(operation.size)
-        self._waiting.append(operation)
+    def submit(self, operation: Operation) -> None:
+        """Append an operation that was admitted."""
+        self._waiting[operation.operation_id] = operation
         self._bytes += operation.size
         if operation.session_id:
             self._sessions[operation.session_id] += 1
 
-    def begin(self, now: float) -> Queued[Work] | None:
+    def begin(self) -> Operation | None:
         """Take the next operation to run; None if there is none or one still runs."""
         if self.running is not None or not self._waiting:
             return None
-        operation = self._waiting.popleft()
+        _, operation = self._waiting.popitem(last=False)
         self._forget(operation)
-        operation.started_at = now
         self.running = operation
         return operation
 
-    def finish(self, *, failed: bool) -> list[Queued[Work]]:
+    def finish(self, *, failed: bool) -> list[Operation]:
         """End the running operation and return those that its failure takes out."""
         operation = self.running
         assert operation is not None
         self.running = None
-        if not failed or operation.keep_queue or not self._sessions[operation.session_id]:
+        if not failed or operation.context.keep_queue or not self._sessions[operation.session_id]:
             return []
-        return self._take_out(operation.session_id)
+        return self._take([other for other in self if other.session_id == operation.session_id])
 
-    def clear(self) -> list[Queued[Work]]:
-        """Take out and return all that wait; the running one goes on."""
-        cleared = list(self._waiting)
-        self._waiting.clear()
-        self._bytes = 0
-        self._sessions.clear()
-        return cleared
+    def remove(self, operation: Operation) -> None:
+        """Take out one that waits."""
+        self._take([operation])
 
-    def _take_out(self, session_id: bytes) -> list[Queued[Work]]:
-        taken = [operation for operation in self._waiting if operation.session_id == session_id]
-        self._waiting = deque(operation for operation in self._waiting if operation.session_id != session_id)
-        for operation in taken:
+    def clear(self, *, all_incarnations: bool = True) -> list[Operation]:
+        """Take out and return all that wait, or only those that do not take a new kernel; what runs goes on."""
+        return self._take([other for other in self if all_incarnations or not other.context.any_incarnation])
+
+    def _take(self, operations: list[Operation]) -> list[Operation]:
+        for operation in operations:
+            del self._waiting[operation.operation_id]
             self._forget(operation)
-        return taken
+        return operations
 
-    def _forget(self, operation: Queued[Work]) -> None:
+    def _forget(self, operation: Operation) -> None:
         self._bytes -= operation.size
         if operation.session_id:
             self._sessions[operation.session_id] -= 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from enginery import _values
+from enginery import _ids, _values
 from enginery._encoded import Codec, Encoded, Stored
 from enginery._reasons import DeliveryError
 from enginery.v1 import engine_pb2, frame_pb2
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     Blobs = Mapping[str, Stored]
     Fields = dict[str, Any]
 
+LARGE = 64 << 10
+"""Bytes from which requests and replies are translated in a thread: JSON of that size takes milliseconds."""
 JSON_FIRST = (Codec.JSON,)
 PULL_SERIALIZED_DEFAULT = (Codec.NDARRAY, Codec.JSON, Codec.PICKLE)
 _DICTIONARY = (Codec.PICKLE, Codec.JSON)
@@ -47,6 +49,25 @@ def parse(message: type[Message], data: bytes) -> Any:
         return message.FromString(data)
     except Exception as error:  # protobuf's DecodeError differs in class between its implementations
         raise DeliveryError("MALFORMED_MESSAGE", message=message.DESCRIPTOR.full_name) from error
+
+
+def fingerprint(method: int, message: Message, request: bytes) -> int:
+    """Return what tells this call from others under the same id.
+
+    Maps have no order on the wire, and may be in another each time that a call is serialized: so a small
+    request counts in its canonical form. That is the same for Submit.
+    """
+    if len(request) > LARGE:
+        return hash((method, request))
+    return hash((method, message.SerializeToString(deterministic=True)))
+
+
+def read_operation_id(text: str, field: str = "operation_id") -> bytes:
+    """Return the operation that a person named; BAD_REQUEST if it is not a UUID."""
+    try:
+        return _ids.parse(text)
+    except ValueError:
+        raise DeliveryError("BAD_REQUEST", field=field, cause=f"{text!r} is not a UUID") from None
 
 
 def _refuse(field: str, cause: str) -> DeliveryError:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from engine_service.kernel_messages import DisplayData, Failure, Reply
+    from engine_service.operation import Operation
     from enginery.errors import RaisedError
 
 MAX_RESPONSE = (4 << 20) - (64 << 10)
@@ -39,21 +40,17 @@ _DISPLAY_INLINE = 256 << 10  # of one MIME form
 
 @dataclass(slots=True)
 class Composer:
-    """Composes the response of one operation."""
+    """Composes the response of one operation from what its kernel answered and what its log holds."""
 
     engine_id: int
-    operation_id: bytes
-    method: int
-    inline_limit: int
-    number: int = 0
-    code: str = ""
-    arguments: str = ""
+    operation: Operation
     blobs: list[tuple[str, Stored]] = field(default_factory=list)
-    _room: int = MAX_RESPONSE
+    room: int = MAX_RESPONSE
+    """Bytes that are left."""
 
     def respond(self, reply: Reply) -> bytes:
         """Return the serialized response; REPLY_TOO_LARGE if it does not fit a message."""
-        message = _RESPONDERS[self.method](self, reply)
+        message = _RESPONDERS[self.operation.method](self, reply)
         data: bytes = message.SerializeToString()
         if len(data) > MAX_RESPONSE:
             raise DeliveryError("REPLY_TOO_LARGE", size=len(data), limit=MAX_RESPONSE)
@@ -67,24 +64,24 @@ class Composer:
             errors=[_raised(raised) for raised in failure.errors],
             traceback=failure.traceback,
             engine_id=self.engine_id,
-            method=PYTHON_NAMES[self.method],
-            arguments=self.arguments,
-            operation_id=_ids.show(self.operation_id),
+            method=PYTHON_NAMES[self.operation.method],
+            arguments=self.operation.arguments,
+            operation_id=_ids.show(self.operation.operation_id),
             category=_CATEGORIES.get(failure.category, error_pb2.ERROR_CATEGORY_USER),
         )
         if failure.pickled is not None:
             error.pickled.CopyFrom(_values.to_pickle(failure.pickled))
-        self._room -= error.ByteSize()
+        self.room -= error.ByteSize()
         return error
 
     def value(self, target: value_pb2.Value, value: Encoded | Stored) -> None:
         """Make `target`, which must be empty, `value` itself if it fits, else the description of a blob."""
-        if value.size <= min(self.inline_limit, self._room):
+        if value.size <= min(self.operation.context.inline_limit, self.room):
             value = _loaded(value)
             _values.fill_value(target, value)
             size = target.ByteSize()
-            if size <= self._room:  # numbers take more room in protobuf's JSON than in text
-                self._room -= size
+            if size <= self.room:  # numbers take more room in protobuf's JSON than in text
+                self.room -= size
                 return
             target.Clear()
         target.blob.CopyFrom(self._keep(value))
@@ -94,24 +91,24 @@ class Composer:
         blob_id = new_blob_id()
         self.blobs.append((blob_id, stored))
         blob = _values.describe(blob_id, stored)
-        self._room -= blob.ByteSize()
+        self.room -= blob.ByteSize()
         return blob
 
     def output(self, data: bytes, *, keep: bool) -> tuple[str, value_pb2.Blob | None]:
         """Return output as text, with a mark for its middle if it is long, and then a blob of all, if asked."""
-        limit = max(0, min(OUTPUT_INLINE, self._room // 2))
+        limit = max(0, min(OUTPUT_INLINE, self.room // 2))
         if len(data) <= limit:
             text = as_text(data)
             size = len(text.encode())
             if size <= limit:
-                self._room -= size
+                self.room -= size
                 return text, None
         blob = self._keep(Encoded(Codec.TEXT, (as_text(data).encode(),))) if keep else None
         where = f"all of it is in blob {blob.blob_id}" if blob else "they were dropped"
         half = limit // 2
         mark = f"\n[{len(data) - 2 * half} bytes left out here; {where}]\n"
         text = _first(data, half) + mark + _last(data, half)
-        self._room -= len(text.encode())
+        self.room -= len(text.encode())
         return text, blob
 
     def text(self, text: str, limit: int = _TEXT_INLINE) -> str:
@@ -120,7 +117,7 @@ class Composer:
             data = text.encode("utf-8", "backslashreplace")
             if len(data) > limit:
                 text = data[:limit].decode("utf-8", "ignore") + f"… [{len(data) - limit} bytes more]"
-        self._room -= min(4 * len(text), limit)
+        self.room -= min(4 * len(text), limit)
         return text
 
     def display(self, display: DisplayData) -> value_pb2.Display:
@@ -129,13 +126,13 @@ class Composer:
         for mime_type, content in display.data.items():
             form = message.data.add(mime_type=mime_type)
             data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
-            if len(data) > min(_DISPLAY_INLINE, self._room // 2):
+            if len(data) > min(_DISPLAY_INLINE, self.room // 2):
                 form.blob.CopyFrom(self._keep(Encoded(Codec.TEXT, (data,))))
             elif isinstance(content, bytes):
                 form.data = data
             else:
                 form.text = data.decode()
-            self._room -= len(data)
+            self.room -= len(data)
         if display.metadata:
             message.metadata.CopyFrom(_values.plain_struct(display.metadata))
         return message
@@ -147,13 +144,14 @@ class Composer:
         response = engine_pb2.ExecuteResponse()
         result = response.result
         result.engine_id = self.engine_id
-        result.operation_id = _ids.show(self.operation_id)
-        result.number = self.number
-        result.input.raw = result.input.translated = self.text(self.code, _CODE_INLINE)
+        result.operation_id = _ids.show(self.operation.operation_id)
+        result.number = self.operation.number
+        result.input.raw = result.input.translated = self.text(self.operation.message.code, _CODE_INLINE)
         set_time(result.start_time, reply.started_at)
         set_time(result.duration, reply.duration)
-        result.dropped_bytes = reply.dropped_bytes
-        self._room -= result.ByteSize()
+        log = self.operation.log
+        result.dropped_bytes = log.dropped_bytes
+        self.room -= result.ByteSize()
         if reply.failure is not None:
             result.error.CopyFrom(self.error(reply.failure))
         if reply.text is not None:
@@ -168,40 +166,41 @@ class Composer:
             except DeliveryError as error:  # a form that protobuf cannot hold; the text is there
                 result.ClearField("value")
                 result.value_error = error.text
-        for name in ("stdout", "stderr"):
-            data: bytes = getattr(reply, name)
+        for name, data in (("stdout", log.stdout()), ("stderr", log.stderr())):
             if data:
                 text, blob = self.output(data, keep=True)
                 setattr(result, name, text)
                 if blob is not None:
                     getattr(result, f"{name}_blob").CopyFrom(blob)
-        if reply.displays:
-            result.displays.extend(self.display(display) for display in reply.displays)
+        displays = [*log.displays(), *reply.displays]
+        if displays:
+            result.displays.extend(self.display(display) for display in displays)
         return response
 
     def apply(self, reply: Reply) -> engine_pb2.ApplyResponse:
         """Return the value of a function, or what it raised."""
-        message = engine_pb2.ApplyResponse(operation_id=_ids.show(self.operation_id))
+        message = engine_pb2.ApplyResponse(operation_id=_ids.show(self.operation.operation_id))
         set_time(message.start_time, reply.started_at)
         set_time(message.duration, reply.duration)
-        message.dropped_bytes = reply.dropped_bytes
+        log = self.operation.log
+        message.dropped_bytes = log.dropped_bytes
         if reply.failure is not None:
             message.error.CopyFrom(self.error(reply.failure))
         elif "value" in reply.values:
             self.value(message.value, reply.values["value"])
-        for name in ("stdout", "stderr"):
-            data: bytes = getattr(reply, name)
+        for name, data in (("stdout", log.stdout()), ("stderr", log.stderr())):
             if data:
                 text, _ = self.output(data, keep=False)
                 message.dropped_bytes += max(0, len(data) - OUTPUT_INLINE)
                 setattr(message, name, text)
-        if reply.displays:
-            message.displays.extend(self.display(display) for display in reply.displays)
+        displays = [*log.displays(), *reply.displays]
+        if displays:
+            message.displays.extend(self.display(display) for display in displays)
         return message
 
     def pull(self, reply: Reply) -> engine_pb2.PullResponse:
         """Return a namespace."""
-        message = engine_pb2.PullResponse(operation_id=_ids.show(self.operation_id))
+        message = engine_pb2.PullResponse(operation_id=_ids.show(self.operation.operation_id))
         if reply.failure is not None:
             message.error.CopyFrom(self.error(reply.failure))
             return message
@@ -210,7 +209,7 @@ class Composer:
 
     def pull_function(self, reply: Reply) -> engine_pb2.PullFunctionResponse:
         """Return a namespace of functions."""
-        message = engine_pb2.PullFunctionResponse(operation_id=_ids.show(self.operation_id))
+        message = engine_pb2.PullFunctionResponse(operation_id=_ids.show(self.operation.operation_id))
         if reply.failure is not None:
             message.error.CopyFrom(self.error(reply.failure))
             return message
@@ -234,12 +233,12 @@ class Composer:
 
     def pull_serialized(self, reply: Reply) -> engine_pb2.PullSerializedResponse:
         """Return values by name."""
-        message = engine_pb2.PullSerializedResponse(operation_id=_ids.show(self.operation_id))
+        message = engine_pb2.PullSerializedResponse(operation_id=_ids.show(self.operation.operation_id))
         if reply.failure is not None:
             message.error.CopyFrom(self.error(reply.failure))
             return message
         for key, value in reply.values.items():
-            self._room -= len(key) + 16
+            self.room -= len(key) + 16
             self.value(message.values[key], value)
         return message
 
@@ -249,14 +248,14 @@ class Composer:
 
     def named(self, reply: Reply) -> Any:
         """Return a response that holds its operation and what was raised."""
-        message: Any = _NAMED[self.method](operation_id=_ids.show(self.operation_id))
+        message: Any = _NAMED[self.operation.method](operation_id=_ids.show(self.operation.operation_id))
         if reply.failure is not None:
             message.error.CopyFrom(self.error(reply.failure))
         return message
 
     def bare(self, reply: Reply) -> Any:
         """Return a response that holds what was raised, if anything."""
-        message: Any = _BARE[self.method]()
+        message: Any = _BARE[self.operation.method]()
         if reply.failure is not None:
             message.error.CopyFrom(self.error(reply.failure))
         return message
@@ -284,12 +283,26 @@ _RESPONDERS: dict[int, Callable[[Composer, Reply], Message]] = {
     **dict.fromkeys(_BARE, Composer.bare),
 }
 
+RESPONSES: dict[int, type[Message]] = {
+    frame_pb2.METHOD_EXECUTE: engine_pb2.ExecuteResponse,
+    frame_pb2.METHOD_APPLY: engine_pb2.ApplyResponse,
+    frame_pb2.METHOD_PULL: engine_pb2.PullResponse,
+    frame_pb2.METHOD_PULL_FUNCTION: engine_pb2.PullFunctionResponse,
+    frame_pb2.METHOD_PULL_SERIALIZED: engine_pb2.PullSerializedResponse,
+    frame_pb2.METHOD_KEYS: engine_pb2.KeysResponse,
+    **_NAMED,
+    **_BARE,
+}
+"""The response of each method that runs in the kernel."""
+
 _CATEGORIES: dict[str, error_pb2.ErrorCategory.ValueType] = {
     "USER": error_pb2.ERROR_CATEGORY_USER,
     "INTERRUPTED": error_pb2.ERROR_CATEGORY_INTERRUPTED,
     "SERIALIZATION": error_pb2.ERROR_CATEGORY_SERIALIZATION,
     "RESOURCE": error_pb2.ERROR_CATEGORY_RESOURCE,
     "KERNEL_DIED": error_pb2.ERROR_CATEGORY_KERNEL_DIED,
+    "CANCELLED": error_pb2.ERROR_CATEGORY_CANCELLED,
+    "TIMED_OUT": error_pb2.ERROR_CATEGORY_TIMED_OUT,
 }
 
 
@@ -329,6 +342,11 @@ def set_time(message: timestamp_pb2.Timestamp | duration_pb2.Duration, seconds: 
     whole = int(seconds)
     message.seconds = whole
     message.nanos = int((seconds - whole) * 1e9)
+
+
+def set_time_ns(message: timestamp_pb2.Timestamp, nanoseconds: int) -> None:
+    """Make `message` so many nanoseconds since 1970."""
+    message.seconds, message.nanos = divmod(nanoseconds, 1_000_000_000)
 
 
 def _raised(raised: RaisedError) -> error_pb2.RaisedError:

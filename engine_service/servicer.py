@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 
+from engine_service.engine import Engine
 from enginery import _ids
-from enginery._metadata import read_call
-from enginery._methods import ENGINE_SERVICE, METHODS, OPERATION_ID_KEY
+from enginery._metadata import cancels_on_disconnect, read_call
+from enginery._methods import ENGINE_SERVICE, METHODS, OPERATION_ID_KEY, OPERATIONS
 from enginery._reasons import DeliveryError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
-
-    from engine_service.engine import Engine
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -27,7 +27,8 @@ def engine_handlers(engines: Sequence[Engine]) -> grpc.GenericRpcHandler:
         if rpc.client_streaming:
             handlers[rpc.name] = grpc.stream_unary_rpc_method_handler(_upload(engines))
         elif rpc.server_streaming:
-            handlers[rpc.name] = grpc.unary_stream_rpc_method_handler(_download(engines))
+            open_stream = Engine.attach if rpc.name == "Attach" else Engine.download
+            handlers[rpc.name] = grpc.unary_stream_rpc_method_handler(_streaming(engines, open_stream))
         else:
             handlers[rpc.name] = grpc.unary_unary_rpc_method_handler(_unary(engines, METHODS[rpc.name]))
     return grpc.method_handlers_generic_handler(ENGINE_SERVICE.full_name, handlers)
@@ -35,10 +36,17 @@ def engine_handlers(engines: Sequence[Engine]) -> grpc.GenericRpcHandler:
 
 def _unary(engines: Sequence[Engine], method: int) -> Callable[..., Any]:
     async def behave(request: bytes, context: Context) -> bytes:
-        engine_id, call = read_call(context.invocation_metadata() or ())
+        metadata = context.invocation_metadata() or ()
+        engine_id, call = read_call(metadata)
         engine = find(engines, engine_id)
         await context.send_initial_metadata(((OPERATION_ID_KEY, _ids.show(call.operation_id)),))
-        return (await engine.call(method, request, call)).response
+        cancels = method in OPERATIONS and cancels_on_disconnect(metadata)
+        try:
+            return (await engine.call(method, request, call)).response
+        except asyncio.CancelledError:
+            if cancels:
+                engine.cancel(engine.operations.find(call.operation_id))
+            raise
 
     return behave
 
@@ -51,10 +59,12 @@ def _upload(engines: Sequence[Engine]) -> Callable[..., Any]:
     return behave
 
 
-def _download(engines: Sequence[Engine]) -> Callable[..., Any]:
+def _streaming(
+    engines: Sequence[Engine], open_stream: Callable[[Engine, bytes], AsyncGenerator[bytes]]
+) -> Callable[..., Any]:
     async def behave(request: bytes, context: Context) -> AsyncIterator[bytes]:
         engine_id, _ = read_call(context.invocation_metadata() or ())
-        responses = find(engines, engine_id).download(request)
+        responses = open_stream(find(engines, engine_id), request)
         try:
             async for response in responses:
                 yield response

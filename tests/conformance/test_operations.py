@@ -48,6 +48,7 @@ async def known(engine: EngineUnderTest, operation_id: str) -> None:
         except DeliveryError as error:
             if error.reason != "OPERATION_NOT_FOUND":
                 raise
+            await asyncio.sleep(0.01)
         else:
             return
 

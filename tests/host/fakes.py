@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+    from engine_service.kernel_process import KernelListener
     from enginery._reasons import DeliveryError
 
 Response = TypeVar("Response", bound="Message")
@@ -33,10 +34,16 @@ IDS = _ids.OperationIds()
 
 
 class FakeKernel:
-    """Answers `execute` by what the code says: `fail`, `die`, `wait`, `set KEY`; anything else is echoed."""
+    """Answers `execute` by what the code says: `fail`, `die`, `wait`, `deaf`, `print TEXT`, `set KEY`.
 
-    def __init__(self, options: KernelOptions) -> None:
+    Anything else is echoed. `wait` fails when it is interrupted, `deaf` does not hear it.
+    """
+
+    def __init__(self, options: KernelOptions, listener: KernelListener) -> None:
         self.options = options
+        self.listener = listener
+        self.memory = 1 << 20
+        self.interrupts = 0
         self.incarnation = _ids.new_incarnation()
         self.pid = 4711
         self.python_version = "3.11.0"
@@ -44,17 +51,22 @@ class FakeKernel:
         self.exited: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
         self.commands: list[Command] = []
         self.released = asyncio.Event()
+        self.interrupted = asyncio.Event()
         self.reply: Callable[[Command], Reply] | None = None
 
     def resident_bytes(self) -> int:
-        return 1 << 20
+        return self.memory
+
+    def group_bytes(self, *, above: int = 0) -> int:
+        return self.memory
 
     def interrupt(self, operation_id: bytes) -> bool:
-        self.released.set()
+        self.interrupts += 1
+        self.interrupted.set()
         return True
 
-    def kill(self, number: int = 9) -> None:
-        self.die(ExitStatus(-number, ordered=True))
+    def kill(self, number: int = 9, *, cause: str = "") -> None:
+        self.die(ExitStatus(-number, ordered=True, cause=cause))
 
     def die(self, status: ExitStatus) -> None:
         if not self.exited.done():
@@ -76,21 +88,34 @@ class FakeKernel:
         if self.reply is not None:
             return self.reply(command)
         if word == "die":
+            self.listener.output("stdout", b"last words", running=True)
             self.die(ExitStatus(-11))
-        elif word == "wait":
-            waiting = asyncio.ensure_future(self.released.wait())
-            await asyncio.wait((waiting, self.exited), return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
+        elif word == "print":
+            self.listener.output("stdout", rest.encode(), running=True)
+        elif word in ("wait", "deaf"):
+            ends = [self.released, *([self.interrupted] if word == "wait" else [])]
+            waiting: list[asyncio.Future[Any]] = [asyncio.ensure_future(end.wait()) for end in ends]
+            await asyncio.wait((*waiting, self.exited), return_when=asyncio.FIRST_COMPLETED)
+            for wait in waiting:
+                wait.cancel()
         if self.exited.done():
-            raise KernelExited(self.exited.result(), b"last words", b"")
+            raise KernelExited(self.exited.result())
+        if word == "wait" and self.interrupted.is_set():
+            self.interrupted.clear()
+            return failure("KeyboardInterrupt", "", category="INTERRUPTED")
         reply = Reply(text=command.code, started_at=1000.5, duration=0.25)
         if word == "set":
             self.properties = {**self.properties, rest: Encoded(Codec.JSON, (b"1",))}
             reply.properties = dict(self.properties)
         elif word == "fail":
-            raised = RaisedError("builtins", "ValueError", ("builtins.ValueError",), "no", "ValueError('no')")
-            reply = Reply(failure=Failure((raised,), "ValueError: no\n"))
+            reply = failure("ValueError", "no")
         return reply
+
+
+def failure(name: str, message: str, category: str = "USER") -> Reply:
+    """Return the reply of a command that raised."""
+    raised = RaisedError("builtins", name, (f"builtins.{name}",), message, f"{name}({message!r})")
+    return Reply(failure=Failure((raised,), f"{name}: {message}\n", category), started_at=1000.5, duration=0.25)
 
 
 @dataclass
@@ -100,11 +125,11 @@ class Kernels:
     started: list[FakeKernel] = field(default_factory=list)
     refusals: int = 0
 
-    async def start(self, options: KernelOptions, **callbacks: Any) -> FakeKernel:
+    async def start(self, options: KernelOptions, listener: KernelListener) -> FakeKernel:
         if self.refusals:
             self.refusals -= 1
-            raise KernelExited(ExitStatus(1), b"", b"exec line raised")
-        self.started.append(FakeKernel(options))
+            raise KernelExited(ExitStatus(1), b"exec line raised")
+        self.started.append(FakeKernel(options, listener))
         return self.started[-1]
 
 

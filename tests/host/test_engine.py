@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import pytest
 
 from engine_service import blobs
 from engine_service.engine import Engine, EngineOptions
-from engine_service.kernel_process import DisplayData, ExitStatus, KernelOptions, Reply
+from engine_service.kernel_process import Command, DisplayData, ExitStatus, KernelOptions, Reply
 from enginery._encoded import Codec, Encoded
 from enginery._engine import CallContext
 from enginery._methods import METHODS
 from enginery.v1 import engine_pb2, error_pb2, frame_pb2, value_pb2
 from tests.host.fakes import IDS, FakeKernel, Kernels, call, execute, refused, running_engine, until
+
+if TYPE_CHECKING:
+    from engine_service.operation import Operation
 
 
 async def test_an_operation_never_runs_twice() -> None:
@@ -27,7 +31,7 @@ async def test_an_operation_never_runs_twice() -> None:
         third = execute(engine, "wait", operation_id=operation)
         assert await first == await second == await third
         assert len(kernels.started[0].commands) == 1
-        assert await refused(execute(engine, "other", operation_id=operation)) == "BAD_REQUEST"
+        assert await refused(execute(engine, "other", operation_id=operation)) == "OPERATION_EXISTS"
 
 
 async def test_who_hangs_up_ends_the_waiting_alone() -> None:
@@ -127,6 +131,9 @@ async def test_listeners_hear_of_properties_before_the_reply() -> None:
         def kernel_changed(self, engine: Engine, reason: str) -> None:
             heard.append(reason)
 
+        def operation_ended(self, engine: Engine, operation: Operation) -> None:
+            heard.append("ended")
+
         def engine_stopped(self, engine: Engine, reason: str) -> None:
             heard.append("stopped")
 
@@ -141,10 +148,10 @@ async def test_listeners_hear_of_properties_before_the_reply() -> None:
         request = engine_pb2.ExecuteRequest(code="set a").SerializeToString()
         engine.submit(METHODS["Execute"], request, CallContext(IDS.mint()), reply)
         await done
-        assert heard == ["a", "reply"]
+        assert heard == ["a", "reply", "ended"]
         await refused(execute(engine, "die"))
-        await until(lambda: len(heard) == 3)
-    assert heard[2:] == ["SIGSEGV (signal 11)", "stopped"]
+        await until(lambda: len(heard) == 5)
+    assert heard[3:] == ["ended", "SIGSEGV (signal 11)", "stopped"]
 
 
 async def test_a_defect_is_reported_and_harms_nobody_else() -> None:
@@ -156,8 +163,13 @@ async def test_a_defect_is_reported_and_harms_nobody_else() -> None:
         assert (await execute(engine, "1")).text == "1"
 
 
-def answering(kernel: FakeKernel, reply: Reply) -> None:
-    kernel.reply = lambda command: reply
+def answering(kernel: FakeKernel, reply: Reply, **output: bytes) -> None:
+    def answer(command: Command) -> Reply:
+        for stream, data in output.items():
+            kernel.listener.output(stream, data, running=True)
+        return reply
+
+    kernel.reply = answer
 
 
 async def test_values_over_the_inline_limit_become_blobs() -> None:
@@ -186,12 +198,10 @@ async def test_a_reply_stays_below_four_mebibytes() -> None:
         values={"value": Encoded(Codec.TEXT, (bytes(3 << 20),))},
         text=large,
         pretty=large,
-        stdout=large.encode(),
-        stderr=b"\xff" * (4 << 20),
         displays=[DisplayData({"text/plain": large, "image/png": large.encode()}) for _ in range(9)],
     )
     async with running_engine() as (engine, kernels):
-        answering(kernels.started[0], reply)
+        answering(kernels.started[0], reply, stdout=large.encode(), stderr=b"\xff" * (4 << 20))
         made = CallContext(IDS.mint(), inline_limit=3 << 20)
         request = engine_pb2.ExecuteRequest(code="#" * (3 << 20)).SerializeToString()
         answer = await engine.call(METHODS["Execute"], request, made)
@@ -207,7 +217,7 @@ async def test_long_output_keeps_its_ends() -> None:
     """At most 1 MiB, half from the beginning and half from the end, and a mark between that says how much."""
     output = b"begin" + b"x" * (2 << 20) + b"end"
     async with running_engine() as (engine, kernels):
-        answering(kernels.started[0], Reply(stdout=output))
+        answering(kernels.started[0], Reply(), stdout=output)
         result = await execute(engine, "1")
         assert result.stdout.startswith("begin")
         assert result.stdout.endswith("end")

@@ -1,0 +1,58 @@
+"""Attach: the events of one operation, those that have happened and then each as it happens."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from engine_service import events
+from engine_service.requests import parse, read_operation_id
+from enginery import _ids
+from enginery._reasons import DeliveryError
+from enginery.v1 import operation_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from engine_service.engine import Engine
+    from engine_service.operation import Operation
+
+MAX_BATCH = 512 << 10
+"""Bytes of events in one message, unless one alone is larger."""
+
+
+async def attach(engine: Engine, request: bytes) -> AsyncGenerator[bytes]:
+    """Return the serialized messages of an Attach, the outcome in the last. Close it if it is not read on.
+
+    While nobody reads, nothing piles up here: what happens is in the operation's log, within its bound.
+    """
+    message = parse(operation_pb2.AttachRequest, request)
+    operation = engine.operations.find(read_operation_id(message.operation_id))
+    after = message.after_sequence
+    news = asyncio.Event()
+    operation.log.watch(news.set)
+    operation.waiting.append(ended := lambda _: news.set())
+    try:
+        while True:
+            news.clear()
+            batch = events.read(engine, operation, after, MAX_BATCH)
+            if batch:
+                after = batch[-1].sequence
+                yield operation_pb2.AttachResponse(events=batch).SerializeToString()
+            elif operation.has_ended:
+                yield _outcome(operation)
+                return
+            else:
+                await news.wait()
+    finally:
+        operation.log.unwatch(news.set)
+        if ended in operation.waiting:
+            operation.waiting.remove(ended)
+
+
+def _outcome(operation: Operation) -> bytes:
+    if operation.answer is None:
+        raise DeliveryError("OPERATION_NOT_FOUND", operation_id=_ids.show(operation.operation_id))
+    event = events.outcome(operation, operation.answer)
+    data: bytes = operation_pb2.AttachResponse(events=[event]).SerializeToString()
+    return data

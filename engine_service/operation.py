@@ -1,0 +1,178 @@
+"""One operation as its host knows it: a machine without I/O. Time is an argument, in nanoseconds since 1970.
+
+    from       to
+    QUEUED     RUNNING, FAILED, CANCELLED, LOST
+    RUNNING    SUCCEEDED, FAILED, CANCELLED, TIMED_OUT, LOST
+
+It also carries what is to be done: a call is one object from the queue to the table of what has ended.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from enginery import _outcomes
+from enginery._engine import CallReply
+from enginery._reasons import DeliveryError
+from enginery.v1 import frame_pb2, operation_pb2
+
+if TYPE_CHECKING:
+    from engine_service.event_log import EventLog
+    from engine_service.ladder import Ladder
+    from engine_service.requests import Row
+    from enginery._encoded import Stored
+    from enginery._engine import CallContext
+
+Answer = CallReply | DeliveryError
+Done = Callable[[Answer], None]
+State: TypeAlias = "operation_pb2.OperationState.ValueType"
+
+QUEUED = operation_pb2.OPERATION_STATE_QUEUED
+RUNNING = operation_pb2.OPERATION_STATE_RUNNING
+SUCCEEDED = operation_pb2.OPERATION_STATE_SUCCEEDED
+FAILED = operation_pb2.OPERATION_STATE_FAILED
+CANCELLED = operation_pb2.OPERATION_STATE_CANCELLED
+TIMED_OUT = operation_pb2.OPERATION_STATE_TIMED_OUT
+LOST = operation_pb2.OPERATION_STATE_LOST
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    QUEUED: frozenset({RUNNING, FAILED, CANCELLED, LOST}),
+    RUNNING: frozenset({SUCCEEDED, FAILED, CANCELLED, TIMED_OUT, LOST}),
+}
+"""Where an operation may go from each state; from any other there is no way on."""
+
+_KEPT_MESSAGE = 1 << 10  # bytes of a request up to which it is kept for people to read its arguments
+
+
+class StopCause(enum.Enum):
+    """Why a running operation is to stop: the outcome of one that raises then, and its error's category."""
+
+    CANCEL = (frame_pb2.OUTCOME_CANCELLED, "CANCELLED")
+    TIMEOUT = (frame_pb2.OUTCOME_TIMED_OUT, "TIMED_OUT")
+
+    @property
+    def outcome(self) -> int:
+        """The outcome of an operation that raised after it was asked to stop."""
+        return self.value[0]
+
+    @property
+    def category(self) -> str:
+        """The category of what it raised, and the last word of the reason if its kernel was killed for it."""
+        return self.value[1]
+
+
+@dataclass(slots=True, eq=False)
+class Operation:
+    """One operation. `size` counts the bytes of its request; times are 0 until then.
+
+    `waiting` are called with the answer. `blobs` are uploaded values that it consumes; `fields` is its request
+    as the kernel takes it, None while it is not translated. `progress` is what running code reported last.
+    """
+
+    operation_id: bytes
+    session_id: bytes
+    method: int
+    row: Row
+    message: Any
+    context: CallContext
+    size: int
+    fingerprint: int
+    log: EventLog
+    submitted_at: int
+    blobs: dict[str, Stored] = field(default_factory=dict)
+    fields: dict[str, Any] | None = None
+    waiting: list[Done] = field(default_factory=list)
+    state: State = QUEUED
+    number: int = 0
+    incarnation: str = ""
+    started_at: int = 0
+    ended_at: int = 0
+    progress: tuple[float, str] | None = None
+    stop_cause: StopCause | None = None
+    ladder: Ladder | None = None
+    answer: Answer | None = None
+    is_unwanted: bool = False
+    """Its answer was released before it had ended."""
+    _arguments: str | None = None
+
+    def __repr__(self) -> str:
+        """Show id and state."""
+        return f"<Operation {self.operation_id.hex()} {operation_pb2.OperationState.Name(self.state)}>"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended."""
+        return self.state not in TRANSITIONS
+
+    @property
+    def arguments(self) -> str:
+        """Its arguments, shortened for people to read."""
+        return self.row.summary(self.message) if self._arguments is None else self._arguments
+
+    @property
+    def outcome(self) -> int:
+        """How it ended, as replies say it; only for one that has an answer."""
+        return outcome_of(self.answer)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes for which it is kept once it has ended, about."""
+        answer = len(self.answer.response) if isinstance(self.answer, CallReply) else 0
+        return answer + self.log.size + _KEPT_MESSAGE
+
+    def begin(self, now: int, incarnation: str) -> None:
+        """It begins to run, in that kernel."""
+        self._enter(RUNNING)
+        self.started_at = now
+        self.incarnation = incarnation
+        self.log.started(now / 1e9, incarnation)
+
+    def stop(self, cause: StopCause, ladder: Ladder) -> None:
+        """It is asked to stop, for the first time: the cause stays, whatever is asked later."""
+        assert self.state == RUNNING
+        assert self.stop_cause is None
+        self.stop_cause = cause
+        self.ladder = ladder
+
+    def outcome_of_reply(self, *, failed: bool) -> int:
+        """Return the outcome of a reply of the kernel: what raises after it was asked to stop has stopped."""
+        if not failed:
+            return frame_pb2.OUTCOME_OK
+        return frame_pb2.OUTCOME_USER_ERROR if self.stop_cause is None else self.stop_cause.outcome
+
+    def end(self, answer: Answer, now: int) -> list[Done]:
+        """It ends; return who waits for its answer."""
+        self._enter(_outcomes.STATES[outcome_of(answer)])
+        self.ended_at = now
+        self.answer = answer
+        self.ladder = None
+        self.log.ended(now / 1e9)
+        if self.size > _KEPT_MESSAGE:
+            self._arguments = self.row.summary(self.message)
+            self.message = None
+        self.fields = None
+        self.close()
+        waiting, self.waiting = self.waiting, []
+        return waiting
+
+    def close(self) -> None:
+        """Give back the blobs that it consumed."""
+        for stored in self.blobs.values():
+            stored.close()
+        self.blobs.clear()
+
+    def _enter(self, state: State) -> None:
+        if state not in TRANSITIONS.get(self.state, ()):
+            raise AssertionError(f"{self!r} cannot become {operation_pb2.OperationState.Name(state)}")
+        self.state = state
+
+
+def outcome_of(answer: Answer | None) -> int:
+    """Return how an operation ended whose answer this is, as replies say it."""
+    if isinstance(answer, CallReply):
+        return answer.outcome
+    assert answer is not None, "it has not ended, or was released"
+    return _outcomes.outcome_of(answer)

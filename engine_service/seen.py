@@ -1,0 +1,89 @@
+"""Which operations were here, remembered for longer than their answers, so that none runs twice.
+
+A session counts its operations, so that one bit says it of each. An id that the bits cannot tell, since it is
+far older than the session's newest, counts as one that was here.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+_MAX_SESSIONS = 256
+_WINDOW = 1 << 16  # operations of one session: 8 KiB of bits
+
+
+class SeenOperations:
+    """The operations of the sessions that were here last."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._sessions: OrderedDict[bytes, _Counters] = OrderedDict()  # the least recently used first
+
+    def __contains__(self, operation_id: bytes) -> bool:
+        """Return whether that operation was here, as far as is remembered."""
+        counters = self._sessions.get(operation_id[:8])
+        return counters is not None and _counter(operation_id) in counters
+
+    def add(self, operation_id: bytes) -> None:
+        """Remember an operation, and forget the session that was not used for longest if there are too many."""
+        session = operation_id[:8]
+        counters = self._sessions.get(session)
+        if counters is None:
+            counters = self._sessions[session] = _Counters()
+            if len(self._sessions) > _MAX_SESSIONS:
+                self._sessions.popitem(last=False)
+        else:
+            self._sessions.move_to_end(session)
+        counters.add(_counter(operation_id))
+
+
+def _counter(operation_id: bytes) -> int:
+    return int.from_bytes(operation_id[8:], "big")
+
+
+class _Counters:
+    """Which of a session's counters were here: bits for the newest of them, all older ones count as seen."""
+
+    __slots__ = ("_bits", "_newest")
+
+    def __init__(self) -> None:
+        self._bits = bytearray(_WINDOW // 8)  # a ring
+        self._newest = -1
+
+    def __contains__(self, counter: int) -> bool:
+        if counter > self._newest:
+            return False
+        return counter <= self._newest - _WINDOW or bool(self._bits[_place(counter)] & _bit(counter))
+
+    def add(self, counter: int) -> None:
+        if counter <= self._newest - _WINDOW:
+            return
+        if counter > self._newest:
+            self._clear(max(self._newest + 1, counter - _WINDOW + 1), counter)
+            self._newest = counter
+        self._bits[_place(counter)] |= _bit(counter)
+
+    def _clear(self, first: int, last: int) -> None:
+        """Clear the bits from `first` to `last`: their places held counters of a window ago."""
+        while first <= last and first % 8:
+            self._bits[_place(first)] &= ~_bit(first)
+            first += 1
+        while first <= last and last % 8 != 7:
+            self._bits[_place(last)] &= ~_bit(last)
+            last -= 1
+        if first > last:
+            return
+        start, end = _place(first), _place(last)
+        if start <= end:
+            self._bits[start : end + 1] = bytes(end + 1 - start)
+        else:
+            self._bits[start:] = bytes(len(self._bits) - start)
+            self._bits[: end + 1] = bytes(end + 1)
+
+
+def _place(counter: int) -> int:
+    return counter % _WINDOW >> 3
+
+
+def _bit(counter: int) -> int:
+    return 1 << (counter & 7)
