@@ -29,6 +29,7 @@ class Link:
         self._calls: dict[int, RoutedCall] = {}  # by number: those that were sent here and wait
         self._unaccepted: dict[int, RoutedCall] = {}  # by position, so in the order in which they were sent
         self._sent_count = 0
+        self._accepted_count = 0
 
     def __repr__(self) -> str:
         """Show the counts."""
@@ -61,6 +62,9 @@ class Link:
         if count > self._sent_count:
             cause = f"{count} calls are said to be accepted, of {self._sent_count} that were sent"
             raise DeliveryError("PROTOCOL_ERROR", cause=cause)
+        if count <= self._accepted_count:
+            return
+        self._accepted_count = count
         accepted = []
         for position, call in self._unaccepted.items():
             if position > count:

@@ -47,6 +47,7 @@ class FakeHost:
         self.transfers: list[engine_pb2.TransferOffer] = []
         self.dismissals: list[engine_pb2.Dismissal] = []
         self.acks: list[int] = []
+        self.journaled: list[int] = []
         self.welcomes: dict[int, engine_pb2.Welcome] = {}
         self.refusals: dict[int, engine_pb2.Refusal] = {}
         self.stub = engine_pb2_grpc.ControllerServiceStub(channel)
@@ -89,6 +90,8 @@ class FakeHost:
                 self.dismissals.extend(message.dismissals)
                 if message.HasField("heartbeat_ack"):
                     self.acks.append(message.heartbeat_ack.sequence)
+                if message.journaled_count:
+                    self.journaled.append(message.journaled_count)
                 self.calls.extend(message.calls)
                 for reply in map(self.answer, message.calls):
                     if reply is not None:
@@ -199,9 +202,9 @@ class FakeCluster:
         self._sessions: list[FakeSession] = []
         self._channels = [self.client_channel]
 
-    def to(self, engine_id: int, **more: str) -> tuple[tuple[str, str], ...]:
-        """Return metadata that names an engine; `more` are further keys, `_` for `-`."""
-        named = (("enginery-engine-id", str(engine_id)),)
+    def to(self, engine_id: int | None, **more: str) -> tuple[tuple[str, str], ...]:
+        """Return metadata that names an engine, if one is given; `more` are further keys, `_` for `-`."""
+        named = () if engine_id is None else (("enginery-engine-id", str(engine_id)),)
         return (*self.metadata, *named, *((key.replace("_", "-"), value) for key, value in more.items()))
 
     def raw_stream(self, path: str) -> Any:
@@ -216,10 +219,10 @@ class FakeCluster:
         self._hosts.append(FakeHost(channel, self.engine_info.metadata, host_id=host_id))
         return self._hosts[-1]
 
-    async def session(self) -> FakeSession:
+    async def session(self, session_id: bytes = b"sessionA") -> FakeSession:
         """Open a session that has said hello."""
         session = self.raw_session()
-        await session.open()
+        await session.open(session_id)
         return session
 
     def raw_session(self) -> FakeSession:
