@@ -6,7 +6,7 @@ in one of four states, by two facts: whether its request is still here, and whet
     state      request   stream   connected      accepted        disconnected   answered   lost
     WAITING    here      none     SENT, in full  -               -              -          ENDED
     SENT       here      open     -              TAKEN, or SENT  WAITING        ENDED      ENDED
-    TAKEN      dropped   open     -              -               APART          ENDED      ENDED
+    TAKEN      dropped   open     -              TAKEN           APART          ENDED      ENDED
     APART      dropped   none     TAKEN, known   -               -              -          ENDED
 
 The request of an operation is dropped once its host has it, for the host joins a call to its operation by id.
