@@ -80,7 +80,7 @@ class Caller:
     def run(self, orphans: list[ledger.Sent]) -> None:
         """Finish what earlier lives left open, then work until told to finish."""
         for sent in orphans:
-            job = jobs.Job(sent.name, sent.kind, 0.0)
+            job = jobs.Job(sent.name, sent.kind)
             self._call(job, sent.operation_id, sent.engine_id)
         for number in itertools.count(1):
             if (self._folder / "finish").exists():
@@ -140,21 +140,25 @@ class Caller:
                 return _end(answer.outcome)
 
     def _attach(self, request: engine_pb2.ExecuteRequest, metadata: Metadata, operation_id: str) -> End:
-        """Follow the events, and have the output of them alone."""
+        """Follow the events. Their output is what counts, but for a host that has gone with the rest of it."""
         self._submit(request, metadata)
         last, output = 0, []
         while True:
             asked = operation_pb2.AttachRequest(operation_id=operation_id, after_sequence=last)
             try:
                 for event in self._events(asked):
-                    assert event.sequence == last + 1, f"event {event.sequence} after {last}"
+                    if event.sequence != last + 1:
+                        self._notes.trouble(
+                            f"{self._name}: event {event.sequence} after {last}: {operation_id}"
+                        )
                     last = event.sequence
                     if event.WhichOneof("kind") == "stdout":
                         output.append(event.stdout)
                     elif event.WhichOneof("kind") == "outcome":
                         end = _end(event.outcome)
-                        if end.result is not None:
-                            end.result.stdout = "".join(output)
+                        heard = "".join(output)
+                        if end.result is not None and not end.result.stdout.startswith(heard):
+                            end.result.stdout = heard
                         return end
             except grpc.RpcError as error:
                 failed = _end_of(error)

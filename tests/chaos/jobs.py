@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import random
     from pathlib import Path
 
 LINES = 400  # printed by a job that prints
@@ -46,12 +46,12 @@ class Job:
 
     name: str
     kind: str
-    seconds: float
 
     def code(self, ledger: Path, engine_id: int) -> str:
         """Return the code that does it on an engine and notes so in `ledger`."""
         path = str(ledger / f"engine-{engine_id}")
-        body = _BODIES[self.kind].format(name=self.name, seconds=self.seconds, lines=LINES, big=BIG)
+        seconds = round(random.Random(self.name).uniform(0.1, 0.8), 3)  # the same whenever it is sent again
+        body = _BODIES[self.kind].format(name=self.name, seconds=seconds, lines=LINES, big=BIG)
         return _RAN.format(name=self.name, path=path) + body
 
     def output(self) -> str:
@@ -70,4 +70,4 @@ def draw(dice: random.Random, name: str, *, stopped: bool = True) -> Job:
     """Return a job of a random kind, of those that end by themselves unless `stopped`."""
     kinds = [kind for kind in KINDS if stopped or kind not in STOPPED]
     (kind,) = dice.choices(kinds, [_WEIGHTS[kind] for kind in kinds])
-    return Job(name, kind, round(dice.uniform(0.1, 0.8), 3))
+    return Job(name, kind)

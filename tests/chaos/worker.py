@@ -93,7 +93,7 @@ class Worker:
         for sent in list(self._orphans.values()):
             if sent.name in self._outstanding:
                 continue
-            job = jobs.Job(sent.name, sent.kind, 0.0)
+            job = jobs.Job(sent.name, sent.kind)
             try:
                 operation = self._client.operation(sent.operation_id)
                 if job.kind == "cancelled":
