@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self, TypeAlias
 
-from controller_service.events import Facts, KeptEngine
+from controller_service.events import Facts, Kept, KeptEngine
 from enginery.v1 import engine_pb2
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from controller_service.events import Registration
 
 Pending: TypeAlias = tuple[int, int, bytes, int, int, bytes, bytes]
@@ -103,3 +105,12 @@ class Batch:
     results: dict[bytes, Pending] = field(default_factory=dict)
     forgotten: set[bytes] = field(default_factory=set)
     engines: dict[int, EngineRow] = field(default_factory=dict)
+
+
+def kept(rows: Collection[EngineRow]) -> Kept:
+    """Return what a registry knows again from these rows."""
+    return Kept(
+        engines=tuple(row.engine() for row in rows if row.hello),
+        epochs={row.engine_id: row.epoch for row in rows},
+        retired=frozenset(row.engine_id for row in rows if row.retired),
+    )

@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from controller_service import file_system
-from controller_service.events import Kept
-from controller_service.journal_records import EngineRow, Result
+from controller_service.journal_records import EngineRow, Result, kept
 from enginery._files import make_private_directory, read_private, write_private
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
+    from controller_service.events import Kept
     from controller_service.journal_records import Batch
 
 logger = logging.getLogger(__name__)
@@ -123,11 +123,7 @@ class Store:
             if not _is_damage(error):
                 raise
             self._load_engines()
-        return Kept(
-            engines=tuple(row.engine() for row in self._engines.values() if row.hello),
-            epochs={row.engine_id: row.epoch for row in self._engines.values()},
-            retired=frozenset(row.engine_id for row in self._engines.values() if row.retired),
-        )
+        return kept(self._engines.values())
 
     def apply(self, batch: Batch) -> int:
         """Write a batch whole or not at all, make room, and return how many bytes of results are kept then.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -40,7 +41,7 @@ async def test_pages(cluster: FakeCluster) -> None:
     assert not third.next_page_token
 
 
-@pytest.mark.parametrize("token", ["x", "YWZ0ZXI6eA==", "\u00e4"])
+@pytest.mark.parametrize("token", ["x", "YWZ0ZXI6eA==", "b3BzOjE=", "\u00e4"])
 async def test_bad_page_token(cluster: FakeCluster, token: str) -> None:
     """A token that is not ours is refused."""
     with pytest.raises(grpc.aio.AioRpcError) as error:
@@ -55,6 +56,69 @@ async def test_pages_stay_small(cluster: FakeCluster) -> None:
     for slot in range(4):
         await host.hello(slot, properties={"big": value})
     assert [engine.engine_id for engine in (await listed(cluster)).engines] == [0, 1]
+
+
+async def test_lost_engines_are_listed_on_request(cluster: FakeCluster) -> None:
+    """After those that are registered, the newest loss first, with the reason and when; in pages as well."""
+    host = cluster.host()
+    for slot in range(4):
+        await host.hello(slot, properties={"x": value_pb2.Value(text="y")}, memory_limit=5)
+    goodbyes = [engine_pb2.Goodbye(engine_id=engine_id, reason=f"bye {engine_id}") for engine_id in (0, 2, 1)]
+    host.send(goodbyes=goodbyes)
+    await until(lambda: cluster.controller.registry.ids() == [3])
+    assert [engine.engine_id for engine in (await listed(cluster)).engines] == [3]
+    found: list[cluster_pb2.Engine] = []
+    token = ""
+    while token or not found:
+        page = await listed(cluster, page_size=1, page_token=token, include_lost=True)
+        found.extend(page.engines)
+        token = page.next_page_token
+    assert [engine.engine_id for engine in found] == [3, 1, 2, 0]
+    lost = found[1]
+    assert (lost.state, lost.reason, lost.memory_limit) == (cluster_pb2.ENGINE_STATE_LOST, "bye 1", 5)
+    assert not lost.properties
+    assert abs(lost.state_time.ToSeconds() - time.time()) < 10
+
+
+async def test_states_and_their_reasons(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Busy, draining, unresponsive and away: since when, and why."""
+    host = cluster.host()
+    await host.hello()
+
+    async def state() -> tuple[int, str]:
+        (engine,) = (await listed(cluster)).engines
+        assert engine.HasField("state_time") is bool(engine.reason)
+        if engine.reason:
+            assert 0 <= time.time() - engine.state_time.ToMilliseconds() / 1e3 < 10
+        return engine.state, engine.reason
+
+    async def beat(**status: Any) -> None:
+        sequence = len(host.acks)
+        statuses = [engine_pb2.EngineStatus(engine_id=0, **status)]
+        host.send(heartbeat=engine_pb2.Heartbeat(sequence=sequence, engines=statuses))
+        await until(lambda: len(host.acks) > sequence)
+
+    assert await state() == (cluster_pb2.ENGINE_STATE_READY, "")
+    await beat(operation_id="x", method="execute")
+    assert await state() == (cluster_pb2.ENGINE_STATE_BUSY, "")
+    await beat(operation_id="x", method="execute", draining=True)
+    assert (await state())[0] == cluster_pb2.ENGINE_STATE_DRAINING
+    monkeypatch.setattr("controller_service.lease.SILENCE", 0.0)
+    cluster.controller.registry.tick(time.monotonic())
+    assert await state() == (cluster_pb2.ENGINE_STATE_UNRESPONSIVE, "no heartbeat for 0 s")
+    await host.close()
+    await until(lambda: cluster.controller.registry.statistics().away == 1)
+    assert await state() == (cluster_pb2.ENGINE_STATE_AWAY, "its connection was lost")
+
+
+async def test_impossible_grace(cluster: FakeCluster) -> None:
+    """A shutdown with a grace below zero is refused, and nothing stops."""
+    request = cluster_pb2.ShutdownRequest()
+    request.grace.FromSeconds(-1)
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await cluster.cluster.Shutdown(request, metadata=cluster.metadata)
+    assert _status.from_rpc(error.value).reason == "BAD_REQUEST"
+    assert cluster.controller.state.is_running()
 
 
 async def test_watch(cluster: FakeCluster) -> None:
@@ -90,6 +154,7 @@ async def test_watch(cluster: FakeCluster) -> None:
     assert await see(4) == told
     assert (seen[1].engine.incarnation, seen[1].engine.pid, seen[1].reason) == ("k2", 5, "SIGKILL")
     assert seen[3].reason == "bye"
+    assert (seen[3].engine.state, seen[3].engine.reason) == (cluster_pb2.ENGINE_STATE_LOST, "bye")
     await host.close()
     again = cluster.host(host_id=host.host_id)
     assert await see(5) == [*told, ("AWAY", 0)]

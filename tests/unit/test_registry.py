@@ -10,7 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from controller_service.events import EngineEvent, EventKind, Facts, HelloReceived, Kept, KeptEngine
+from controller_service.events import EngineEvent, EventKind, Facts, HelloReceived
+from controller_service.journal_records import EngineRow, kept
 from controller_service.lease import SILENCE, State
 from controller_service.registry import Registry
 from enginery._reasons import DeliveryError
@@ -23,11 +24,33 @@ class Floor:
     """A registry, and short words for what happens to it. Time stands until it is set."""
 
     def __init__(self, *, lease: float = 60.0, save_ids: bool = False) -> None:
-        self.registry = Registry(lease=lease, save_ids=save_ids)
         self.events: list[EngineEvent] = []
-        self.registry.observers.subscribe(self.events.append)
+        self.rows: dict[int, EngineRow] = {}
         self.now = 0.0
         self.unix_ms = 1_000
+        self.registry = self.start(lease, save_ids)
+
+    def start(self, lease: float, save_ids: bool) -> Registry:
+        """Return the registry of a controller that knows what its journal kept."""
+        registry = Registry(lease=lease, save_ids=save_ids)
+        registry.restore(kept(self.rows.values()), now=self.now)
+        registry.observers.subscribe(self.events.append)
+        registry.observers.subscribe(self.keep)
+        return registry
+
+    def keep(self, event: EngineEvent) -> None:
+        """Do as a journal."""
+        engine = event.engine
+        if event.kind is EventKind.GONE:
+            self.rows[engine.engine_id] = EngineRow.gone(engine, retired=self.registry.save_ids)
+        else:
+            self.rows[engine.engine_id] = EngineRow.of(engine)
+
+    def restart(self) -> None:
+        """Let the controller die, and start another a second later."""
+        self.unix_ms += 1_000
+        self.registry = self.start(self.registry.lease, self.registry.save_ids)
+        self.registry.begin(self.unix_ms)
 
     def hello(
         self,
@@ -326,6 +349,88 @@ def test_once_n_registered() -> None:
     assert seen == [2, 3, 4]
 
 
+def test_engines_of_an_earlier_controller_are_away_and_come_back() -> None:
+    """After a restart they keep id, epoch and kernel, have a whole lease, and nobody else gets their ids."""
+    floor = Floor(lease=60)
+    first = floor.hello("a", 1, kernel="k")
+    floor.now = 1_000
+    floor.restart()
+    assert floor.state(0) is State.AWAY
+    assert floor.hello("b", 1)[0] == 1, "the id of one that may come back is not free"
+    floor.registry.tick(1_059)
+    assert floor.hello("a", 2, kernel="k", engine_id=0, epoch=first[1]) == first
+    assert [event.kind for event in floor.events][-1] is EventKind.BACK
+
+
+def test_an_engine_that_does_not_come_back_to_a_restarted_controller_is_lost() -> None:
+    """Its lease runs from the start of the controller."""
+    floor = Floor(lease=60)
+    floor.hello("a", 1)
+    floor.now = 1_000
+    floor.restart()
+    floor.registry.tick(1_060)
+    gone = floor.events[-1]
+    assert (gone.kind, len(floor.registry)) == (EventKind.GONE, 0)
+    assert gone.reason == "it did not come back within its lease of 60 s"
+
+
+def test_a_kernel_that_died_while_there_was_no_controller() -> None:
+    """The engine comes back with another one: same id and epoch, and watchers learn of it."""
+    floor = Floor()
+    first = floor.hello("a", 1, kernel="k1")
+    floor.restart()
+    assert floor.hello("a", 1, kernel="k2", engine_id=0, epoch=first[1]) == first
+    assert floor.kinds()[-2:] == ["BACK", "KERNEL_CHANGED"]
+
+
+def test_an_old_epoch_is_fenced_by_a_restarted_controller_too() -> None:
+    """The holder that the journal names stays; who held the id before it is refused."""
+    floor = Floor(lease=60)
+    _, old = floor.hello("a", 1, kernel="k")
+    floor.registry.stream_ended(1, now=0)
+    floor.registry.tick(60)
+    _, new = floor.hello("b", 2)
+    floor.restart()
+    with pytest.raises(DeliveryError) as error:
+        floor.hello("a", 1, kernel="k", engine_id=0, epoch=old)
+    assert reason(error) == "FENCED"
+    assert new > old
+
+
+def test_an_epoch_is_not_used_twice_across_a_restart() -> None:
+    """An engine whose registration had ended gets a new one, as without the restart."""
+    floor = Floor(lease=60)
+    engine_id, old = floor.hello("a", 1, kernel="k")
+    floor.registry.stream_ended(1, now=0)
+    floor.registry.tick(60)
+    floor.restart()
+    again = floor.hello("a", 1, kernel="k", engine_id=engine_id, epoch=old)
+    assert again[0] == engine_id
+    assert again[1] > old
+
+
+def test_retired_ids_stay_retired_across_a_restart() -> None:
+    """save_ids: whoever left before the restart has its id for good."""
+    floor = Floor(save_ids=True)
+    _, epoch = floor.hello("a", 1, kernel="ka")
+    floor.registry.unregister(0)
+    floor.restart()
+    assert floor.hello("b", 1)[0] == 1
+    assert floor.hello("a", 2, kernel="ka", engine_id=0, epoch=epoch)[0] == 0
+
+
+def test_draining_is_noted_once() -> None:
+    """From the first heartbeat that says it."""
+    floor = Floor()
+    floor.hello("a", 1)
+    for now, is_draining in ((1.0, False), (2.0, True), (3.0, True)):
+        status = engine_pb2.EngineStatus(engine_id=0, draining=is_draining)
+        floor.registry.heartbeat(1, [status], now=now)
+    engine = floor.registry.find(0)
+    assert engine is not None
+    assert engine.draining_since == 2.0
+
+
 class RegistryMachine(RuleBasedStateMachine):
     """Hosts come, go, return and lie, in any order; the registry stays consistent."""
 
@@ -399,6 +504,12 @@ class RegistryMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.floor.now += seconds
         self.floor.registry.tick(self.floor.now)
+
+    @rule()
+    def controller_restarts(self) -> None:
+        self.floor.restart()
+        self.floor.registry.observers.subscribe(self.watch)
+        self.open.clear()
 
     @precondition(lambda self: self.mirror)
     @rule(data=st.data())
