@@ -6,6 +6,7 @@ refused here, at the caller, before anything is sent; a value is encoded once fo
 
 from __future__ import annotations
 
+import inspect
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,15 +15,17 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from enginery import _codec, _ids, _values, result
 from enginery._encoded import MAX_PROPERTIES, Codec, Encoded
 from enginery._methods import METHODS
+from enginery._options import NO_OPTIONS, Options
 from enginery._reasons import DeliveryError, public
 from enginery.errors import InvalidProperty, SerializationError
 from enginery.serialized import ACCEPT, Serialized, serialize
-from enginery.v1 import engine_pb2, error_pb2, value_pb2
+from enginery.v1 import engine_pb2, error_pb2, operation_pb2, value_pb2
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from enginery._decode import Errors
+    from enginery.client import Client
 
 T = TypeVar("T")
 
@@ -67,16 +70,24 @@ class Answer:
             return self.blobs[self.message.blob.blob_id]
         return _values.from_pickle(self.message.pickled)
 
+    def output(self, stream: str) -> str:
+        """Return `stdout` or `stderr`; what is longer than rides in an answer is fetched. Waits."""
+        if isinstance(self.message, engine_pb2.ExecuteResponse):
+            record = result.ExecuteResult(self.message.result, (), self.fetch, "wrap")
+            return record.stdout if stream == "stdout" else record.stderr
+        return str(getattr(self.message, stream, ""))
+
     def displays(self) -> list[result.Display]:
-        """Return what an Apply displayed."""
-        return [result.display(display, self.blobs) for display in getattr(self.message, "displays", ())]
+        """Return what was displayed."""
+        message = self.message.result if isinstance(self.message, engine_pb2.ExecuteResponse) else self.message
+        return [result.display(display, self.blobs) for display in getattr(message, "displays", ())]
 
     def forget_value(self) -> None:
         """Let go of the value's bytes once they are decoded."""
         if isinstance(self.message, engine_pb2.ApplyResponse):
             self.blobs.pop(self.message.value.blob.blob_id, None)
             self.message.ClearField("value")  # what else it holds, output and displays, stays
-        else:
+        elif not isinstance(self.message, engine_pb2.ExecuteResponse):  # its result holds that anyway
             self.message = None
             self.blobs = {}
 
@@ -95,8 +106,10 @@ class Request(Generic[T]):
     success_reasons: frozenset[str] = frozenset()
     """Reasons of failed delivery that count as success, with `fallback` as the value."""
     fallback: T | None = None
-    owner: object = None
+    owner: Client | None = None
     """The client that calls. It stays connected for as long as somebody has an operation or a result of it."""
+    options: Options = NO_OPTIONS
+    """How it is to be run."""
 
     def own_uploads(self) -> None:
         """Copy what is to be uploaded, so that the caller may change it before it was sent."""
@@ -153,7 +166,7 @@ def _request(
                 option="the size of a message: push what is large, or pass it as an argument",
             )
         )
-    response: type[Message] = getattr(engine_pb2, f"{name}Response")
+    response: type[Message] = getattr(operation_pb2 if name == "Cancel" else engine_pb2, f"{name}Response")
     return Request(METHODS[name], payload, response, decode, tuple(uploads.blobs) if uploads else ())
 
 
@@ -172,10 +185,11 @@ def execute(code: str) -> Request[result.ExecuteResult]:
         message = engine_pb2.ExecuteRequest(code=code, accept=[_PICKLE])
     except UnicodeEncodeError as error:
         raise ValueError(f"code is not valid Unicode: {error}") from None
-    return _request("Execute", message, lambda answer: _execute_result(answer, answer.message.result))
+    return _request("Execute", message, lambda answer: execute_result(answer, answer.message.result))
 
 
-def _execute_result(answer: Answer, message: engine_pb2.ExecuteResult) -> result.ExecuteResult:
+def execute_result(answer: Answer, message: engine_pb2.ExecuteResult) -> result.ExecuteResult:
+    """Return the result that a message of an answer is."""
     displays = [result.display(display, answer.blobs) for display in message.displays]
     return result.ExecuteResult(message, displays, answer.fetch, answer.errors)
 
@@ -200,10 +214,27 @@ def apply(
             message.blob_arguments.CopyFrom(blob)
         else:
             message.pickled_arguments.CopyFrom(_values.to_pickle(arguments))
-    return _request("Apply", message, _apply_value, uploads)
+    return _request("Apply", message, apply_value, uploads)
 
 
-def _apply_value(answer: Answer) -> Any:
+def check_reserved(function: Callable[..., object] | str, **given: object) -> None:
+    """Raise TypeError if an option of `apply` was given that the function may have been meant to get."""
+    if isinstance(function, str):
+        return
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # it does not tell
+        return
+    for name, value in given.items():
+        if value is not None and name in parameters:
+            raise TypeError(
+                f"apply takes {name}= for itself, and the function has a parameter of that name: give it by "
+                f"functools.partial(function, {name}=...), or give the option by view.options({name}=...)"
+            )
+
+
+def apply_value(answer: Answer) -> Any:
+    """Return what a function returned."""
     return _codec.decode(answer.value(answer.message.value))
 
 
@@ -214,7 +245,7 @@ def get_result(number: int | None) -> Request[result.ExecuteResult]:
     if number is not None and not 0 <= number < 1 << 64:
         raise IndexError(f"no command {number}: numbers count up from 1")
     message = engine_pb2.GetResultRequest(number=number)
-    return _request("GetResult", message, lambda answer: _execute_result(answer, answer.message.result))
+    return _request("GetResult", message, lambda answer: execute_result(answer, answer.message.result))
 
 
 # ---- namespace
@@ -424,6 +455,20 @@ def clear_queue() -> Request[int]:
     return _request(
         "ClearQueue", engine_pb2.ClearQueueRequest(), lambda answer: int(answer.message.cleared_count)
     )
+
+
+def cancel(operation_id: str, grace: float | None, interrupt_only: bool | None) -> Request[bool]:
+    """Stop an operation; the answer says whether it stops, or had been stopped."""
+    message = operation_pb2.CancelRequest(operation_id=operation_id, interrupt_only=interrupt_only)
+    if grace is not None:
+        message.grace.FromNanoseconds(round(grace * 1e9))
+    return _request("Cancel", message, lambda answer: _is_stopped(answer.message.operation))
+
+
+def _is_stopped(operation: operation_pb2.Operation) -> bool:
+    cancelled = operation.state == operation_pb2.OPERATION_STATE_CANCELLED
+    running = operation.state == operation_pb2.OPERATION_STATE_RUNNING
+    return cancelled or (running and operation.stopping)
 
 
 # ---- what an answer leaves to be downloaded

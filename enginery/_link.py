@@ -1,36 +1,31 @@
 """A client's connection: the asyncio side of `_session`, on the loop's thread.
 
 One stream carries all small calls; another tells of engines; a channel of its own carries large values. When
-the connection breaks, it is opened again with growing delays, reading the connection file anew: calls that were
-sent end with ControllerLost, those that were not wait for the new one, at most `timeout` seconds.
+the connection breaks, it is opened again with growing delays, reading the connection file anew; calls wait for
+that, at most `reconnect_timeout` seconds, and those that were not answered are sent again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import time
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import enginery
-from enginery import _loop
-from enginery._channel import open_channel, prepare_grpc
+import grpc
+import grpc.aio
 
-prepare_grpc()
-
-import grpc  # noqa: E402 - after prepare_grpc
-import grpc.aio  # noqa: E402
-
-from enginery import _calls, _status  # noqa: E402
-from enginery._reasons import DeliveryError, public  # noqa: E402
-from enginery._session import Entry, Session  # noqa: E402
-from enginery._transfer import Transfers  # noqa: E402
-from enginery.engines import Roster  # noqa: E402
-from enginery.errors import EngineryError  # noqa: E402
-from enginery.v1 import cluster_pb2, cluster_pb2_grpc, frame_pb2, value_pb2  # noqa: E402
+from enginery import _calls, _loop, _status
+from enginery._connection import Connection, cause_of, open_connection, translated
+from enginery._operation_calls import OperationCalls
+from enginery._reasons import DeliveryError, public
+from enginery._session import RETRIED, Entry, Session
+from enginery.engines import Roster
+from enginery.errors import EngineError, EngineryError, OperationNotFound
+from enginery.v1 import cluster_pb2, cluster_pb2_grpc, frame_pb2, value_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -39,50 +34,39 @@ if TYPE_CHECKING:
     from enginery._connection_file import ConnectionInfo
     from enginery._decode import Errors
     from enginery._encoded import Encoded
+    from enginery._transfer import Transfers
     from enginery.operation import Operation
 
 T = TypeVar("T")
 
-_SESSION = "/enginery.v1.ClusterService/Session"
 _FIRST_DELAY = 0.1  # seconds before the connection is opened again
 _GROWTH = 1.5
 _LONGEST_DELAY = 2.0
 _TRANSFERS = 4  # at a time: more share the same wire
 _FLUSH = 5.0  # seconds that `close` gives what was submitted to be sent
 _LINGER = 0.5  # seconds that `close` gives the controller to take what was sent
+_ANSWERED = frozenset({frame_pb2.OUTCOME_OK, frame_pb2.OUTCOME_USER_ERROR})
+_STOPPED = frozenset({frame_pb2.OUTCOME_CANCELLED, frame_pb2.OUTCOME_TIMED_OUT})
+_BROKEN = frozenset({"CONTROLLER_LOST", "NOT_SENT", "ENGINE_AWAY", "SHUTTING_DOWN"})  # transfers begin again
 
-
-@dataclass(slots=True)
-class _Connection:
-    """Channels and streams of one connection."""
-
-    info: ConnectionInfo
-    channels: tuple[grpc.aio.Channel, grpc.aio.Channel]
-    stream: Any  # of bytes and SessionResponse; grpc's types know neither raw requests nor EOF
-    watch: Any  # of WatchEnginesResponse
-    welcome: cluster_pb2.SessionWelcome
-    transfers: Transfers
-
-    async def close(self) -> None:
-        """End streams and channels."""
-        self.stream.cancel()
-        self.watch.cancel()
-        for channel in self.channels:
-            await channel.close()
+logger = logging.getLogger("enginery")
 
 
 class Link:
     """The connection of one client to its controller."""
 
-    def __init__(self, source: Callable[[], ConnectionInfo], timeout: float) -> None:
-        """`source` reads the connection file; `timeout` bounds every wait for a connection, in seconds."""
-        self.session = Session()
+    def __init__(self, source: Callable[[], ConnectionInfo], timeout: float, reconnect_timeout: float) -> None:
+        """`source` reads the connection file. `timeout` bounds each attempt to connect, `reconnect_timeout` how
+        long a call waits for a connection; both in seconds."""
         self.roster = Roster()
+        self.session = Session(self.roster.epochs)
+        self.operations = OperationCalls(self)
         self.thread = _loop.get()
         self.timeout = timeout
+        self.reconnect_timeout = reconnect_timeout
         self.reconnects = 0
         self._source = source
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._ready = asyncio.Event()  # connected
         self._sendable = asyncio.Event()  # the writer has something to look at
         self._drained = asyncio.Event()  # the writer found nothing to send
@@ -90,7 +74,8 @@ class Link:
         self._closing = False
         self._slots = asyncio.Semaphore(_TRANSFERS)
         self._keeper: asyncio.Task[None] | None = None
-        self._transfers: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._retrying: asyncio.TimerHandle | None = None
         self.cluster_id = ""
         self.info: ConnectionInfo | None = None
 
@@ -110,6 +95,10 @@ class Link:
             self._woken = True
             self.thread.loop.call_soon_threadsafe(self._wake)
         return [entry.operation for entry in entries]
+
+    def recall(self, operation: Operation[Any]) -> None:
+        """Let an operation that was begun elsewhere have its answer when there is one."""
+        self.thread.loop.call_soon_threadsafe(lambda: self.start_task(self.operations.recall(operation)))
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run a coroutine of this link and wait for it; errors are the public ones."""
@@ -141,60 +130,47 @@ class Link:
         self._keeper = asyncio.create_task(self._keep(connection), name="enginery-link")
         self.thread.at_exit(self.close)
 
-    async def _open(self) -> _Connection:
+    async def _open(self) -> Connection:
         info = self._source()
-        channel, bulk = open_channel(info), open_channel(info)
-        stream: Any = channel.stream_stream(
-            _SESSION, request_serializer=None, response_deserializer=cluster_pb2.SessionResponse.FromString
-        )(metadata=info.metadata)
-        watch: Any = cluster_pb2_grpc.ClusterServiceStub(channel).WatchEngines(
-            cluster_pb2.WatchEnginesRequest(), metadata=info.metadata
-        )
-        transfers = Transfers(bulk, info.metadata)
-        connection = _Connection(info, (channel, bulk), stream, watch, cluster_pb2.SessionWelcome(), transfers)
-        try:
-            async with asyncio.timeout(self.timeout):
-                connection.welcome = await self._greet(stream)
-                snapshot = await watch.read()
-                if snapshot is grpc.aio.EOF:
-                    raise DeliveryError("PROTOCOL_ERROR", cause="the controller told of no engines")
-        except BaseException as error:
-            await connection.close()
-            if isinstance(error, TimeoutError):
-                cause = f"no answer within {self.timeout:g} s"
-                raise DeliveryError("CONTROLLER_LOST", cause=cause) from None
-            raise _translated(error) from None
-        self.roster.apply(snapshot)
+        connection = await open_connection(info, self.session.session_id, self.cluster_id, self.timeout)
+        self.roster.apply(connection.snapshot)
         self.info = info
         return connection
 
-    async def _greet(self, stream: Any) -> cluster_pb2.SessionWelcome:
-        version = f"enginery {enginery.__version__}"
-        hello = cluster_pb2.SessionHello(session_id=self.session.session_id, client_version=version)
-        with contextlib.suppress(asyncio.InvalidStateError):  # it is over already: reading tells why
-            await stream.write(cluster_pb2.SessionRequest(hello=hello).SerializeToString())
-        first = await stream.read()
-        if first is grpc.aio.EOF or not first.HasField("welcome"):
-            raise DeliveryError("PROTOCOL_ERROR", cause="the controller did not answer the hello")
-        welcome: cluster_pb2.SessionWelcome = first.welcome
-        if self.cluster_id and welcome.cluster_id != self.cluster_id:
-            raise DeliveryError("WRONG_CLUSTER", cluster_id=welcome.cluster_id)
-        return welcome
-
-    async def _keep(self, connection: _Connection) -> None:
+    async def _keep(self, connection: Connection) -> None:
         while True:
             cause = await self._serve(connection)
-            self.session.disconnected(cause)
+            left = self.session.disconnected(cause, time.monotonic())
             if self._closing:
                 return
+            self._say_broken(connection, cause, left)
             connection = await self._reopen(cause)
             self.reconnects += 1
+            logger.log(
+                logging.WARNING if left else logging.INFO,
+                "connected to the controller at %s again: %d calls go on",
+                connection.info.address,
+                self.session.unsent_count,
+            )
 
-    async def _serve(self, connection: _Connection) -> str:
+    def _say_broken(self, connection: Connection, cause: str, left: int) -> None:
+        logger.log(
+            logging.WARNING if left else logging.INFO,
+            "the connection to the controller at %s broke (%s): connecting again, for up to %g s; %d calls "
+            "wait for it and go on",
+            connection.info.address,
+            cause,
+            self.reconnect_timeout,
+            left,
+        )
+
+    async def _serve(self, connection: Connection) -> str:
         """Serve a connection until it ends; return why it did."""
+        self.session.connected(time.monotonic())
         self._connection = connection
         self._ready.set()
         self._sendable.set()
+        self._retry()
         reader = asyncio.create_task(self._read(connection))
         watcher = asyncio.create_task(self._watch(connection))
         writer = asyncio.create_task(self._write(connection))
@@ -207,12 +183,12 @@ class Link:
             writer.cancel()  # the streams are over; nothing of them can be saved
             await connection.close()
             await asyncio.gather(reader, watcher, writer, return_exceptions=True)
-        return _cause(ended[0])
+        return cause_of(ended[0])
 
-    async def _reopen(self, cause: str) -> _Connection:
+    async def _reopen(self, cause: str) -> Connection:
         delay = _FIRST_DELAY
         while True:
-            self.session.expire(time.monotonic() - self.timeout, cause)
+            self.session.expire(time.monotonic(), self.reconnect_timeout, cause)
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - spreads clients, hides nothing
             delay = min(delay * _GROWTH, _LONGEST_DELAY)
             try:
@@ -222,16 +198,18 @@ class Link:
                     error.text if isinstance(error, DeliveryError) else str(error)
                 )
 
-    async def _read(self, connection: _Connection) -> None:
+    async def _read(self, connection: Connection) -> None:
         while (response := await connection.stream.read()) is not grpc.aio.EOF:
             for reply in response.replies:
                 self._reply(reply)
+            if self.session.is_holding and self._retrying is None:
+                self._retry()
 
-    async def _watch(self, connection: _Connection) -> None:
+    async def _watch(self, connection: Connection) -> None:
         while (response := await connection.watch.read()) is not grpc.aio.EOF:
             self.roster.apply(response)
 
-    async def _write(self, connection: _Connection) -> None:
+    async def _write(self, connection: Connection) -> None:
         try:
             while True:
                 while (message := self.session.take()) is not None:
@@ -249,70 +227,151 @@ class Link:
 
     def _wake(self) -> None:
         self._woken = False
-        for entry in self.session.accept():
-            self._start(self._upload(entry))
+        self._upload_all(self.session.accept())
         self._sendable.set()
 
-    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(coroutine)
-        self._transfers.add(task)
-        task.add_done_callback(self._transfers.discard)
+    def _retry(self) -> None:
+        """Send what was refused again when it is time, for as long as there is a connection."""
+        self._retrying = None
+        if self._connection is None:
+            return
+        self._upload_all(self.session.retry(time.monotonic()))
+        self._sendable.set()
+        due = self.session.next_retry()
+        if due is not None:
+            self._retrying = self.thread.loop.call_later(max(0.0, due - time.monotonic()), self._retry)
 
-    async def _upload(self, first: Entry) -> None:
-        """Upload the values of a call, send it, and go on with the next on its engine that has some."""
-        entry: Entry | None = first
-        while entry is not None:
-            engine_id = entry.operation.engine_id
+    def start_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine in the background; `close` ends it. On the loop's thread."""
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _upload_all(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            self.start_task(self._upload(entry))
+
+    async def _upload(self, entry: Entry) -> None:
+        """Upload the values of a call, and send it."""
+        engine_id = entry.operation.engine_id
+        try:
+            for blob, encoded in entry.uploads:
+                await self._transfer(lambda transfers: transfers.upload(engine_id, blob, encoded))  # noqa: B023
+        except (Exception, asyncio.CancelledError) as error:
+            failure = translated(error)
+            if failure.reason == "CONTROLLER_LOST":  # the value was lost on its way; the call never left
+                failure = DeliveryError("NOT_SENT", cause=failure.metadata.get("cause", ""))
+            self._upload_all(self.session.upload_failed(entry, failure))
+        else:
+            self._upload_all(self.session.uploaded(entry))
+        self._sendable.set()
+
+    async def _transfer(self, transfer: Callable[[Transfers], Coroutine[Any, Any, T]]) -> T:
+        """Return what `transfer` does; on a new connection, from its beginning, if the old one broke."""
+        until = time.monotonic() + self.reconnect_timeout
+        attempts = 0
+        while True:
+            attempts += 1
             try:
                 async with self._slots:
-                    transfers = await self._connected()
-                    for blob, encoded in entry.uploads:
-                        await transfers.upload(engine_id, blob, encoded)
+                    return await transfer((await self.connection()).transfers)
             except (Exception, asyncio.CancelledError) as error:
-                failure = _translated(error)
-                if failure.reason == "CONTROLLER_LOST":  # the value was lost on its way; the call never left
-                    failure = DeliveryError("NOT_SENT", cause=failure.metadata.get("cause", ""))
-                self.session.upload_failed(entry, failure)
-                return
-            entry = self.session.uploaded(entry)
-            self._sendable.set()
+                failure = translated(error)
+            if failure.reason not in _BROKEN or self._closing or time.monotonic() >= until:
+                raise failure
+            await asyncio.sleep(min(_FIRST_DELAY * attempts, _LONGEST_DELAY))
 
-    async def _connected(self) -> Transfers:
+    async def connection(self) -> Connection:
+        """Return the connection; NOT_SENT if there is none for `reconnect_timeout` seconds."""
         if self._closing:
             raise DeliveryError("NOT_SENT", cause="this client was closed")
         try:
-            async with asyncio.timeout(self.timeout):
+            async with asyncio.timeout(self.reconnect_timeout):
                 while self._connection is None:
                     await self._ready.wait()
         except TimeoutError:
-            raise DeliveryError("NOT_SENT", cause=f"no connection within {self.timeout:g} s") from None
-        return self._connection.transfers
+            cause = f"no connection within {self.reconnect_timeout:g} s"
+            raise DeliveryError("NOT_SENT", cause=cause) from None
+        return self._connection
+
+    async def stop(
+        self, operations: Sequence[Operation[Any]], grace: float | None, interrupt_only: bool | None
+    ) -> list[bool]:
+        """Cancel operations; return for each whether it stops, or will not run at all."""
+        asked: list[Operation[bool] | None] = []
+        self._wake()
+        for operation in operations:
+            operation.is_stopping = True
+            asked.append(None if self._withdraw(operation) else self._cancel(operation, grace, interrupt_only))
+        self._wake()
+        return [
+            answer is None or await self._is_stopped(operation, answer)
+            for operation, answer in zip(operations, asked, strict=True)
+        ]
+
+    def _cancel(
+        self, operation: Operation[Any], grace: float | None, interrupt_only: bool | None
+    ) -> Operation[bool]:
+        """Send a Cancel behind the call that it is about."""
+        request = _calls.cancel(operation.operation_id, grace, interrupt_only)
+        entry = self.session.entry(request, operation.engine_id, "raise", time.monotonic())
+        self.session.submit([entry], may_wait=False, is_urgent=True)
+        cancel: Operation[bool] = entry.operation
+        return cancel
+
+    def _withdraw(self, operation: Operation[Any], *, arrived: bool = True) -> bool:
+        starting = self.session.withdraw(operation, arrived=arrived)
+        self._upload_all(starting or [])
+        return starting is not None
+
+    async def _is_stopped(self, operation: Operation[Any], answer: Operation[bool]) -> bool:
+        try:
+            return await answer
+        except OperationNotFound:  # its call was refused, or lost with a connection
+            return self._withdraw(operation, arrived=False) or operation.is_cancelled
+        except EngineError:  # the engine has gone, and the operation with it
+            return False
 
     # ---- replies in
 
     def _reply(self, reply: frame_pb2.Reply) -> None:
         entry = self.session.replied(reply.call_id)
         if entry is None:
-            return  # it was given up when an earlier connection broke
+            return  # it was given up
         operation, request = entry.operation, entry.request
-        if reply.outcome not in (frame_pb2.OUTCOME_OK, frame_pb2.OUTCOME_USER_ERROR):
-            operation.fail(_status.from_bytes(reply.error))
+        outcome = reply.outcome
+        if outcome not in _ANSWERED and not (outcome in _STOPPED and not reply.error):
+            failure = _status.from_bytes(reply.error)
+            if failure.reason in RETRIED:
+                hint = _status.retry_delay(reply.error)
+                self.session.refuse(entry, failure, hint, time.monotonic())
+                return
+            self.session.done(entry)
+            operation.fail(failure)
             return
+        self.session.done(entry)
         try:
             message = request.response.FromString(reply.response)
         except Exception as error:  # DecodeError, whose class differs between protobuf's implementations
             operation.fail(DeliveryError("MALFORMED_MESSAGE", message=f"{request.response.__name__} ({error})"))
             return
+        self.answer(operation, outcome, message)
+
+    def answer(self, operation: Operation[Any], outcome: int, message: Any) -> None:
+        """Hand an answer to its operation, after downloading what it names. On the loop's thread."""
+        request = operation.request
         engine_id = operation.engine_id
         fetch = partial(_fetch, self, request.owner, engine_id)
-        answer = _calls.Answer(engine_id, reply.outcome, message, {}, fetch, operation.errors)
+        answer = _calls.Answer(engine_id, outcome, message, {}, fetch, operation.errors)
         blobs = _calls.blobs_of(request.method, message)
         if blobs:
-            self._start(self._complete(entry, answer, blobs))
+            self.start_task(self._complete(operation, answer, blobs))
         else:
             operation.succeed(answer)
 
-    async def _complete(self, entry: Entry, answer: Answer, blobs: list[tuple[value_pb2.Blob, bool]]) -> None:
+    async def _complete(
+        self, operation: Operation[Any], answer: Answer, blobs: list[tuple[value_pb2.Blob, bool]]
+    ) -> None:
         """Download what an answer named, then hand it over."""
         try:
             for blob, indispensable in blobs:
@@ -324,20 +383,15 @@ class Link:
                 else:
                     answer.blobs[blob.blob_id] = downloaded
         except DeliveryError as error:
-            entry.operation.fail(error)
+            operation.fail(error)
         except asyncio.CancelledError:
-            entry.operation.fail(DeliveryError("CONTROLLER_LOST", cause="this client was closed"))
+            operation.fail(DeliveryError("CONTROLLER_LOST", cause="this client was closed"))
             raise
         else:
-            entry.operation.succeed(answer)
+            operation.succeed(answer)
 
     async def _download(self, engine_id: int, blob: value_pb2.Blob, *, release: bool) -> Encoded:
-        try:
-            async with self._slots:
-                transfers = await self._connected()
-                return await transfers.download(engine_id, blob, release=release)
-        except (Exception, asyncio.CancelledError) as error:
-            raise _translated(error) from None
+        return await self._transfer(lambda transfers: transfers.download(engine_id, blob, release=release))
 
     # ---- the cluster
 
@@ -352,25 +406,39 @@ class Link:
             raise _status.from_rpc(error) from None
         return info
 
-    async def shutdown(self, *, keep_engines: bool) -> None:
-        """Stop engines and controller; return when the connection has ended, or after `timeout` seconds."""
+    async def lost_engines(self) -> list[cluster_pb2.Engine]:
+        """Return the engines that were lost lately, the newest first."""
+        stub, metadata = await self._cluster()
+        lost: list[cluster_pb2.Engine] = []
+        request = cluster_pb2.ListEnginesRequest(page_size=1000, include_lost=True)
+        try:
+            while True:
+                page = await stub.ListEngines(request, metadata=metadata, timeout=self.timeout)
+                lost += [engine for engine in page.engines if engine.state == cluster_pb2.ENGINE_STATE_LOST]
+                if not page.next_page_token:
+                    return lost
+                request.page_token = page.next_page_token
+        except grpc.aio.AioRpcError as error:
+            raise _status.from_rpc(error) from None
+
+    async def shutdown(self, *, keep_engines: bool, grace: float) -> None:
+        """Stop engines and controller; return when the connection has ended, or `timeout` seconds after
+        `grace`."""
         stub, metadata = await self._cluster()
         self._closing = True  # what follows is no reason to connect again
         try:
-            await stub.Shutdown(
-                cluster_pb2.ShutdownRequest(keep_engines=keep_engines), metadata=metadata, timeout=self.timeout
-            )
+            request = cluster_pb2.ShutdownRequest(keep_engines=keep_engines)
+            request.grace.FromNanoseconds(round(grace * 1e9))
+            await stub.Shutdown(request, metadata=metadata, timeout=self.timeout)
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.UNAVAILABLE:  # gone before it answered: that is success
                 self._closing = False
                 raise _status.from_rpc(error) from None
         if self._keeper is not None:
-            await asyncio.wait({self._keeper}, timeout=self.timeout)
+            await asyncio.wait({self._keeper}, timeout=grace + self.timeout)
 
     async def _cluster(self) -> tuple[Any, tuple[tuple[str, str], ...]]:
-        await self._connected()
-        assert self._connection is not None
-        connection = self._connection
+        connection = await self.connection()
         return cluster_pb2_grpc.ClusterServiceStub(connection.channels[0]), connection.info.metadata
 
     # ---- the end
@@ -393,10 +461,12 @@ class Link:
 
     async def _end(self, keeper: asyncio.Task[None]) -> None:
         self._closing = True
+        if self._retrying is not None:
+            self._retrying.cancel()
         keeper.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
         self.session.close()
-        others = [task for task in self._transfers if task is not asyncio.current_task()]  # see `abandon`
+        others = [task for task in self._tasks if task is not asyncio.current_task()]  # see `abandon`
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
@@ -404,7 +474,7 @@ class Link:
     def abandon(self) -> None:
         """Close without waiting for it; for a client that was dropped."""
         if not _loop.is_forked() and not self.thread.loop.is_closed():
-            self.thread.loop.call_soon_threadsafe(lambda: self._start(self.close()))
+            self.thread.loop.call_soon_threadsafe(lambda: self.start_task(self.close()))
 
     async def _flush(self) -> None:
         self._wake()
@@ -419,34 +489,3 @@ class Link:
 def _fetch(link: Link, _owner: object, engine_id: int, blob: value_pb2.Blob) -> Encoded:
     """Download a blob for a result, which so keeps its client, `_owner`, and with it the connection."""
     return link.fetch(engine_id, blob)
-
-
-def _translated(error: BaseException) -> DeliveryError:
-    """Return what went wrong on a connection as an error of the table; a cancellation of the task is raised."""
-    match error:
-        case asyncio.CancelledError() if not _is_cancelling():
-            # gRPC's word for a call whose channel was closed, as it is when the connection is given up.
-            return DeliveryError("CONTROLLER_LOST", cause="the connection was closed")
-        case DeliveryError():
-            return error
-        case grpc.aio.AioRpcError():
-            return _status.from_rpc(error)
-        case asyncio.InvalidStateError():
-            return DeliveryError("CONTROLLER_LOST", cause="the stream ended")
-        case Exception():
-            return DeliveryError("INTERNAL", cause=f"{type(error).__name__}: {error}", process="client")
-        case _:
-            raise error
-
-
-def _is_cancelling() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-def _cause(task: asyncio.Task[None]) -> str:
-    error = None if task.cancelled() else task.exception()
-    if error is None:
-        return "the controller ended it"
-    failure = _translated(error)
-    return failure.metadata.get("cause") or failure.text

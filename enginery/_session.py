@@ -1,26 +1,30 @@
 """Calls and replies of one client, without I/O: what to send next, and whose answer a reply is.
 
 Calls are submitted by any thread; everything else happens on the loop's thread. Calls of one engine are sent in
-the order in which they were submitted: one whose values are still being uploaded holds back those behind it, on
-its engine alone. Control calls pass. Time is an argument.
+the order in which they were submitted: one whose values are still being uploaded, and one that the engine did
+not take, hold back those behind them, on their engine alone. Control calls pass. A call is kept until it is
+answered: when the connection breaks, what was not answered is sent again on the next one, under the same id, in
+order. Time is an argument. docs/machines/session.md tells all of it.
 """
 
 from __future__ import annotations
 
+import enum
 import itertools
 import threading
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from enginery import _ids
-from enginery._methods import METHODS, PYTHON_NAMES
+from enginery import _ids, _options
+from enginery._lane import Hold, Lane, by_call_id
+from enginery._methods import METHODS, OPERATIONS, PYTHON_NAMES
 from enginery._reasons import DeliveryError
 from enginery.operation import Operation
 from enginery.v1 import cluster_pb2, frame_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Mapping
 
     from enginery._calls import Request, Uploads
     from enginery._decode import Errors
@@ -30,39 +34,59 @@ T = TypeVar("T")
 BATCH_CALLS = 256
 BATCH_BYTES = 512 << 10
 """How much goes into one message: enough to spare most of the cost of a message, too little to delay a call."""
-UNSENT_BYTES = 64 << 20
 UNSENT_CALLS = 20_000
-"""How much may wait to be sent before submitting waits too."""
+"""How many calls may wait to be sent before submitting waits too."""
+KEPT_BYTES = 256 << 20
+"""How much may wait for its answer, sent or not, before submitting waits too."""
+_CALL_COST = 512  # bytes that a call takes besides its request
+PATIENCE = 60.0
+"""Seconds without an answer of an engine after which calls that it does not take fail."""
 
-CONTROL = frozenset(
-    METHODS[name]
-    for name in (
-        "GetId",
-        "GetResult",
-        "GetProperties",
-        "HasProperties",
-        "Interrupt",
-        "QueueStatus",
-        "ClearQueue",
-        "Kill",
-    )
-)
-"""Calls that engines answer at once: they do not wait for the uploads of calls before them."""
+CONTROL = frozenset(METHODS.values()) - frozenset(OPERATIONS)
+"""Calls that engines answer at once: they do not wait for what waits before them."""
+ONCE = frozenset({METHODS["Interrupt"], METHODS["ClearQueue"]})
+"""Calls that are not sent again, since they would hit what is there by then."""
+RETRIED = frozenset({"QUEUE_FULL", "ENGINE_AWAY", "SHUTTING_DOWN"})
+"""Reasons for which a call has not run, and is sent again later."""
+
+
+class State(enum.Enum):
+    """Where a call is."""
+
+    NEW = "submitted, not looked at"
+    LANE = "waits for an upload, or for its engine to take calls"
+    READY = "goes with the next message"
+    SENT = "waits for its answer"
+    ENDED = "is answered, or has failed"
+
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.NEW: frozenset({State.READY, State.LANE, State.ENDED}),
+    # An upload is there, or its engine may take it now; failed upload, cancelled, too late.
+    State.LANE: frozenset({State.READY, State.ENDED}),
+    # Sent; a call before it was refused; cancelled, too late.
+    State.READY: frozenset({State.SENT, State.LANE, State.ENDED}),
+    # Answered; refused; the connection broke: to be sent again, or not if it is not to be repeated.
+    State.SENT: frozenset({State.ENDED, State.LANE, State.READY}),
+    State.ENDED: frozenset(),
+}
+"""Where a call may go from where it is. Each is the doing of one method of Session."""
 
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One call on its way out."""
+    """One call, kept until it is answered."""
 
     call_id: int
     operation: Operation[Any]
     request: Request[Any]
     frame: bytes
-    """A serialized SessionRequest that holds this call alone; joined, such messages are one with all calls.
-    Empty once it was sent."""
+    """A serialized SessionRequest that holds this call alone; joined, such messages are one with all calls."""
     uploads: Uploads
     """What must be uploaded first; empty once it was."""
     submitted_at: float
+    epoch: int | None = None
+    """The epoch of its engine when it was sent; None while the engine cannot have it."""
 
 
 @dataclass(slots=True)
@@ -73,24 +97,32 @@ class Counters:
     replies: int = 0
     messages: int = 0
     failures: int = 0
+    refusals: int = 0
+    resent: int = 0
 
 
 class Session:
     """Calls out, replies in."""
 
-    def __init__(self, session_id: bytes | None = None) -> None:
-        """Begin a session, by default with a new id."""
+    def __init__(self, epochs: Mapping[int, int] | None = None, session_id: bytes | None = None) -> None:
+        """Begin a session, by default with a new id. `epochs` are those of the engines there are, kept up to
+        date by its owner."""
         self.session_id = session_id or _ids.new_session_id()
         self.counters = Counters()
+        self._epochs = {} if epochs is None else epochs
         self._call_ids = itertools.count(1)
         self._room = threading.Condition()
-        self._unsent_bytes = 0
-        self._unsent_calls = 0
+        self._stalled = 0  # submitters that wait for room, or are about to
+        self._submitted_calls = 0  # these two by submitters, with the lock
+        self._submitted_bytes = 0
+        self._ended_calls = 0  # these two by the loop's thread alone
+        self._ended_bytes = 0
         self._closed = False
         self._inbox: deque[Entry] = deque()
         self._outbox: deque[Entry] = deque()
-        self._lanes: dict[int, deque[Entry]] = {}  # by engine: one that uploads, then those behind it
+        self._lanes: dict[int, Lane] = {}
         self._waiting: dict[int, Entry] = {}
+        self._broken_at: float | None = None
 
     # ---- any thread
 
@@ -98,37 +130,45 @@ class Session:
         """Return the call of `request` on an engine, ready to be submitted, with a new operation."""
         call_id = next(self._call_ids)
         operation = Operation(request, engine_id, _ids.operation_id(self.session_id, call_id), errors)
+        options = request.options
         # The operation id is the session's and the call's, so it need not travel.
         call = frame_pb2.Call(
             call_id=call_id,
             engine_id=engine_id,
             method=frame_pb2.Method.ValueType(request.method),
+            options=None if options is _options.NO_OPTIONS else _options.message(options),
             request=request.payload,
         )
         frame = cluster_pb2.SessionRequest(calls=[call]).SerializeToString()
         return Entry(call_id, operation, request, frame, request.uploads, now)
 
-    def submit(self, entries: list[Entry], *, may_wait: bool) -> None:
-        """Queue calls. While too much is unsent this waits, or raises QUEUE_FULL unless it `may_wait`."""
+    def submit(self, entries: list[Entry], *, may_wait: bool, is_urgent: bool = False) -> None:
+        """Queue calls. While too much is unsent or unanswered this waits, or raises QUEUE_FULL unless it
+        `may_wait`; but not if it `is_urgent`."""
         with self._room:
-            while not self._closed and (
-                self._unsent_bytes >= UNSENT_BYTES or self._unsent_calls >= UNSENT_CALLS
-            ):
-                if not may_wait:
-                    raise DeliveryError(
-                        "QUEUE_FULL",
-                        engine_id=entries[0].operation.engine_id,
-                        size=f"{self._unsent_calls} calls of this client are unsent",
-                        option="nothing: this is a done-callback, which must not wait",
-                    )
-                self._room.wait()
+            self._stalled += 1  # before it is looked at: see _make_room
+            try:
+                while not self._closed and not is_urgent and self._is_full():
+                    if not may_wait:
+                        raise DeliveryError(
+                            "QUEUE_FULL",
+                            engine_id=entries[0].operation.engine_id,
+                            size=f"{self.unsent_count} calls of this client are unsent",
+                            option="nothing: this is a done-callback, which must not wait",
+                        )
+                    self._room.wait()
+            finally:
+                self._stalled -= 1
             if self._closed:
                 raise DeliveryError("NOT_SENT", cause="this client was closed")
-            self._unsent_bytes += sum(len(entry.frame) for entry in entries)
-            self._unsent_calls += len(entries)
+            self._submitted_bytes += sum(len(entry.frame) + _CALL_COST for entry in entries)
+            self._submitted_calls += len(entries)
             self._inbox.extend(entries)
 
-    # ---- the loop's thread
+    def _is_full(self) -> bool:
+        return self.unsent_count >= UNSENT_CALLS or self._submitted_bytes - self._ended_bytes >= KEPT_BYTES
+
+    # ---- the loop's thread: calls out
 
     def accept(self) -> list[Entry]:
         """Sort what was submitted; return the calls whose uploads are to be started now."""
@@ -139,84 +179,236 @@ class Session:
             if entry.request.method in CONTROL:
                 self._outbox.append(entry)
             elif engine_id in self._lanes:
-                self._lanes[engine_id].append(entry)
+                self._lanes[engine_id].entries.append(entry)
             elif entry.uploads:
-                self._lanes[engine_id] = deque([entry])
-                starting.append(entry)
+                lane = self._lanes[engine_id] = Lane([entry])
+                starting += lane.next_upload()
             else:
                 self._outbox.append(entry)
         return starting
 
-    def uploaded(self, entry: Entry) -> Entry | None:
+    def uploaded(self, entry: Entry) -> list[Entry]:
         """Send `entry`, whose values are there now, and what waited behind it; return the next one to
         upload."""
         lane = self._lanes.get(entry.operation.engine_id)
-        if lane is None or lane[0] is not entry:
-            return None  # it was given up meanwhile
+        if lane is None or lane.uploading is not entry:
+            return []  # it was given up meanwhile
         entry.uploads = ()
-        self._outbox.append(lane.popleft())
-        while lane and not lane[0].uploads:
-            self._outbox.append(lane.popleft())
-        if lane:
-            return lane[0]
-        del self._lanes[entry.operation.engine_id]
-        return None
+        return self._go_on(lane, entry.operation.engine_id)
 
-    def upload_failed(self, entry: Entry, error: DeliveryError) -> None:
-        """End `entry` with `error`; what waited behind it on its engine is cleared, as after any failure."""
-        lane = self._lanes.get(entry.operation.engine_id)
-        if lane is None or lane[0] is not entry:
-            return
-        del self._lanes[entry.operation.engine_id]
-        self._free(lane)
-        self._fail(entry.operation, error)
-        for behind in list(lane)[1:]:
+    def upload_failed(self, entry: Entry, error: DeliveryError) -> list[Entry]:
+        """End `entry` with `error`, and return the next one to upload. What waited behind it on its engine is
+        cleared, as after any failure, unless the call said otherwise."""
+        engine_id = entry.operation.engine_id
+        lane = self._lanes.get(engine_id)
+        if lane is None or lane.uploading is not entry:
+            return []
+        place = lane.entries.index(entry)
+        behind = lane.entries[place + 1 :]
+        self._fail(entry, error)
+        if entry.request.options.keep_queue:
+            del lane.entries[place]
+        else:
+            del lane.entries[place:]
             cause = f"the {PYTHON_NAMES[entry.request.method]} before it could not be sent ({error.text})"
-            self._fail(
-                behind.operation,
-                DeliveryError("QUEUE_CLEARED", engine_id=entry.operation.engine_id, cause=cause),
-            )
+            for cleared in behind:
+                self._fail(cleared, DeliveryError("QUEUE_CLEARED", engine_id=engine_id, cause=cause))
+        return self._go_on(lane, engine_id)
+
+    def _go_on(self, lane: Lane, engine_id: int) -> list[Entry]:
+        """Send what may go after an upload has ended, and return the next one to upload."""
+        lane.uploading = None
+        if lane.hold is not None:
+            return []  # the next round does both
+        self._outbox.extend(lane.release())
+        if not lane.entries:
+            del self._lanes[engine_id]
+        return lane.next_upload()
 
     def take(self) -> bytes | None:
         """Return the next message to send, None if there is none. Its calls wait for their replies from now
         on."""
-        batch: list[Entry] = []
+        frames: list[bytes] = []
         size = 0
-        while self._outbox and len(batch) < BATCH_CALLS and (not batch or size < BATCH_BYTES):
+        while self._outbox and len(frames) < BATCH_CALLS and (not frames or size < BATCH_BYTES):
             entry = self._outbox.popleft()
-            batch.append(entry)
-            size += len(entry.frame)
+            frame = entry.frame
+            if entry.epoch is None:
+                entry.epoch = self._epochs.get(entry.operation.engine_id, 0)
+            else:
+                frame = _again(entry)
+                self.counters.resent += 1
+            frames.append(frame)
+            size += len(frame)
             self._waiting[entry.call_id] = entry
-        if not batch:
+        if not frames:
             return None
-        self._free(batch)
-        self.counters.calls += len(batch)
+        self.counters.calls += len(frames)
         self.counters.messages += 1
-        message = b"".join([entry.frame for entry in batch])
-        for entry in batch:
-            entry.frame = b""
-        return message
+        if self._stalled:
+            self._make_room()
+        return b"".join(frames)
+
+    def withdraw(self, operation: Operation[Any], *, arrived: bool = True) -> list[Entry] | None:
+        """End a call that is not on its way as cancelled, and return uploads to start; None if it is.
+
+        One that was sent on an earlier connection is on its way, unless it is known not to have `arrived`.
+        """
+        lane = self._lanes.get(operation.engine_id, Lane())
+        for entry in (*self._outbox, *lane.entries):
+            if entry.operation is operation and (entry.epoch is None or not arrived):
+                break
+        else:
+            return None
+        self._fail(entry, _withdrawn())
+        if entry in self._outbox:
+            self._outbox.remove(entry)
+            return []
+        lane.entries.remove(entry)
+        return self._go_on(lane, operation.engine_id) if lane.uploading is entry else []
+
+    # ---- the loop's thread: replies in
 
     def replied(self, call_id: int) -> Entry | None:
-        """Return the call that a reply ends, None if nobody waits for it."""
+        """Return the call that a reply answers, None if nobody waits for it; `done` or `refuse` comes next."""
         self.counters.replies += 1
-        return self._waiting.pop(call_id, None)
+        entry = self._waiting.pop(call_id, None)
+        if entry is not None and self._lanes:
+            lane = self._lanes.get(entry.operation.engine_id)
+            if lane is not None and lane.hold is not None:
+                lane.hold.behind.discard(call_id)
+        return entry
 
-    def disconnected(self, cause: str) -> None:
-        """End the calls that were sent and not answered; those that were not sent stay."""
-        lost, self._waiting = self._waiting, {}
-        for entry in lost.values():
-            self._fail(entry.operation, DeliveryError("CONTROLLER_LOST", cause=cause))
+    def done(self, entry: Entry) -> None:
+        """Let go of a call that was answered."""
+        self._ended_calls += 1
+        self._ended_bytes += len(entry.frame) + _CALL_COST
+        if self._lanes:
+            lane = self._lanes.get(entry.operation.engine_id)
+            if lane is not None and lane.hold is not None:
+                lane.hold.answered = True
+        if self._stalled:
+            self._make_room()
 
-    def expire(self, before: float, cause: str) -> None:
-        """End the calls that were submitted before `before` and never sent."""
-        expired = [entry for entry in self._outbox if entry.submitted_at < before]
-        if not expired:
+    def refuse(self, entry: Entry, error: DeliveryError, hint: float, now: float) -> None:
+        """Send a call that was answered with one of RETRIED again, later; and what is behind it after it.
+
+        `hint` is what the answer said of when, in seconds.
+        """
+        self.counters.refusals += 1
+        entry.epoch = None  # it is known not to have run
+        if entry.operation.is_stopping:
+            self._fail(entry, _withdrawn())
             return
-        self._outbox = deque(entry for entry in self._outbox if entry.submitted_at >= before)
-        self._free(expired)
-        for entry in expired:
-            self._fail(entry.operation, DeliveryError("NOT_SENT", cause=cause))
+        engine_id = entry.operation.engine_id
+        lane = self._lanes.setdefault(engine_id, Lane())
+        if lane.hold is None:
+            lane.hold = Hold(error, now)
+        if lane.insert(entry):
+            self._recall(engine_id, lane)
+            lane.hold.behind = {
+                call_id
+                for call_id, sent in self._waiting.items()
+                if call_id > entry.call_id
+                and sent.operation.engine_id == engine_id
+                and sent.request.method not in CONTROL
+            }
+        lane.hold.refuse(error, hint, now)
+
+    def _recall(self, engine_id: int, lane: Lane) -> None:
+        """Move what is about to be sent to an engine behind what it refused."""
+        staying: deque[Entry] = deque()
+        for entry in self._outbox:
+            if entry.operation.engine_id == engine_id and entry.request.method not in CONTROL:
+                lane.insert(entry)
+            else:
+                staying.append(entry)
+        self._outbox = staying
+
+    def retry(self, now: float) -> list[Entry]:
+        """Send again what is due; return the calls whose uploads are to be started now."""
+        starting = []
+        for engine_id, lane in list(self._lanes.items()):
+            hold = lane.hold
+            if hold is None or now < hold.due:
+                continue
+            if self._is_stuck(engine_id, hold, now):
+                del self._lanes[engine_id]
+                for entry in lane.entries:
+                    self._fail(entry, DeliveryError(hold.refusal.reason, **hold.refusal.metadata))
+            elif hold.behind:
+                hold.due = now + hold.delay
+            elif not lane.entries:
+                del self._lanes[engine_id]
+            else:
+                hold.begin_round(now)
+                self._outbox.extend(lane.release(hold.window))
+                starting += lane.next_upload()
+        return starting
+
+    def _is_stuck(self, engine_id: int, hold: Hold, now: float) -> bool:
+        """Return whether nothing of an engine has come for too long, and nothing is to be expected."""
+        if hold.answered:
+            hold.since, hold.answered = now, False
+        if now - hold.since < PATIENCE:
+            return False
+        if any(entry.operation.engine_id == engine_id for entry in self._waiting.values()):
+            hold.since = now  # it took a call and is at it
+            return False
+        return True
+
+    def next_retry(self) -> float | None:
+        """Return when `retry` is to be called, None if nothing waits for that."""
+        return min((lane.hold.due for lane in self._lanes.values() if lane.hold is not None), default=None)
+
+    # ---- the loop's thread: connections
+
+    def disconnected(self, cause: str, now: float) -> int:
+        """Queue what was sent and not answered again, in its order, before all else; return how many calls
+        there are now that wait for the next connection."""
+        waiting, self._waiting = self._waiting, {}
+        self._broken_at = now
+        again = []
+        for entry in sorted(waiting.values(), key=by_call_id):
+            lane = self._lanes.get(entry.operation.engine_id)
+            if entry.request.method in ONCE:
+                self._fail(entry, DeliveryError("CONTROLLER_LOST", cause=cause))
+            elif lane is not None and lane.hold is not None:
+                lane.insert(entry)
+            else:
+                again.append(entry)
+        self._outbox.extendleft(reversed(again))
+        for engine_id, lane in self._lanes.items():
+            if lane.hold is not None:
+                self._recall(engine_id, lane)
+        return self.unsent_count
+
+    def connected(self, now: float) -> None:
+        """There is a connection again: what was refused on the old one may be taken now."""
+        self._broken_at = None
+        for lane in self._lanes.values():
+            if lane.hold is not None:
+                lane.hold.behind = set()
+                lane.hold.since = lane.hold.due = now
+
+    def expire(self, now: float, timeout: float, cause: str) -> None:
+        """End the calls that have waited for a connection for `timeout` seconds; those that wait for an upload
+        end with that."""
+        if self._broken_at is None or now - self._broken_at < timeout:
+            return
+        latest = now - timeout
+        outbox, self._outbox = self._outbox, deque()
+        for entry in outbox:
+            if entry.submitted_at <= latest:
+                self._fail(entry, _lost(entry, cause))
+            else:
+                self._outbox.append(entry)
+        for engine_id, lane in list(self._lanes.items()):
+            while lane.entries and not lane.entries[0].uploads and lane.entries[0].submitted_at <= latest:
+                expired = lane.entries.pop(0)
+                self._fail(expired, _lost(expired, cause))
+            if not lane.entries:
+                del self._lanes[engine_id]
 
     def close(self) -> None:
         """End every call and take no more."""
@@ -224,36 +416,68 @@ class Session:
             self._closed = True
             self._room.notify_all()
         self.accept()
-        unsent = [*self._outbox, *itertools.chain.from_iterable(self._lanes.values())]
+        lanes = itertools.chain.from_iterable(lane.entries for lane in self._lanes.values())
+        left = [*self._outbox, *lanes, *self._waiting.values()]
         self._outbox.clear()
         self._lanes.clear()
-        self._free(unsent)
-        cause = "this client was closed"
-        for entry in unsent:
-            self._fail(entry.operation, DeliveryError("NOT_SENT", cause=cause))
-        self.disconnected(cause)
+        self._waiting.clear()
+        for entry in left:
+            self._fail(entry, _lost(entry, "this client was closed"))
+
+    # ---- facts
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether an engine has refused a call that waits, so that `retry` is to be called."""
+        return bool(self._lanes) and self.next_retry() is not None
 
     @property
     def unsent_count(self) -> int:
-        """Calls that were submitted and not sent."""
-        return self._unsent_calls
+        """Calls that were submitted and are not on their way."""
+        return self._submitted_calls - self._ended_calls - len(self._waiting)
 
     @property
     def waiting_count(self) -> int:
         """Calls that were sent and not answered."""
         return len(self._waiting)
 
-    def _fail(self, operation: Operation[Any], error: DeliveryError) -> None:
-        self.counters.failures += 1
-        operation.fail(error)
+    def state_of(self, entry: Entry) -> State:
+        """Return where a call is. Slow: for tests and for people."""
+        if entry.operation.done():
+            return State.ENDED
+        if entry.call_id in self._waiting:
+            return State.SENT
+        if entry in self._outbox:
+            return State.READY
+        return State.NEW if entry in self._inbox else State.LANE
 
-    def _free(self, entries: Iterable[Entry]) -> None:
+    def _fail(self, entry: Entry, error: DeliveryError) -> None:
+        self.counters.failures += 1
+        self.done(entry)
+        entry.operation.fail(error)
+
+    def _make_room(self) -> None:
+        # Whoever waits has said so before looking, so that what is ended after that look is seen here.
         with self._room:
-            for entry in entries:
-                self._unsent_calls -= 1
-                self._unsent_bytes -= len(entry.frame)
             self._room.notify_all()
 
     def __repr__(self) -> str:
         """Show how much is on its way."""
         return f"<Session {self.session_id.hex()}: {self.unsent_count} unsent, {self.waiting_count} waiting>"
+
+
+def _again(entry: Entry) -> bytes:
+    """Return the frame of a call that may have arrived: it says to which registration of its engine."""
+    message = cluster_pb2.SessionRequest.FromString(entry.frame)
+    message.calls[0].sent_epoch = entry.epoch or 0
+    return message.SerializeToString()
+
+
+def _withdrawn() -> DeliveryError:
+    return DeliveryError(
+        "OPERATION_CANCELLED", cause="it was taken out of the queue before it was sent", namespace="kept"
+    )
+
+
+def _lost(entry: Entry, cause: str) -> DeliveryError:
+    return DeliveryError("NOT_SENT" if entry.epoch is None else "CONTROLLER_LOST", cause=cause)

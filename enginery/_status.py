@@ -70,6 +70,17 @@ def from_bytes(data: bytes) -> DeliveryError:
         return DeliveryError("INTERNAL", cause=f"malformed status: {error}", process="peer")
 
 
+def retry_delay(data: bytes) -> float:
+    """Return how long the error in the bytes of a frame asks to wait before calling again, in seconds; 0 if it
+    does not say."""
+    hint = error_details_pb2.RetryInfo()
+    for detail in status_pb2.Status.FromString(data).details:
+        if detail.Is(hint.DESCRIPTOR):
+            detail.Unpack(hint)
+            return float(hint.retry_delay.ToTimedelta().total_seconds())
+    return 0.0
+
+
 def trailers(error: DeliveryError) -> tuple[tuple[str, bytes], ...]:
     """Return trailing metadata that carries `error`."""
     return ((DETAILS_KEY, to_bytes(error)),)

@@ -37,14 +37,35 @@ class Transfers:
         return (*self._metadata, (ENGINE_ID_KEY, str(engine_id)))
 
     async def upload(self, engine_id: int, blob: value_pb2.Blob, encoded: Encoded) -> None:
-        """Send the bytes of `encoded` as `blob`; AioRpcError or DeliveryError if it was refused."""
+        """Send the bytes of `encoded` as `blob`; DeliveryError if it was refused.
+
+        What is there already is ours, from a connection that broke: ids are never used twice.
+        """
         messages = _upload_messages(blob, encoded)
         try:
             await self._stub.Upload(messages, metadata=self._to(engine_id), timeout=_deadline(blob.size))
         except grpc.aio.AioRpcError as error:
-            if not _status.hides_status(error):
-                raise
-            raise await self._refusal(engine_id, blob) from None
+            hidden = _status.hides_status(error)
+            refusal = await self._refusal(engine_id, blob) if hidden else _status.from_rpc(error)
+            if refusal.reason != "BLOB_EXISTS":
+                raise refusal from None
+            if not await self._is_there(
+                engine_id, blob
+            ):  # all of it: part of it goes with the stream it came on
+                raise DeliveryError("NOT_SENT", cause="the upload of a value is not over") from None
+
+    async def _is_there(self, engine_id: int, blob: value_pb2.Blob) -> bool:
+        request = engine_pb2.DownloadRequest(blob_id=blob.blob_id, offset=blob.size)
+        call = self._stub.Download(request, metadata=self._to(engine_id), timeout=_PATIENCE)
+        try:
+            async for _ in call:
+                pass
+        except grpc.aio.AioRpcError as error:
+            failure = _status.from_rpc(error)
+            if failure.reason == "BLOB_NOT_FOUND":
+                return False
+            raise failure from None
+        return True
 
     async def _refusal(self, engine_id: int, blob: value_pb2.Blob) -> DeliveryError:
         """Return why an upload was refused while it was being written, which hid the reason.

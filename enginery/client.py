@@ -8,9 +8,12 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, SupportsIndex, TypeVar, overload
 
-from enginery import _calls, _connection_file, _find
+from enginery import _calls, _connection_file, _find, _ids, _recall
 from enginery._diagnose import diagnose
 from enginery._link import Link
+from enginery._reasons import DeliveryError, public
+from enginery.engines import EngineInfo
+from enginery.engines import from_message as engine_info
 from enginery.errors import (
     ConnectError,
     ControllerLost,
@@ -18,7 +21,9 @@ from enginery.errors import (
     InvalidEngineID,
     NoEnginesRegistered,
 )
-from enginery.operation import gather
+from enginery.operation import Operation, gather
+from enginery.operations import OperationInfo, from_message, state_numbers
+from enginery.v1 import operation_pb2
 from enginery.view import EngineView
 from enginery.views import EnginesView
 
@@ -28,8 +33,6 @@ if TYPE_CHECKING:
 
     from enginery._decode import Errors
     from enginery.cluster import Cluster
-    from enginery.engines import EngineInfo
-    from enginery.operation import Operation
 
 T = TypeVar("T")
 
@@ -37,14 +40,20 @@ _STOPPING = 10.0  # seconds for a killed engine to be unregistered
 
 
 def connect(
-    connection_file: str | os.PathLike[str] | None = None, *, timeout: float = 10.0, errors: Errors = "raise"
+    connection_file: str | os.PathLike[str] | None = None,
+    *,
+    timeout: float = 10.0,
+    reconnect_timeout: float = 60.0,
+    errors: Errors = "raise",
 ) -> Client:
     """Return a client of a running controller.
 
     `connection_file` is its `client.json`, or the state directory that holds one; it is waited for. Without it
     the cluster is the one of `ENGINERY_STATE_DIR`, or the only one of this user that runs here.
 
-    `timeout` in seconds bounds the wait for a connection, now and whenever it has to be opened again.
+    `timeout` in seconds bounds the wait for the first connection. If the connection breaks later, the client
+    opens it again by itself, and calls that wait go on; they end with ControllerLost if there is no controller
+    for `reconnect_timeout` seconds.
     `errors="raise"` raises what user code raised on an engine as its original type, from a RemoteError with the
     remote traceback; `errors="wrap"` raises RemoteError and never unpickles an exception.
 
@@ -56,7 +65,7 @@ def connect(
     started = time.monotonic()
     path = _find.find(connection_file, timeout)
     info = _connection_file.read(path, "client")
-    link = Link(lambda: _connection_file.read(path, "client"), timeout)
+    link = Link(lambda: _connection_file.read(path, "client"), timeout, reconnect_timeout)
     try:
         link.run(link.start(), max(0.1, timeout - (time.monotonic() - started)) + 1.0)
     except (EngineryError, TimeoutError) as error:
@@ -166,6 +175,53 @@ class Client:
             raise InvalidEngineID(f"{empty} selects no engine; {there}")
         return wanted
 
+    # ---- operations
+
+    def operation(self, operation_id: str) -> Operation[Any]:
+        """Return an operation by its id, whoever began it: to wait for it, read its output, stop it.
+
+        Its answer is that of its call; what `pull` and its like return comes as a dictionary by name.
+        OperationNotFound if nobody knows it (any more); ValueError if `operation_id` is not a UUID.
+        """
+        self._check_open()
+        key = _ids.parse(operation_id)
+        link = self._link
+        info = link.run(link.operations.get(_ids.show(key), None)).operation
+        try:
+            request = _recall.request_of(info.method)
+        except DeliveryError as error:
+            raise public(error) from None
+        request.owner = self
+        operation: Operation[Any] = Operation(request, info.engine_id, key, self.errors)
+        link.recall(operation)
+        return operation
+
+    def operations(
+        self,
+        *,
+        engine_id: int | None = None,
+        state: str | Sequence[str] | None = None,
+        session_id: str | None = None,
+        limit: int = 100,
+    ) -> list[OperationInfo]:
+        """Return at most `limit` operations, the newest first: those that engines know, of all or of one, then
+        those that only the journal knows.
+
+        `state` is `queued`, `running`, `succeeded`, `failed`, `cancelled`, `timed_out` or `lost`, or several.
+        """
+        self._check_open()
+        states = [] if state is None else state_numbers(state if isinstance(state, str) else list(state))
+        request = operation_pb2.ListOperationsRequest(states=states, session_id=session_id or "")
+        found: list[OperationInfo] = []
+        while len(found) < limit:
+            request.page_size = min(limit - len(found), 1000)
+            page = self._link.run(self._link.operations.list(request, engine_id))
+            found += [from_message(operation) for operation in page.operations]
+            if not page.next_page_token:
+                break
+            request.page_token = page.next_page_token
+        return found[:limit]
+
     # ---- calls, for views
 
     def _start(
@@ -209,11 +265,16 @@ class Client:
         gather(self._start(_calls.kill(), list(kernels), self.errors))
         self._wait_until_gone(kernels)
 
-    def shutdown(self, *, keep_engines: bool = False) -> None:
-        """Stop the engines and the controller, and close this client; `keep_engines` stops the controller
-        alone."""
+    def lost_engines(self) -> list[EngineInfo]:
+        """Return the engines that were lost within the last hour, the newest first, at most 100."""
         self._check_open()
-        self._link.run(self._link.shutdown(keep_engines=keep_engines))
+        return [engine_info(engine) for engine in self._link.run(self._link.lost_engines())]
+
+    def shutdown(self, *, keep_engines: bool = False, grace: float = 0.0) -> None:
+        """Stop the engines and the controller, and close this client; `keep_engines` stops the controller
+        alone. Engines get `grace` seconds to finish what they run."""
+        self._check_open()
+        self._link.run(self._link.shutdown(keep_engines=keep_engines, grace=grace))
         self.close()
 
     def statistics(self) -> dict[str, Any]:
@@ -224,6 +285,8 @@ class Client:
             "messages": session.counters.messages,
             "replies": session.counters.replies,
             "not_delivered": session.counters.failures,
+            "refused": session.counters.refusals,
+            "resent": session.counters.resent,
             "unsent": session.unsent_count,
             "waiting": session.waiting_count,
             "reconnects": self._link.reconnects,

@@ -25,7 +25,7 @@ class EngineInfo:
     incarnation: str
     """Its kernel; a new one means a new namespace."""
     state: str
-    """`ready`, `busy`, `unresponsive` or `away`, as of its last heartbeat."""
+    """`ready`, `busy`, `unresponsive`, `away` or `draining`, as of its last heartbeat; or `lost`."""
     hostname: str
     ip: str
     port: int
@@ -48,6 +48,14 @@ class EngineInfo:
     """When it began to run, UTC."""
     last_failure: str = ""
     """How its last kernel died; empty if none did."""
+    epoch: int = 0
+    """Its registration: a new one means that its calls from before are lost."""
+    reason: str = ""
+    """Why it is away, draining or lost; empty if it is not."""
+    state_since: datetime | None = None
+    """Since when it is away, draining or lost, UTC."""
+    memory_limit: int = 0
+    """Memory in bytes at which its kernel is killed; 0 for no limit."""
 
     @property
     def id(self) -> int:
@@ -81,6 +89,10 @@ def from_message(engine: cluster_pb2.Engine) -> EngineInfo:
             engine.operation_start_time.ToDatetime(UTC) if engine.HasField("operation_start_time") else None
         ),
         last_failure=engine.last_failure,
+        epoch=engine.epoch,
+        reason=engine.reason,
+        state_since=engine.state_time.ToDatetime(UTC) if engine.HasField("state_time") else None,
+        memory_limit=engine.memory_limit,
     )
 
 
@@ -103,17 +115,22 @@ class Roster:
         """Begin without engines."""
         self._changed = threading.Condition()
         self._engines: dict[int, cluster_pb2.Engine] = {}
+        self.epochs: dict[int, int] = {}
+        """The registration of each engine there is. For the loop's thread."""
 
     def apply(self, response: cluster_pb2.WatchEnginesResponse) -> None:
         """Take a batch of changes."""
         with self._changed:
             if response.snapshot:
                 self._engines.clear()
+                self.epochs.clear()
             for event in response.events:
                 if event.kind == cluster_pb2.ENGINE_EVENT_KIND_GONE:
                     self._engines.pop(event.engine.engine_id, None)
+                    self.epochs.pop(event.engine.engine_id, None)
                 else:
                     self._engines[event.engine.engine_id] = event.engine
+                    self.epochs[event.engine.engine_id] = event.engine.epoch
             self._changed.notify_all()
 
     @property

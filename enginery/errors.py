@@ -384,7 +384,7 @@ def remote_of(error: BaseException) -> RemoteError | None:
 def line(error: BaseException) -> str:
     """Return the one-line form of an error: `[engine:method]: Type: message`."""
     remote = remote_of(error)
-    if remote is not None:
+    if remote is not None and not isinstance(error, OperationError):
         return f"[{remote.engine_id}:{remote.method}]: {remote.args[0]}"
     engine = getattr(error, "engine_id", None)
     method = getattr(error, "metadata", {}).get("method", "")

@@ -1,18 +1,23 @@
-"""Calls that were started and not waited for: Operation, and Group over several engines."""
+"""Calls that were started: Operation, and Group over several engines."""
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import functools
 import logging
 import threading
+import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from enginery import _ids, _loop, _methods
-from enginery._decode import to_exception
+from enginery import _calls, _ids, _loop, _methods
+from enginery._decode import to_exception, to_remote_error
+from enginery._outcomes import STATES, outcome_of
 from enginery._reasons import DeliveryError, public
-from enginery.errors import CompositeError, EngineryError, remote_of
+from enginery.errors import CompositeError, EngineryError, OperationNotFound, remote_of
+from enginery.operations import EventStream, Feed, from_message, state_name
 from enginery.v1 import frame_pb2
 
 if TYPE_CHECKING:
@@ -20,9 +25,15 @@ if TYPE_CHECKING:
 
     from enginery._calls import Answer, Request
     from enginery._decode import Errors
+    from enginery._link import Link
+    from enginery.operations import OperationInfo, OperationStatus
     from enginery.result import Display
 
 T = TypeVar("T")
+
+CTRL_C_GRACE = 2.0
+"""Seconds that a call which was waited for gets to stop after Ctrl-C, before the wait ends."""
+_WAIT_ENDED = "the wait has ended, the operation goes on: cancel() stops it"
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +46,7 @@ class _Late(Future[T]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.set_running_or_notify_cancel()  # it was sent: `cancel()` is False and changes nothing
+        self.set_running_or_notify_cancel()  # what `cancel` does is not what futures mean by it
         self._decoding = threading.RLock()
         self._outcome: tuple[T | None, Exception | None] | None = None
 
@@ -49,11 +60,7 @@ class _Late(Future[T]):
     def _wait(self, timeout: float | None) -> tuple[T | None, Exception | None]:
         if not self.done():
             _loop.check_wait()
-        try:
-            super().result(timeout)  # a done future's own result means nothing: see _decode
-        except KeyboardInterrupt as stop:
-            stop.add_note("the wait has ended, the call goes on: interrupt() of the view stops it")
-            raise
+        super().result(timeout)  # a done future's own result means nothing: see _decode
         with self._decoding:
             if self._outcome is None:
                 try:
@@ -68,7 +75,11 @@ class _Late(Future[T]):
 
         TimeoutError after `timeout` seconds (default: none); that ends the waiting only, and so does Ctrl-C.
         """
-        value, error = self._wait(timeout)
+        try:
+            value, error = self._wait(timeout)
+        except KeyboardInterrupt as stop:
+            stop.add_note(_WAIT_ENDED)
+            raise
         try:
             if error is not None:
                 raise _bare(error)
@@ -78,11 +89,20 @@ class _Late(Future[T]):
 
     def exception(self, timeout: float | None = None) -> Exception | None:
         """Wait for the answer and return what `result` would raise, None if it succeeded."""
-        return self._wait(timeout)[1]
+        try:
+            return self._wait(timeout)[1]
+        except KeyboardInterrupt as stop:
+            stop.add_note(_WAIT_ENDED)
+            raise
 
     def __await__(self) -> Generator[Any, None, T]:
         """Wait for the answer in a coroutine. Cancelling the wait does not stop the operation."""
-        return asyncio.wrap_future(self).__await__()
+        if not self.done():
+            # Not asyncio.wrap_future: it would cancel the operation with the wait.
+            waiter = asyncio.get_running_loop().create_future()
+            super().add_done_callback(functools.partial(_wake_up, waiter))
+            yield from waiter
+        return self.result()
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Call `fn` with this when it is done, at once if it is. What `fn` raises is logged.
@@ -110,6 +130,16 @@ def _bare(error: Exception) -> Exception:
     return error
 
 
+def _wake_up(waiter: asyncio.Future[None], _: Future[Any]) -> None:
+    with contextlib.suppress(RuntimeError):  # its loop was closed: nobody waits any more
+        waiter.get_loop().call_soon_threadsafe(_set, waiter)
+
+
+def _set(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
 def _call_back(fn: Callable[[Future[T]], object], future: Future[T]) -> None:
     try:
         fn(future)
@@ -124,17 +154,19 @@ class Operation(_Late[T]):
 
     `result()` waits, `await operation` does so in a coroutine, `add_done_callback`, `concurrent.futures.wait`
     and `as_completed` work. Callbacks run on the thread that serves all calls of the process: they must be
-    quick, and may start calls but not wait for them. `cancel()` is always False: what was sent runs.
+    quick, and may start calls but not wait for them. `cancel` stops it on its engine. Its `id` names it for
+    every client of the cluster: `client.operation(id)` gives it to another process, also when it has ended.
     """
 
     def __init__(self, request: Request[T], engine_id: int, operation_id: bytes, errors: Errors) -> None:
-        """Made by views."""
+        """Made by views, and by `Client.operation`."""
         super().__init__()
-        self._request = request
+        self.request = request
         self._engine_id = engine_id
         self._operation_id = operation_id
         self.errors: Errors = errors
         """How errors of user code are raised; see `connect`."""
+        self.is_stopping = False
         self._failure: DeliveryError | None = None
         self._answer: Answer | None = None
 
@@ -145,31 +177,132 @@ class Operation(_Late[T]):
 
     @property
     def operation_id(self) -> str:
-        """Names it everywhere: in errors, queue status and logs. A UUID."""
+        """Names it everywhere: in errors, queue status and logs, and for other processes. A UUID."""
         return _ids.show(self._operation_id)
+
+    @property
+    def id(self) -> str:
+        """The same as `operation_id`."""
+        return self.operation_id
 
     @property
     def method(self) -> str:
         """What was called, such as `execute`."""
-        return _methods.PYTHON_NAMES[self._request.method]
+        return _methods.PYTHON_NAMES[self.request.method]
+
+    # ---- how it stands
+
+    def info(self) -> OperationInfo:
+        """Ask how it stands: state, times, progress. OperationNotFound if it was released, or not yet sent."""
+        link = self._link()
+        response = link.run(link.operations.get(self.operation_id, self._engine_id))
+        return from_message(response.operation)
+
+    @property
+    def status(self) -> OperationStatus:
+        """How it stands: `queued`, `running`, `succeeded`, `failed`, `cancelled`, `timed_out` or `lost`.
+
+        Asks the engine while it is not done; raises as `info` does.
+        """
+        if self._is_settled():
+            return self._end_state()
+        try:
+            return self.info().state
+        except OperationNotFound:
+            if self._is_settled():
+                return self._end_state()
+            if not self.done():
+                return "queued"  # its call has not arrived yet
+            raise
+
+    def _is_settled(self) -> bool:
+        """Return whether its end is known; one whose connection was lost may go on."""
+        return self.done() and (self._failure is None or self._failure.reason != "CONTROLLER_LOST")
+
+    def _end_state(self) -> OperationStatus:
+        if self._answer is not None:
+            return state_name(STATES[self._answer.outcome])
+        assert self._failure is not None
+        if self._failure.reason in self.request.success_reasons:
+            return "succeeded"
+        return state_name(STATES.get(outcome_of(self._failure), 0))
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether it is known to have been cancelled. Does not ask."""
+        return self._is_settled() and self._end_state() == "cancelled"
+
+    # ---- what it wrote
 
     @property
     def stdout(self) -> str:
-        """What `apply` wrote to standard output; empty until it is done. `execute` has it in its result."""
-        return str(getattr(self._message(), "stdout", ""))
+        """What it has written to standard output so far; asks its engine while it is not done.
+
+        Of more than the engine's output limit the middle is missing, and marked.
+        """
+        return self._output("stdout")
 
     @property
     def stderr(self) -> str:
-        """What `apply` wrote to standard error, as `stdout`."""
-        return str(getattr(self._message(), "stderr", ""))
+        """What it has written to standard error so far, as `stdout`."""
+        return self._output("stderr")
+
+    def _output(self, stream: str) -> str:
+        if self._answer is not None:
+            return self._answer.output(stream)
+        if self._is_settled() and self._end_state() == "failed":
+            return ""  # it was not delivered
+        link = self._link()
+        try:
+            events = link.run(link.operations.events(self.operation_id, self._engine_id))
+        except OperationNotFound:
+            return ""  # it has not arrived, or was taken out of the queue and forgotten
+        return "".join(getattr(event, stream) for event in events)
 
     @property
     def displays(self) -> list[Display]:
-        """What `apply` displayed; empty until it is done. `execute` has it in its result."""
+        """What it displayed; empty until it is done."""
         return [] if self._answer is None else self._answer.displays()
 
-    def _message(self) -> object:
-        return None if self._answer is None else self._answer.message
+    def events(self, after: int = 0) -> EventStream:
+        """Return what happened to it after event `after`, and then each event as it happens, up to its outcome.
+
+        For `for` and `async for`. It may be read by any number of clients, from where each likes.
+        """
+        link = self._link()
+        feed, key = Feed(), self.operation_id
+        follow = link.operations.follow(feed, key, self._engine_id, after, lambda: not self.done())
+        link.thread.loop.call_soon_threadsafe(link.start_task, follow)
+        return EventStream(feed, link.thread)
+
+    # ---- the end
+
+    def cancel(self, grace: float | None = None, interrupt_only: bool | None = None) -> bool:
+        """Stop it: take it out of the queue, or interrupt it, after `grace` seconds again, and after another
+        `grace` kill its kernel, which takes the namespace along; the engine gets a new one.
+
+        By default as its call said, else with a grace of 5 seconds; `interrupt_only` never kills. Returns
+        whether it will not run or was told to stop, False if it had ended; `result()` tells what came of it:
+        OperationCancelled, or its answer if it was done all the same.
+        """
+        return stop([self], grace, interrupt_only)[0]
+
+    def interrupt(self) -> bool:
+        """Raise KeyboardInterrupt in it once, and leave it at that; return whether it was running."""
+        link = self._link()
+        answer = link.submit(_calls.interrupt(self.operation_id), [self._engine_id], self.errors)[0]
+        return answer.result() is not None
+
+    def release(self) -> None:
+        """Let its engine forget its answer and output, and the journal too; at its end if it has not ended."""
+        link = self._link()
+        link.run(link.operations.release(self.operation_id))
+
+    def _link(self) -> Link:
+        owner = self.request.owner
+        if owner is None:
+            raise TypeError("this operation is about another, and is not one itself")
+        return owner._link
 
     def succeed(self, answer: Answer) -> None:
         """Take the answer. Called once, by the session."""
@@ -186,21 +319,43 @@ class Operation(_Late[T]):
 
     def _decode(self) -> T:
         if self._failure is not None:
-            if self._failure.reason in self._request.success_reasons:
-                return self._request.fallback  # type: ignore[return-value]  # requests with reasons have one
+            if self._failure.reason in self.request.success_reasons:
+                return self.request.fallback  # type: ignore[return-value]  # requests with reasons have one
             raise public(self._failure)
         answer = self._answer
         assert answer is not None
         try:
             if answer.outcome == frame_pb2.OUTCOME_USER_ERROR:
                 raise to_exception(answer.remote_error(), self.errors)
-            return self._request.decode(answer)
+            if answer.outcome != frame_pb2.OUTCOME_OK:
+                raise self._stopped(answer)
+            return self.request.decode(answer)
         except DeliveryError as error:  # a value whose form is wrong
             raise public(error) from error
         except EngineryError as error:
             if error.engine_id is None:
                 error.engine_id = self._engine_id
             raise
+
+    def _stopped(self, answer: Answer) -> EngineryError:
+        """Return the error of an operation that was interrupted, and so has said where it was."""
+        reason = (
+            "OPERATION_TIMED_OUT" if answer.outcome == frame_pb2.OUTCOME_TIMED_OUT else "OPERATION_CANCELLED"
+        )
+        timeout = self.request.options.timeout
+        known = {} if timeout is None else {"timeout": f"{timeout:g}"}
+        failure = DeliveryError(
+            reason,
+            engine_id=self._engine_id,
+            operation_id=self.operation_id,
+            method=self.method,
+            namespace="kept",
+            cause="its code was interrupted, the namespace is kept",
+            **known,
+        )
+        error = public(failure)
+        error.__cause__ = to_remote_error(answer.remote_error())
+        return error
 
     def _forget(self) -> None:
         if self._answer is not None:
@@ -244,6 +399,10 @@ class Group(_Late[list[T]], Generic[T]):
         """The engines that were called, in target order."""
         return [operation.engine_id for operation in self._operations]
 
+    def cancel(self, grace: float | None = None, interrupt_only: bool | None = None) -> bool:
+        """Stop it on every engine, as `Operation.cancel`; return whether any of them stops."""
+        return any(stop(self._operations, grace, interrupt_only))
+
     def _decode(self) -> list[T]:
         return gather(self._operations)
 
@@ -277,3 +436,47 @@ def gather(operations: Sequence[Operation[T]]) -> list[T]:
         method = operations[0].method
         raise CompositeError(f"{method} failed on {len(errors)} of {len(operations)} engines", errors)
     return [operation.result() for operation in operations]
+
+
+def stop(operations: Sequence[Operation[Any]], grace: float | None, interrupt_only: bool | None) -> list[bool]:
+    """Cancel operations of one client at once; see `Operation.cancel`."""
+    link = operations[0]._link()
+    going = [operation for operation in operations if not operation._is_settled()]
+    stopped = dict(zip(going, link.run(link.stop(going, grace, interrupt_only)), strict=True)) if going else {}
+    return [stopped.get(operation, operation.is_cancelled) for operation in operations]
+
+
+def wait_for(operations: Sequence[Operation[Any]]) -> None:
+    """Wait until calls are done that somebody waits for; Ctrl-C stops them, and its note says how that went."""
+    try:
+        for operation in operations:
+            operation._wait(None)
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(_stop_all([operation for operation in operations if not operation.done()]))
+        raise
+
+
+def _stop_all(operations: list[Operation[Any]]) -> str:
+    """Stop calls on Ctrl-C, without killing a kernel unless they said so; return what came of it."""
+    if not operations or operations[0].request.method not in _methods.OPERATIONS:
+        return "the wait has ended"
+    where = f"{operations[0].method} on engine{'s' if len(operations) > 1 else ''} " + ", ".join(
+        str(operation.engine_id) for operation in operations
+    )
+    interrupt_only = None if operations[0].request.options.interrupt_only is False else True
+    until = time.monotonic() + CTRL_C_GRACE
+    link = operations[0]._link()
+    try:
+        link.run(link.stop(operations, None, interrupt_only), CTRL_C_GRACE)
+    except (EngineryError, TimeoutError) as error:
+        return f"{where} could not be told to stop yet ({error!r}), and may go on"
+    concurrent.futures.wait(operations, timeout=max(0.0, until - time.monotonic()))
+    left = [operation for operation in operations if not operation.done()]
+    if not left:
+        ends = sorted({operation._end_state() for operation in operations})
+        return f"{where}: {', '.join(ends)}"
+    ids = ", ".join(operation.operation_id for operation in left)
+    return (
+        f"{where}: told to stop, and still at it after {CTRL_C_GRACE:g} s. It goes on; "
+        f"client.operation(ID).cancel() kills the kernel if it must. ID: {ids}"
+    )

@@ -194,7 +194,7 @@ class ExecuteResult(_ByName):
         if self._error is not None:
             outcome = f"raised {self._message.error.errors[0].type_name}"
         elif self.text is not None:
-            outcome = _short(self.text)
+            outcome = short(self.text)
         else:
             outcome = "no value"
         printed = "" if not self._message.stdout else f", {len(self._message.stdout)} characters printed"
@@ -227,7 +227,7 @@ class QueuedCall(_ByName):
     def __repr__(self) -> str:
         """Show what it is, and how far if it said."""
         done = "" if self.progress_fraction is None else f", {self.progress_fraction:.0%} {self.progress_text}"
-        arguments = f" {_short(self.arguments)!r}" if self.arguments else ""
+        arguments = f" {short(self.arguments)!r}" if self.arguments else ""
         return f"<QueuedCall {self.method}{arguments}{done.rstrip()}>"
 
 
@@ -279,6 +279,7 @@ def display(message: value_pb2.Display, blobs: Mapping[str, Encoded]) -> Display
     return Display(data, json_format.MessageToDict(message.metadata))
 
 
-def _short(text: str, room: int = 60) -> str:
+def short(text: str, room: int = 60) -> str:
+    """Return the first line of `text`, or what of it has room."""
     first = text.split("\n", 1)[0]
     return first if first == text and len(text) <= room else f"{first[: room - 3]}..."

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from enginery import _calls
+from enginery._options import NO_OPTIONS, Options
+from enginery.operation import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -23,15 +25,17 @@ class EngineView:
 
     Calls wait for their answer; with `block=False` they return an Operation at once. Calls on one engine run
     one at a time in the order in which they were made. One that fails clears what this client had queued behind
-    it, which then fails with QueueCleared. Ctrl-C ends the waiting, `interrupt` ends it. If the connection
-    breaks while a call waits it is ControllerLost; if the engine is gone, InvalidEngineID or EngineLost; if its
-    process died, KernelDied.
+    it, which then fails with QueueCleared. Ctrl-C while a call is waited for interrupts the call on its engine,
+    but does not kill the kernel for it unless the call said `interrupt_only=False`. If the connection breaks
+    the call goes on, and so does the waiting, unless there is no controller for long: ControllerLost. If the
+    engine is gone, InvalidEngineID or EngineLost; if its kernel died, KernelDied.
     """
 
-    def __init__(self, client: Client, engine_id: int, errors: Errors) -> None:
+    def __init__(self, client: Client, engine_id: int, errors: Errors, options: Options = NO_OPTIONS) -> None:
         """Made by indexing a client. `errors` is as for `connect` and may be set later."""
         self._client = client
         self._engine_id = engine_id
+        self._options = options
         self.errors: Errors = errors
 
     @property
@@ -54,17 +58,69 @@ class EngineView:
         """The engine's id in a list, as other views have it."""
         return [self._engine_id]
 
+    def options(
+        self,
+        *,
+        timeout: float | None = None,
+        grace: float | None = None,
+        interrupt_only: bool | None = None,
+        any_incarnation: bool | None = None,
+        keep_queue: bool | None = None,
+    ) -> EngineView:
+        """Return a view of the same engine whose calls have these settings; what is not given is as here.
+
+        `timeout`: seconds that a call may run, then it is stopped: OperationTimedOut. `grace`: seconds that a
+        call which is to stop gets after each of two interrupts (default: 5). `interrupt_only`: the kernel is
+        never killed to stop a call. `any_incarnation`: a call that waits when the kernel dies runs on the new
+        one, in its empty namespace. `keep_queue`: a call that fails clears nothing behind it. ValueError for
+        times that make no sense.
+        """
+        options = self._options.but(
+            timeout=timeout,
+            grace=grace,
+            interrupt_only=interrupt_only,
+            any_incarnation=any_incarnation,
+            keep_queue=keep_queue,
+        )
+        return EngineView(self._client, self._engine_id, self.errors, options)
+
     @overload
-    def execute(self, code: str, *, block: Literal[True] = True) -> ExecuteResult: ...
+    def execute(
+        self,
+        code: str,
+        *,
+        block: Literal[True] = True,
+        timeout: float | None = None,
+        grace: float | None = None,
+        interrupt_only: bool | None = None,
+    ) -> ExecuteResult: ...
     @overload
-    def execute(self, code: str, *, block: Literal[False]) -> Operation[ExecuteResult]: ...
-    def execute(self, code: str, *, block: bool = True) -> ExecuteResult | Operation[ExecuteResult]:
+    def execute(
+        self,
+        code: str,
+        *,
+        block: Literal[False],
+        timeout: float | None = None,
+        grace: float | None = None,
+        interrupt_only: bool | None = None,
+    ) -> Operation[ExecuteResult]: ...
+    def execute(
+        self,
+        code: str,
+        *,
+        block: bool = True,
+        timeout: float | None = None,
+        grace: float | None = None,
+        interrupt_only: bool | None = None,
+    ) -> ExecuteResult | Operation[ExecuteResult]:
         """Run source in the namespace: any statements, top-level `await` included.
 
         A statement that raises ends the block; what it raised is raised here. Output and the last expression's
-        value are in the result.
+        value are in the result. After `timeout` seconds of running, by default never, it is stopped as by
+        `Operation.cancel` with `grace` and `interrupt_only`: OperationTimedOut.
         """
-        return self._do(_calls.execute(code), block)
+        options = self._options.but(timeout=timeout, grace=grace, interrupt_only=interrupt_only)
+        return self._do(_calls.execute(code), block, options)
 
     @overload
     def apply(  # the engine awaits what a coroutine function returns
@@ -73,6 +129,9 @@ class EngineView:
         /,
         *args: Any,
         block: Literal[True] = True,
+        timeout: float | None = None,
+        grace: float | None = None,
+        interrupt_only: bool | None = None,
         **kwargs: Any,
     ) -> T: ...
     @overload
@@ -82,29 +141,84 @@ class EngineView:
         /,
         *args: Any,
         block: Literal[False],
+        timeout: float | None = None,
+        grace: float | None = None,
+        interrupt_only: bool | None = None,
         **kwargs: Any,
     ) -> Operation[T]: ...
     @overload
     def apply(
-        self, function: Callable[..., T], /, *args: Any, block: Literal[True] = True, **kwargs: Any
+        self,
+        function: Callable[..., T],
+        /,
+        *args: Any,
+        block: Literal[True] = True,
+        timeout: float | None = None,
+        grace: float | None = None,
+        interrupt_only: bool | None = None,
+        **kwargs: Any,
     ) -> T: ...
     @overload
     def apply(
-        self, function: Callable[..., T], /, *args: Any, block: Literal[False], **kwargs: Any
+        self,
+        function: Callable[..., T],
+        /,
+        *args: Any,
+        block: Literal[False],
+        timeout: float | None = None,
+        grace: float | None = None,
+        interrupt_only: bool | None = None,
+        **kwargs: Any,
     ) -> Operation[T]: ...
     @overload
-    def apply(self, function: str, /, *args: Any, block: Literal[True] = True, **kwargs: Any) -> Any: ...
+    def apply(
+        self,
+        function: str,
+        /,
+        *args: Any,
+        block: Literal[True] = True,
+        timeout: float | None = None,
+        grace: float | None = None,
+        interrupt_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Any: ...
     @overload
-    def apply(self, function: str, /, *args: Any, block: Literal[False], **kwargs: Any) -> Operation[Any]: ...
-    def apply(self, function: Callable[..., T] | str, /, *args: Any, block: bool = True, **kwargs: Any) -> Any:
+    def apply(
+        self,
+        function: str,
+        /,
+        *args: Any,
+        block: Literal[False],
+        timeout: float | None = None,
+        grace: float | None = None,
+        interrupt_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Operation[Any]: ...
+    def apply(
+        self,
+        function: Callable[..., T] | str,
+        /,
+        *args: Any,
+        block: bool = True,
+        timeout: float | None = None,
+        grace: float | None = None,
+        interrupt_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Call a function with arguments and return its value; a text names a callable of the engine.
 
         A function of the caller's `__main__` has the engine's namespace as its globals. What a coroutine
         function returns is awaited there. What it raises is raised here; what it prints is `stdout` of the
         Operation, so with `block=False`. SerializationError, before anything is sent, if the function or an
         argument cannot be pickled.
+
+        `block`, `timeout`, `grace` and `interrupt_only`, as for `execute`, are not passed on. TypeError if one
+        of the last three is given and the function has a parameter of that name.
         """
-        return self._do(_calls.apply(function, args, kwargs), block)
+        options = self._options.but(timeout=timeout, grace=grace, interrupt_only=interrupt_only)
+        if options is not self._options:
+            _calls.check_reserved(function, timeout=timeout, grace=grace, interrupt_only=interrupt_only)
+        return self._do(_calls.apply(function, args, kwargs), block, options)
 
     @overload
     def push(self, namespace: Mapping[str, object], *, block: Literal[True] = True) -> None: ...
@@ -326,11 +440,15 @@ class EngineView:
         gone = "" if self._engine_id in self._client.ids else " (gone)"
         return f"<EngineView {self._engine_id}{gone} of {self._client!r}>"
 
-    def _do(self, request: _calls.Request[T], block: bool) -> T | Operation[T]:
+    def _do(self, request: _calls.Request[T], block: bool, options: Options | None = None) -> T | Operation[T]:
+        request.options = self._options if options is None else options
         if not block:
             request.own_uploads()
         operation = self._client._start(request, [self._engine_id], self.errors)[0]
-        return operation.result() if block else operation
+        if not block:
+            return operation
+        wait_for((operation,))
+        return operation.result()
 
     def _kill(self, block: bool) -> Operation[None] | None:
         kernels = self._client._kernels([self._engine_id])

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from enginery import _calls
+from enginery._options import NO_OPTIONS, Options
 from enginery.errors import NoEnginesRegistered
-from enginery.operation import Group, gather
+from enginery.operation import Group, gather, wait_for
 from enginery.view import EngineView
 
 if TYPE_CHECKING:
@@ -29,11 +30,14 @@ class EnginesView:
     failure with its engine and method. Otherwise as EngineView.
     """
 
-    def __init__(self, client: Client, targets: Sequence[int] | None, errors: Errors) -> None:
+    def __init__(
+        self, client: Client, targets: Sequence[int] | None, errors: Errors, options: Options = NO_OPTIONS
+    ) -> None:
         """Made by indexing a client; None follows the engines. `errors` is as for `connect` and may be set
         later."""
         self._client = client
         self._targets = None if targets is None else list(targets)
+        self._options = options
         self.errors: Errors = errors
 
     @property
@@ -46,13 +50,57 @@ class EnginesView:
         """Ids of the engines, in the order of answers."""
         return self._client.ids if self._targets is None else list(self._targets)
 
+    def options(
+        self,
+        *,
+        timeout: float | None = None,
+        grace: float | None = None,
+        interrupt_only: bool | None = None,
+        any_incarnation: bool | None = None,
+        keep_queue: bool | None = None,
+    ) -> EnginesView:
+        """See `EngineView.options`."""
+        options = self._options.but(
+            timeout=timeout,
+            grace=grace,
+            interrupt_only=interrupt_only,
+            any_incarnation=any_incarnation,
+            keep_queue=keep_queue,
+        )
+        return EnginesView(self._client, self._targets, self.errors, options)
+
     @overload
-    def execute(self, code: str, *, block: Literal[True] = True) -> list[ExecuteResult]: ...
+    def execute(
+        self,
+        code: str,
+        *,
+        block: Literal[True] = True,
+        timeout: float | None = None,
+        grace: float | None = None,
+        interrupt_only: bool | None = None,
+    ) -> list[ExecuteResult]: ...
     @overload
-    def execute(self, code: str, *, block: Literal[False]) -> Group[ExecuteResult]: ...
-    def execute(self, code: str, *, block: bool = True) -> list[ExecuteResult] | Group[ExecuteResult]:
+    def execute(
+        self,
+        code: str,
+        *,
+        block: Literal[False],
+        timeout: float | None = None,
+        grace: float | None = None,
+        interrupt_only: bool | None = None,
+    ) -> Group[ExecuteResult]: ...
+    def execute(
+        self,
+        code: str,
+        *,
+        block: bool = True,
+        timeout: float | None = None,
+        grace: float | None = None,
+        interrupt_only: bool | None = None,
+    ) -> list[ExecuteResult] | Group[ExecuteResult]:
         """See `EngineView.execute`; the answers are in target order."""
-        return self._do(_calls.execute(code), block)
+        options = self._options.but(timeout=timeout, grace=grace, interrupt_only=interrupt_only)
+        return self._do(_calls.execute(code), block, options)
 
     @overload
     def apply(  # the engine awaits what a coroutine function returns
@@ -61,6 +109,9 @@ class EnginesView:
         /,
         *args: Any,
         block: Literal[True] = True,
+        timeout: float | None = None,
+        grace: float | None = None,
+        interrupt_only: bool | None = None,
         **kwargs: Any,
     ) -> list[T]: ...
     @overload
@@ -70,23 +121,75 @@ class EnginesView:
         /,
         *args: Any,
         block: Literal[False],
+        timeout: float | None = None,
+        grace: float | None = None,
+        interrupt_only: bool | None = None,
         **kwargs: Any,
     ) -> Group[T]: ...
     @overload
     def apply(
-        self, function: Callable[..., T], /, *args: Any, block: Literal[True] = True, **kwargs: Any
+        self,
+        function: Callable[..., T],
+        /,
+        *args: Any,
+        block: Literal[True] = True,
+        timeout: float | None = None,
+        grace: float | None = None,
+        interrupt_only: bool | None = None,
+        **kwargs: Any,
     ) -> list[T]: ...
     @overload
     def apply(
-        self, function: Callable[..., T], /, *args: Any, block: Literal[False], **kwargs: Any
+        self,
+        function: Callable[..., T],
+        /,
+        *args: Any,
+        block: Literal[False],
+        timeout: float | None = None,
+        grace: float | None = None,
+        interrupt_only: bool | None = None,
+        **kwargs: Any,
     ) -> Group[T]: ...
     @overload
-    def apply(self, function: str, /, *args: Any, block: Literal[True] = True, **kwargs: Any) -> list[Any]: ...
+    def apply(
+        self,
+        function: str,
+        /,
+        *args: Any,
+        block: Literal[True] = True,
+        timeout: float | None = None,
+        grace: float | None = None,
+        interrupt_only: bool | None = None,
+        **kwargs: Any,
+    ) -> list[Any]: ...
     @overload
-    def apply(self, function: str, /, *args: Any, block: Literal[False], **kwargs: Any) -> Group[Any]: ...
-    def apply(self, function: Callable[..., T] | str, /, *args: Any, block: bool = True, **kwargs: Any) -> Any:
+    def apply(
+        self,
+        function: str,
+        /,
+        *args: Any,
+        block: Literal[False],
+        timeout: float | None = None,
+        grace: float | None = None,
+        interrupt_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Group[Any]: ...
+    def apply(
+        self,
+        function: Callable[..., T] | str,
+        /,
+        *args: Any,
+        block: bool = True,
+        timeout: float | None = None,
+        grace: float | None = None,
+        interrupt_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Call a function with the same arguments on every engine; see `EngineView.apply`."""
-        return self._do(_calls.apply(function, args, kwargs), block)
+        options = self._options.but(timeout=timeout, grace=grace, interrupt_only=interrupt_only)
+        if options is not self._options:
+            _calls.check_reserved(function, timeout=timeout, grace=grace, interrupt_only=interrupt_only)
+        return self._do(_calls.apply(function, args, kwargs), block, options)
 
     @overload
     def push(self, namespace: Mapping[str, object], *, block: Literal[True] = True) -> list[None]: ...
@@ -295,7 +398,9 @@ class EnginesView:
 
     def __iter__(self) -> Iterator[EngineView]:
         """Iterate over a view of each engine, in target order."""
-        return iter([EngineView(self._client, engine_id, self.errors) for engine_id in self.targets])
+        return iter(
+            [EngineView(self._client, engine_id, self.errors, self._options) for engine_id in self.targets]
+        )
 
     __contains__ = None  # names, or engines? `in` would look through the engines for either
 
@@ -314,11 +419,17 @@ class EnginesView:
             raise NoEnginesRegistered("no engine is registered: start one with `enginery engine`")
         return targets
 
-    def _do(self, request: _calls.Request[T], block: bool) -> list[T] | Group[T]:
+    def _do(
+        self, request: _calls.Request[T], block: bool, options: Options | None = None
+    ) -> list[T] | Group[T]:
+        request.options = self._options if options is None else options
         if not block:
             request.own_uploads()
         operations = self._client._start(request, self._some(), self.errors)
-        return gather(operations) if block else Group(operations)
+        if not block:
+            return Group(operations)
+        wait_for(operations)
+        return gather(operations)
 
     def _kill(self, block: bool) -> Group[None] | None:
         targets = self._some()

@@ -18,11 +18,11 @@ import cloudpickle
 import grpc
 import grpc.aio
 
-from enginery import _codec, _connection_file, _ids, _methods, _status, _values
+from enginery import _codec, _connection_file, _ids, _methods, _outcomes, _status, _values
 from enginery._channel import SERVER_OPTIONS
 from enginery._encoded import Codec, Encoded
 from enginery._reasons import DeliveryError
-from enginery.v1 import cluster_pb2, engine_pb2, error_pb2, frame_pb2, value_pb2
+from enginery.v1 import cluster_pb2, engine_pb2, error_pb2, frame_pb2, operation_pb2, value_pb2
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -41,6 +41,7 @@ class FakeEngine:
     def __init__(self, engine_id: int) -> None:
         self.engine_id = engine_id
         self.incarnation = _ids.new_incarnation()
+        self.epoch = engine_id + 7
         self.namespace: dict[str, Any] = {"id": engine_id}
         self.properties: dict[str, value_pb2.Value] = {}
         self.blobs: dict[str, tuple[value_pb2.Blob, bytes]] = {}
@@ -52,6 +53,7 @@ class FakeEngine:
         return cluster_pb2.Engine(
             engine_id=self.engine_id,
             incarnation=self.incarnation,
+            epoch=self.epoch,
             state=cluster_pb2.ENGINE_STATE_READY,
             hostname="here",
             ip="127.0.0.1",
@@ -260,6 +262,77 @@ def _serialized(message: Message) -> bytes:
     return message.SerializeToString()
 
 
+def _not_delivered(call: frame_pb2.Call, error: DeliveryError) -> frame_pb2.Reply:
+    return frame_pb2.Reply(
+        call_id=call.call_id, outcome=_outcomes.outcome_of(error), error=_status.to_bytes(error)
+    )
+
+
+class FakeOperation:
+    """What an engine's host remembers of one operation."""
+
+    def __init__(self, operation_id: str, call: frame_pb2.Call) -> None:
+        self.operation_id = operation_id
+        self.call = call
+        self.state: int = operation_pb2.OPERATION_STATE_RUNNING
+        self.stopping = False
+        self.events: list[operation_pb2.OperationEvent] = []
+        self.reply: frame_pb2.Reply | None = None
+        self.outcome: operation_pb2.OperationOutcome | None = None
+
+    def message(self) -> operation_pb2.Operation:
+        return operation_pb2.Operation(
+            operation_id=self.operation_id,
+            state=operation_pb2.OperationState.ValueType(self.state),
+            engine_id=self.call.engine_id,
+            method=_methods.PYTHON_NAMES[self.call.method],
+            arguments="its arguments",
+            last_sequence=len(self.events),
+            stopping=self.stopping,
+            progress_fraction=0.5,
+            progress_text="half",
+        )
+
+    def emit(self, **kind: Any) -> None:
+        event = operation_pb2.OperationEvent(sequence=len(self.events) + 1, **kind)
+        event.event_time.FromSeconds(1_700_000_000)
+        self.events.append(event)
+
+    def end(self, reply: frame_pb2.Reply) -> None:
+        """Take the answer, and keep it as an outcome."""
+        self.reply = reply
+        self.state = _outcomes.STATES[reply.outcome]
+        outcome = operation_pb2.OperationOutcome(state=operation_pb2.OperationState.ValueType(self.state))
+        if reply.error:
+            outcome.error.CopyFrom(_outcomes.failure_of(_status.from_bytes(reply.error)))
+        else:
+            response = getattr(engine_pb2, f"{_methods.NAMES[self.call.method]}Response")
+            outcome.response.Pack(response.FromString(reply.response))
+        self.outcome = outcome
+        self.emit(outcome=outcome)
+
+    def cancelled(self) -> frame_pb2.Reply:
+        """Return the reply of an operation that was stopped: interrupted, or taken out of the queue."""
+        if self.state == operation_pb2.OPERATION_STATE_QUEUED:
+            cause = "it was taken out of the queue"
+            return _not_delivered(
+                self.call,
+                DeliveryError(
+                    "OPERATION_CANCELLED", operation_id=self.operation_id, cause=cause, namespace="kept"
+                ),
+            )
+        response = engine_pb2.ExecuteResponse()
+        interrupt = remote_error(KeyboardInterrupt(), self.call.engine_id, "execute", b"\1" * 16)
+        response.result.error.CopyFrom(interrupt)
+        response.result.error.category = error_pb2.ERROR_CATEGORY_CANCELLED
+        response.result.stdout = "begun\n"
+        return frame_pb2.Reply(
+            call_id=self.call.call_id,
+            outcome=frame_pb2.OUTCOME_CANCELLED,
+            response=response.SerializeToString(),
+        )
+
+
 class FakeController:
     """Serves clients. Its public methods may be called from the test's thread."""
 
@@ -268,6 +341,18 @@ class FakeController:
         self.engines = {engine_id: FakeEngine(engine_id) for engine_id in range(engines)}
         self.frozen: set[int] = set()
         self.held: list[tuple[frame_pb2.Call, asyncio.Queue[frame_pb2.Reply]]] = []
+        self.busy: set[int] = set()
+        """Engines on which what is held waits in the queue, rather than runs."""
+        self.deaf = False
+        """Whether what is cancelled goes on."""
+        self.refusals: dict[int, DeliveryError] = {}
+        """What an engine refuses calls with."""
+        self.records: dict[str, FakeOperation] = {}
+        self.cancels: list[operation_pb2.CancelRequest] = []
+        self.calls: list[frame_pb2.Call] = []
+        self.attached: list[int] = []
+        self.cut_after: int | None = None
+        """Break an attached stream after so many events."""
         self.messages: list[int] = []
         self.sessions: list[bytes] = []
         self.shut_down = threading.Event()
@@ -352,6 +437,18 @@ class FakeController:
             "Download": grpc.unary_stream_rpc_method_handler(
                 self._download, engine_pb2.DownloadRequest.FromString, _serialized
             ),
+            "GetOperation": grpc.unary_unary_rpc_method_handler(
+                self._get_operation, operation_pb2.GetOperationRequest.FromString, _serialized
+            ),
+            "ListOperations": grpc.unary_unary_rpc_method_handler(
+                self._list_operations, operation_pb2.ListOperationsRequest.FromString, _serialized
+            ),
+            "Release": grpc.unary_unary_rpc_method_handler(
+                self._release, operation_pb2.ReleaseRequest.FromString, _serialized
+            ),
+            "Attach": grpc.unary_stream_rpc_method_handler(
+                self._attach, operation_pb2.AttachRequest.FromString, _serialized
+            ),
         }
         return (
             grpc.method_handlers_generic_handler("enginery.v1.ClusterService", cluster),
@@ -379,7 +476,7 @@ class FakeController:
         self.frozen.clear()
         held, self.held = self.held, []
         for call, replies in held:
-            replies.put_nowait(self._answer(call))
+            replies.put_nowait(self._once(call))
 
     async def _watch(
         self, request: cluster_pb2.WatchEnginesRequest, context: Any
@@ -404,7 +501,7 @@ class FakeController:
             welcome=cluster_pb2.SessionWelcome(cluster_id=self.cluster_id, controller_epoch=1)
         )
         replies: asyncio.Queue[frame_pb2.Reply] = asyncio.Queue()
-        reader = asyncio.create_task(self._read(requests, replies))
+        reader = asyncio.create_task(self._read(requests, replies, first.hello.session_id))
         try:
             while True:
                 batch = [await replies.get()]
@@ -414,14 +511,133 @@ class FakeController:
         finally:
             reader.cancel()
 
-    async def _read(self, requests: Any, replies: asyncio.Queue[frame_pb2.Reply]) -> None:
+    async def _read(self, requests: Any, replies: asyncio.Queue[frame_pb2.Reply], session_id: bytes) -> None:
         async for message in requests:
             self.messages.append(len(message.calls))
             for call in message.calls:
-                if call.engine_id in self.frozen:
-                    self.held.append((call, replies))
-                else:
-                    replies.put_nowait(self._answer(call))
+                call.session_id = session_id
+                self.calls.append(call)
+                self._take(call, replies)
+
+    def _take(self, call: frame_pb2.Call, replies: asyncio.Queue[frame_pb2.Reply]) -> None:
+        known = (call.session_id, call.call_id)  # if it is sent again it joins what it began
+        self.held = [held for held in self.held if (held[0].session_id, held[0].call_id) != known]
+        if call.method == frame_pb2.METHOD_CANCEL:
+            replies.put_nowait(self._cancel(call))
+        elif call.engine_id in self.refusals and call.method in _methods.OPERATIONS:
+            replies.put_nowait(_not_delivered(call, self.refusals[call.engine_id]))
+        elif call.engine_id in self.frozen and call.method in _methods.OPERATIONS:
+            self._record(call)
+            self.held.append((call, replies))
+        else:
+            replies.put_nowait(self._once(call))
+
+    # ---- operations
+
+    def _record(self, call: frame_pb2.Call) -> FakeOperation | None:
+        """Return the record of an operation, a new one if need be; None for a control call."""
+        if call.method not in _methods.OPERATIONS:
+            return None
+        operation_id = _ids.show(_ids.operation_id(call.session_id, call.call_id))
+        record = self.records.setdefault(operation_id, FakeOperation(operation_id, call))
+        if call.engine_id in self.busy:
+            record.state = operation_pb2.OPERATION_STATE_QUEUED
+        return record
+
+    def _once(self, call: frame_pb2.Call) -> frame_pb2.Reply:
+        """Answer a call, an operation always the same."""
+        record = self._record(call)
+        if record is None:
+            return self._answer(call)
+        if record.reply is None:
+            record.end(self._answer(call))
+        assert record.reply is not None
+        return record.reply
+
+    def _cancel(self, call: frame_pb2.Call) -> frame_pb2.Reply:
+        request = operation_pb2.CancelRequest.FromString(call.request)
+        self.cancels.append(request)
+        record = self.records.get(request.operation_id)
+        if record is None:
+            return _not_delivered(call, DeliveryError("OPERATION_NOT_FOUND", operation_id=request.operation_id))
+        for held in list(self.held):
+            if held[0].SerializeToString() == record.call.SerializeToString():
+                record.stopping = True
+                if not self.deaf:
+                    self.held.remove(held)
+                    record.end(record.cancelled())
+                    assert record.reply is not None
+                    held[1].put_nowait(record.reply)
+        response = operation_pb2.CancelResponse(operation=record.message())
+        return frame_pb2.Reply(
+            call_id=call.call_id, outcome=frame_pb2.OUTCOME_OK, response=response.SerializeToString()
+        )
+
+    def emit(self, operation_id: str, **kind: Any) -> None:
+        """Let something happen to an operation that is held."""
+        self.run(self._emit(operation_id, kind))
+
+    async def _emit(self, operation_id: str, kind: dict[str, Any]) -> None:
+        self.records[operation_id].emit(**kind)
+
+    async def _found(self, operation_id: str, context: Any) -> FakeOperation:
+        record = self.records.get(operation_id)
+        if record is None:
+            error = DeliveryError("OPERATION_NOT_FOUND", operation_id=operation_id)
+            await context.abort(_status.grpc_code(error), error.text, _status.trailers(error))
+        assert record is not None
+        return record
+
+    async def _get_operation(
+        self, request: operation_pb2.GetOperationRequest, context: Any
+    ) -> operation_pb2.GetOperationResponse:
+        record = await self._found(request.operation_id, context)
+        for _ in range(round(request.wait.ToNanoseconds() / 5e6)):
+            if record.reply is None:
+                await asyncio.sleep(0.005)
+        response = operation_pb2.GetOperationResponse(operation=record.message())
+        if record.outcome is not None:
+            response.outcome.CopyFrom(record.outcome)
+        if request.HasField("after_sequence"):
+            events = [event for event in record.events if event.sequence > request.after_sequence]
+            response.events.extend([event for event in events if not event.HasField("outcome")][:2])
+        return response
+
+    async def _list_operations(
+        self, request: operation_pb2.ListOperationsRequest, context: Any
+    ) -> operation_pb2.ListOperationsResponse:
+        records = [
+            record.message()
+            for record in reversed(self.records.values())
+            if not request.states or record.state in request.states
+        ]
+        start = int(request.page_token or 0)
+        end = start + min(request.page_size, 2)
+        token = str(end) if end < len(records) else ""
+        return operation_pb2.ListOperationsResponse(operations=records[start:end], next_page_token=token)
+
+    async def _release(
+        self, request: operation_pb2.ReleaseRequest, context: Any
+    ) -> operation_pb2.ReleaseResponse:
+        known = [self.records.pop(operation_id, None) for operation_id in request.operation_ids]
+        return operation_pb2.ReleaseResponse(released_count=len(known) - known.count(None))
+
+    async def _attach(
+        self, request: operation_pb2.AttachRequest, context: Any
+    ) -> AsyncIterator[operation_pb2.AttachResponse]:
+        record = await self._found(request.operation_id, context)
+        self.attached.append(request.after_sequence)
+        sent = request.after_sequence
+        while True:
+            events = [event for event in record.events if event.sequence > sent]
+            cut, self.cut_after = (self.cut_after, None) if events else (None, self.cut_after)
+            events = events[:cut]
+            if events:
+                sent = events[-1].sequence
+                yield operation_pb2.AttachResponse(events=events)
+                if cut is not None or events[-1].HasField("outcome"):
+                    return
+            await asyncio.sleep(0.005)
 
     def _answer(self, call: frame_pb2.Call) -> frame_pb2.Reply:
         name = _methods.NAMES[call.method]
@@ -431,14 +647,12 @@ class FakeController:
                 ids = ", ".join(map(str, self.engines))
                 raise DeliveryError("INVALID_ENGINE_ID", engine_id=call.engine_id, engine_ids=ids)
             request = getattr(engine_pb2, f"{name}Request").FromString(call.request)
-            operation_id = _ids.operation_id(self.sessions[-1], call.call_id)
+            operation_id = _ids.operation_id(call.session_id, call.call_id)
             outcome, response = engine.call(name, request, operation_id)
         except DeliveryError as error:
             if name == "Kill":
                 self._tell(cluster_pb2.ENGINE_EVENT_KIND_GONE, self.engines.pop(call.engine_id))
-            return frame_pb2.Reply(
-                call_id=call.call_id, outcome=frame_pb2.OUTCOME_NOT_DELIVERED, error=_status.to_bytes(error)
-            )
+            return _not_delivered(call, error)
         return frame_pb2.Reply(
             call_id=call.call_id, outcome=frame_pb2.Outcome.ValueType(outcome), response=response
         )

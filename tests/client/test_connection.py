@@ -180,35 +180,50 @@ def test_engines_that_are_not_there(client: enginery.Client, controller: FakeCon
 # ---- a connection that breaks
 
 
-def test_calls_in_flight_are_lost_and_later_ones_work(
-    client: enginery.Client, controller: FakeController
+def test_calls_go_on_when_the_controller_is_back(
+    client: enginery.Client, controller: FakeController, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What was sent may have run: ControllerLost. The client finds the new controller by itself, same
-    session."""
+    """What was sent and what is called meanwhile is answered by the next controller, and a log line says so;
+    the client finds it by itself, in the same session."""
     controller.frozen.add(0)
-    sent = client[0].execute("1", block=False)
+    sent = client[0].execute("6 * 7", block=False)
     wait(lambda: len(controller.held) == 1)
     controller.stop()
-    with pytest.raises(ControllerLost, match="may have run"):
-        sent.result(10)
     late = client[1].execute("1 + 1", block=False)
-    assert "reconnecting" in repr(client)
+    wait(lambda: "reconnecting" in repr(client))
+    assert not sent.done()
+    controller.frozen.clear()
     controller.start()
+    assert sent.result(10).value == 42
     assert late.result(10).value == 2
+    assert [call.sent_epoch for call in controller.calls if call.call_id == 1] == [
+        0,
+        controller.engines[0].epoch,
+    ]
+    said = [record.getMessage() for record in caplog.records if record.name == "enginery"]
+    assert "connecting again" in said[0]
+    assert "calls go on" in said[1]
     assert client[1].execute("3").value == 3
     assert client.statistics()["reconnects"] == 1
     assert len(set(controller.sessions)) == 1
 
 
 def test_a_call_waits_for_a_connection_only_so_long(controller: FakeController) -> None:
-    """`timeout` of connect bounds it, and the error says that the call was not sent; so for large values."""
-    with enginery.connect(controller.path, timeout=0.3) as client:
+    """`reconnect_timeout` of connect bounds it, and the error says whether the call was sent; so for large
+    values."""
+    with enginery.connect(controller.path, reconnect_timeout=0.3) as client:
+        controller.frozen.add(0)
+        sent = client[0].execute("1", block=False)
+        wait(lambda: len(controller.held) == 1)
         controller.stop()
+        controller.frozen.clear()
         wait(lambda: not client.statistics()["connected"])
         small, large = client[0].execute("1", block=False), client[1].push({"a": b"x" * 100_000}, block=False)
         for operation in (small, large):
             with pytest.raises(ControllerLost, match="not sent"):
                 operation.result(10)
+        with pytest.raises(ControllerLost, match="may have run"):
+            sent.result(10)
         controller.start()
         wait(lambda: bool(client.statistics()["connected"]))
         assert client[0].execute("1").value == 1
@@ -216,7 +231,7 @@ def test_a_call_waits_for_a_connection_only_so_long(controller: FakeController) 
 
 def test_another_cluster_at_the_same_place_is_refused(controller: FakeController) -> None:
     """Views of one cluster never act on another one's engines."""
-    with enginery.connect(controller.path, timeout=0.3) as client:
+    with enginery.connect(controller.path, reconnect_timeout=0.3) as client:
         controller.stop()
         controller.cluster_id = "99999999-2222-4333-8444-555555555555"
         controller.start()

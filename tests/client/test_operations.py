@@ -6,15 +6,20 @@ import asyncio
 import concurrent.futures
 import os
 import signal
+import sys
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 import enginery
+from enginery import operation as operation_module
 from enginery.errors import ConnectError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.client.fake import FakeController
 
 
@@ -27,7 +32,6 @@ def test_an_operation_is_a_future(client: enginery.Client, controller: FakeContr
     assert concurrent.futures.wait([operation, other], return_when="FIRST_COMPLETED").done == {other}
     assert repr(operation).startswith("<Operation [0:execute] waiting, ")
     assert not operation.done()
-    assert not operation.cancel()
     with pytest.raises(TimeoutError):
         operation.result(timeout=0.01)
     controller.thaw()
@@ -147,15 +151,74 @@ def test_calls_that_pile_up_share_messages(client: enginery.Client, controller: 
     assert (statistics["calls"], statistics["replies"], statistics["waiting"]) == (501, 501, 0)
 
 
-def test_ctrl_c_ends_the_waiting_only(client: enginery.Client, controller: FakeController) -> None:
-    """KeyboardInterrupt in a call that waits, with a note; the client and the engine go on."""
+def interrupt_when(condition: Callable[[], bool]) -> None:
+    """Send Ctrl-C to this process once `condition()` holds and the calling thread waits for an answer."""
+    caller = threading.get_ident()
+
+    def is_waiting() -> bool:
+        frame = sys._current_frames()[caller]
+        while frame.f_code.co_name != "_wait" and frame.f_back is not None:
+            frame = frame.f_back
+        return frame.f_code.co_name == "_wait"
+
+    def watch() -> None:
+        deadline = time.monotonic() + 10
+        while not (condition() and is_waiting()) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=watch).start()
+
+
+def test_ctrl_c_in_a_wait_for_an_operation_ends_the_waiting_only(
+    client: enginery.Client, controller: FakeController
+) -> None:
+    """KeyboardInterrupt, with a note that says how to stop it; the operation goes on."""
     controller.frozen.add(0)
-    threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    operation = client[0].execute("a = 1", block=False)
+    interrupt_when(lambda: len(controller.held) == 1)
     with pytest.raises(KeyboardInterrupt) as caught:
-        client[0].execute("a = 1")
-    assert "interrupt()" in caught.value.__notes__[0]
+        operation.result()
+    assert "cancel()" in caught.value.__notes__[0]
     controller.thaw()
     assert client[0].pull("a") == 1
+
+
+def test_ctrl_c_in_a_call_stops_the_call_on_every_engine(
+    client: enginery.Client, controller: FakeController
+) -> None:
+    """What waits for answers asks the engines to stop, without killing a kernel, and says what came of it."""
+    controller.frozen |= {0, 1}
+    interrupt_when(lambda: len(controller.held) == 2)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        client[:].execute("a = 1")
+    assert caught.value.__notes__ == ["execute on engines 0, 1: cancelled"]
+    assert [request.interrupt_only for request in controller.cancels] == [True, True]
+    controller.frozen.clear()
+    with pytest.raises(NameError):
+        client[0].pull("a")
+
+
+def test_ctrl_c_in_a_call_that_may_be_killed(client: enginery.Client, controller: FakeController) -> None:
+    """A call that said interrupt_only=False is stopped as it said."""
+    controller.frozen.add(0)
+    interrupt_when(lambda: len(controller.held) == 1)
+    with pytest.raises(KeyboardInterrupt):
+        client[0].execute("a = 1", interrupt_only=False)
+    assert not controller.cancels[0].HasField("interrupt_only")
+
+
+def test_ctrl_c_in_a_call_that_does_not_stop(
+    client: enginery.Client, controller: FakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wait ends all the same, soon, and the note says by which id it can be stopped."""
+    monkeypatch.setattr(operation_module, "CTRL_C_GRACE", 0.2)
+    controller.frozen.add(0)
+    controller.deaf = True
+    interrupt_when(lambda: len(controller.held) == 1)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        client[0].execute("a = 1")
+    assert client.operations(state="running")[0].id in caught.value.__notes__[0]
 
 
 def test_a_forked_child_is_told(client: enginery.Client, controller: FakeController) -> None:

@@ -91,19 +91,18 @@ def test_a_refused_upload_fails_its_call_and_clears_those_behind(
 
 
 def test_a_connection_that_breaks_during_an_upload(client: enginery.Client, controller: FakeController) -> None:
-    """The call was not sent, and says so at once; it can be made again."""
+    """The value is uploaded again, from its beginning, on the next connection; the call never knows."""
     controller.upload_gate = asyncio.Event()
     operation = client[0].push({"a": big()}, block=False)
     link = client._link
-    while not link._transfers:
+    while not link._tasks:
         time.sleep(0.001)
     connection = link._connection
     assert connection is not None
     link.thread.loop.call_soon_threadsafe(connection.stream.cancel)  # the client gives the connection up
-    with pytest.raises(ControllerLost, match="not sent"):
-        operation.result(10)
     controller.upload_gate = None
-    client[0].push({"a": big()})
+    assert operation.result(10) is None
+    assert client.statistics()["reconnects"] == 1
 
 
 def test_ctrl_c_while_closing_closes(controller: FakeController) -> None:

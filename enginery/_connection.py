@@ -1,0 +1,129 @@
+"""One connection of a client to its controller: two channels, the Session stream, the watch of engines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import enginery
+from enginery._channel import open_channel, prepare_grpc
+
+prepare_grpc()
+
+import grpc  # noqa: E402 - after prepare_grpc
+import grpc.aio  # noqa: E402
+
+from enginery import _status  # noqa: E402
+from enginery._reasons import DeliveryError  # noqa: E402
+from enginery._transfer import Transfers  # noqa: E402
+from enginery.v1 import cluster_pb2, cluster_pb2_grpc  # noqa: E402
+
+if TYPE_CHECKING:
+    from enginery._connection_file import ConnectionInfo
+
+_SESSION = "/enginery.v1.ClusterService/Session"
+
+
+@dataclass(slots=True)
+class Connection:
+    """Channels and streams of one connection."""
+
+    info: ConnectionInfo
+    channels: tuple[grpc.aio.Channel, grpc.aio.Channel]
+    """For calls, and for large values."""
+    stream: Any  # of bytes and SessionResponse; grpc's types know neither raw requests nor EOF
+    watch: Any  # of WatchEnginesResponse
+    transfers: Transfers
+    welcome: cluster_pb2.SessionWelcome
+    snapshot: cluster_pb2.WatchEnginesResponse
+    """The engines there were when it was opened."""
+
+    async def close(self) -> None:
+        """End streams and channels."""
+        self.stream.cancel()
+        self.watch.cancel()
+        for channel in self.channels:
+            await channel.close()
+
+
+async def open_connection(
+    info: ConnectionInfo, session_id: bytes, cluster_id: str, timeout: float
+) -> Connection:
+    """Connect within `timeout` seconds, to `cluster_id` if it is not empty; DeliveryError if that fails."""
+    channel, bulk = open_channel(info), open_channel(info)
+    stream: Any = channel.stream_stream(
+        _SESSION, request_serializer=None, response_deserializer=cluster_pb2.SessionResponse.FromString
+    )(metadata=info.metadata)
+    watch: Any = cluster_pb2_grpc.ClusterServiceStub(channel).WatchEngines(
+        cluster_pb2.WatchEnginesRequest(), metadata=info.metadata
+    )
+    connection = Connection(
+        info,
+        (channel, bulk),
+        stream,
+        watch,
+        Transfers(bulk, info.metadata),
+        cluster_pb2.SessionWelcome(),
+        cluster_pb2.WatchEnginesResponse(),
+    )
+    try:
+        async with asyncio.timeout(timeout):
+            connection.welcome = await _greet(stream, session_id)
+            if cluster_id and connection.welcome.cluster_id != cluster_id:
+                raise DeliveryError("WRONG_CLUSTER", cluster_id=connection.welcome.cluster_id)
+            snapshot = await watch.read()
+            if snapshot is grpc.aio.EOF:
+                raise DeliveryError("PROTOCOL_ERROR", cause="the controller told of no engines")
+            connection.snapshot = snapshot
+    except BaseException as error:
+        await connection.close()
+        if isinstance(error, TimeoutError):
+            raise DeliveryError("CONTROLLER_LOST", cause=f"no answer within {timeout:g} s") from None
+        raise translated(error) from None
+    return connection
+
+
+async def _greet(stream: Any, session_id: bytes) -> cluster_pb2.SessionWelcome:
+    version = f"enginery {enginery.__version__}"
+    hello = cluster_pb2.SessionHello(session_id=session_id, client_version=version)
+    with contextlib.suppress(asyncio.InvalidStateError):  # it is over already: reading tells why
+        await stream.write(cluster_pb2.SessionRequest(hello=hello).SerializeToString())
+    first = await stream.read()
+    if first is grpc.aio.EOF or not first.HasField("welcome"):
+        raise DeliveryError("PROTOCOL_ERROR", cause="the controller did not answer the hello")
+    welcome: cluster_pb2.SessionWelcome = first.welcome
+    return welcome
+
+
+def translated(error: BaseException) -> DeliveryError:
+    """Return what went wrong on a connection as an error of the table; a cancellation of the task is raised."""
+    match error:
+        case asyncio.CancelledError() if not _is_cancelling():
+            # gRPC's word for a call whose channel was closed, as it is when the connection is given up.
+            return DeliveryError("CONTROLLER_LOST", cause="the connection was closed")
+        case DeliveryError():
+            return error
+        case grpc.aio.AioRpcError():
+            return _status.from_rpc(error)
+        case asyncio.InvalidStateError():
+            return DeliveryError("CONTROLLER_LOST", cause="the stream ended")
+        case Exception():
+            return DeliveryError("INTERNAL", cause=f"{type(error).__name__}: {error}", process="client")
+        case _:
+            raise error
+
+
+def _is_cancelling() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def cause_of(task: asyncio.Task[None]) -> str:
+    """Return why a task that reads a connection ended, for people to read."""
+    error = None if task.cancelled() else task.exception()
+    if error is None:
+        return "the controller ended it"
+    failure = translated(error)
+    return failure.metadata.get("cause") or failure.text
