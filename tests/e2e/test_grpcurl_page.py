@@ -21,6 +21,10 @@ MUST_SHOW = (
     "Pull",
     "enginery-engine-id: 7",
     "-expand-headers",
+    "EngineService/Submit",
+    "EngineService/Attach",
+    "EngineService/Cancel",
+    "kill -9",
 )
 
 
