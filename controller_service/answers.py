@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from controller_service.journal_records import Result
 from enginery import _ids
-from enginery._methods import ENGINE_SERVICE, METHODS, OPERATIONS, PYTHON_NAMES
+from enginery._methods import ENGINE_SERVICE, METHODS, PYTHON_NAMES
 from enginery._outcomes import STATES, failure_of, outcome_of
 from enginery._reasons import DeliveryError
 from enginery._status import from_bytes, to_bytes
@@ -66,8 +66,6 @@ class Answers:
 
     def lost(self, call: RoutedCall, engine_id: int, outcome: int, error: bytes) -> None:
         """Keep that the operation of `call` was lost with its engine."""
-        if call.method not in OPERATIONS or outcome not in FINAL:
-            return
         now = time.time_ns() // 1_000_000
         self._lost[call.operation_id] = Result(
             call.operation_id, engine_id, call.method, call.session_id, outcome, now, error=error
@@ -103,11 +101,16 @@ class Answers:
             while self._questions:
                 operation_id, then = self._questions.popleft()
                 try:
-                    answer: Answer = await self.journal.find(operation_id)
-                except DeliveryError as error:
-                    answer = error
-                then(answer)
+                    then(await self._look_up(operation_id))
+                except Exception:
+                    logger.exception("an answer could not be delivered")  # the next ones can
             self._asked.clear()
+
+    async def _look_up(self, operation_id: bytes) -> Answer:
+        try:
+            return await self.find(operation_id)
+        except DeliveryError as error:
+            return error
 
 
 def reply_of(result: Result, method: int) -> frame_pb2.Reply:

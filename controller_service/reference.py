@@ -11,10 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from controller_service import frames
 from controller_service.answers import FINAL, Answer, Answers, reply_of, undelivered
+from controller_service.journal_records import Result
 from controller_service.router import Receiver, RoutedCall, Router, Statistics
 from enginery import _ids, _logs
 from enginery._engine import CallContext, CallReply, EngineBase, context_options
@@ -167,7 +169,7 @@ class EngineFromReference(EngineBase):
             return
         outcome = reply.outcome
         if outcome == frame_pb2.OUTCOME_RELEASED:
-            self._answers.ask(call.operation_id, lambda answer: _replace(call, reply, answer))
+            self._answers.ask(call.operation_id, partial(_replace, call, reply))
             return
         reply.call_id = call.given_id
         call.receiver.deliver(reply)
@@ -205,13 +207,22 @@ class EngineFromReference(EngineBase):
         """The engine is gone: every call that waits, and every later one, fails with `error`."""
         self.detach()
         self._lost = error
-        lost = self._router.lose()
         failure = undelivered(0, error)
-        for call in lost:
-            self._answers.lost(call, self._engine_id, failure.outcome, failure.error)
-            reply = frame_pb2.Reply(call_id=call.given_id, outcome=failure.outcome, error=failure.error)
-            call.receiver.deliver(reply)
+        for call in self._router.lose():
+            if call.is_operation and failure.outcome in FINAL:
+                # It may have ended before, when another call waited for it.
+                self._answers.ask(call.operation_id, partial(self._lose_one, call, failure))
+            else:
+                _deliver(call, failure)
         self._changed.set()
+
+    def _lose_one(self, call: RoutedCall, failure: frame_pb2.Reply, answer: Answer) -> None:
+        """End an operation that the engine took with it, unless its answer is known."""
+        if isinstance(answer, Result):
+            _deliver(call, reply_of(answer, call.method))
+            return
+        self._answers.lost(call, self._engine_id, failure.outcome, failure.error)
+        _deliver(call, failure)
 
     def _route(self, call: frame_pb2.Call, receiver: Receiver) -> RoutedCall:
         given = call.call_id
@@ -250,8 +261,15 @@ def _replace(call: RoutedCall, released: frame_pb2.Reply, answer: Answer) -> Non
         reply = undelivered(0, answer)
     else:
         reply = released if answer is None else reply_of(answer, call.method)
-    reply.call_id = call.given_id
-    call.receiver.deliver(reply)
+    _deliver(call, reply)
+
+
+def _deliver(call: RoutedCall, reply: frame_pb2.Reply) -> None:
+    """Give `call` a reply that may be meant for others too."""
+    own = frame_pb2.Reply(
+        call_id=call.given_id, outcome=reply.outcome, response=reply.response, error=reply.error
+    )
+    call.receiver.deliver(own)
 
 
 class _Future:

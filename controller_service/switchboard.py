@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from controller_service.journal import AnyJournal
+    from controller_service.journal_records import Result
     from controller_service.link import Link
     from controller_service.registry import Registry
     from controller_service.router import Receiver
@@ -118,18 +119,24 @@ class Switchboard:
     async def call(self, engine_id: int | None, method: int, request: bytes, context: CallContext) -> CallReply:
         """Call a method of an engine; DeliveryError if it is not delivered.
 
-        An engine that is gone is answered for if the operation has ended and its answer is kept.
+        An engine that cannot be asked is answered for, if the operation has ended and its answer is kept.
         """
+        if engine_id is not None and self._closed is None:
+            reference = self._references.get(engine_id)
+            if reference is None or not reference.is_connected:
+                result = await self._kept(context.operation_id, may_wait=reference is not None)
+                if result is not None:
+                    return call_reply(reply_of(result, method))
+        return await self.engine(engine_id).call(method, request, context)
+
+    async def _kept(self, operation_id: bytes, *, may_wait: bool) -> Result | None:
+        """Return how an operation ended; if that cannot be read, a call that `may_wait` for its engine does."""
         try:
-            engine = self.engine(engine_id)
+            return await self.answers.find(operation_id)
         except DeliveryError:
-            if self._closed is not None or engine_id is None:
-                raise
-            result = await self.answers.find(context.operation_id)
-            if result is None:
-                raise
-            return call_reply(reply_of(result, method))
-        return await engine.call(method, request, context)
+            if may_wait:
+                return None
+            raise
 
     def cancel(self, engine_id: int, operation_id: bytes) -> None:
         """Ask an engine for the end of an operation; nothing happens if it is gone."""

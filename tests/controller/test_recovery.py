@@ -303,6 +303,28 @@ async def test_who_lost_an_operation_is_told_again(tmp_path: Path) -> None:
             assert _status.from_rpc(error.value).reason == "ENGINE_STOPPED"
 
 
+async def test_an_answer_is_not_lost_with_the_engine_that_gave_it(patient: FakeCluster) -> None:
+    """Who asks again while the engine is away is answered from the journal, at once or when it is lost."""
+    host = patient.host()
+    epoch = (await host.hello()).epoch
+    session = await patient.session()
+    answer = engine_pb2.PushResponse(operation_id="done")
+    call = session.call(0, answer.SerializeToString(), "Push")
+    await session.ask(call)
+    metadata = patient.to(0, enginery_operation_id=_ids.show(host.calls[0].operation_id))
+    await away(patient, host)
+    assert await patient.engines.Push(engine_pb2.PushRequest(), metadata=metadata) == answer
+    newer = await patient.session()
+    call.sent_epoch = epoch
+    fresh = newer.call(0, b"never ran", "Push", operation_id=_new_ids.mint())
+    fresh.call_id = 99
+    await newer.send(calls=[call, fresh])
+    await until(lambda: waiting_bytes(patient) > 1_000)
+    patient.controller.registry.unregister(0)
+    assert (await newer.reply(call)).response == answer.SerializeToString()
+    assert _status.from_bytes((await newer.reply(fresh)).error).reason == "ENGINE_LOST"
+
+
 async def test_cancel_on_disconnect(patient: FakeCluster) -> None:
     """A caller who says so has its operation cancelled when it stops waiting; any other has not."""
     host = patient.host()
