@@ -101,6 +101,11 @@ class Lease:
         if self.state is not State.GONE:  # its lease may just have run out
             self.state = self._after(Input.LEFT)
 
+    def excuse(self, seconds: float) -> None:
+        """The controller itself did not run for so long: nobody could be heard, or come back."""
+        self._heard_at += seconds
+        self.ends += seconds
+
     def tick(self, now: float) -> Input | None:
         """Return what the passing of time has done to it, if anything: EXPIRED or SILENT."""
         if self.state is State.AWAY and now >= self.ends:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_ASLEEP = 3.0  # seconds between two ticks that only a process which did not run can explain
 _CONNECTION_LOST = "its connection was lost"
 _MAX_EPOCH = 1 << 62
 _MAX_ENGINE_ID = (1 << 31) - 1
@@ -79,6 +80,7 @@ class Registry:
         self._last_epoch = 0
         self._epochs: dict[int, int] = {}  # highest epoch under which each id was held
         self._ever = 0
+        self._ticked: float | None = None
         self.observers = Observers()
 
     def begin(self, controller_epoch: int) -> None:
@@ -242,7 +244,13 @@ class Registry:
         )
 
     def tick(self, now: float) -> None:
-        """End leases that have run out, and note who has been silent for too long."""
+        """End leases that have run out, and note who has been silent for too long. At least once a second.
+
+        If it was not called for longer, then this process was stopped, or its machine: that time does not count.
+        """
+        asleep, self._ticked = now - (now if self._ticked is None else self._ticked), now
+        for engine in self._engines.values() if asleep > _ASLEEP else ():
+            engine.lease.excuse(asleep)
         for engine in list(self._engines.values()):
             match engine.lease.tick(now):
                 case Input.EXPIRED:

@@ -419,6 +419,22 @@ def test_retired_ids_stay_retired_across_a_restart() -> None:
     assert floor.hello("a", 2, kernel="ka", engine_id=0, epoch=epoch)[0] == 0
 
 
+def test_time_in_which_the_controller_did_not_run_ends_no_lease() -> None:
+    """A stopped process, a closed laptop: nobody could come back, or be heard, meanwhile."""
+    floor = Floor(lease=60)
+    floor.hello("a", 1)
+    floor.hello("b", 2)
+    floor.registry.stream_ended(1, now=10)
+    floor.registry.tick(20)
+    floor.registry.tick(1_020)
+    assert [floor.state(0), floor.state(1)] == [State.AWAY, State.CONNECTED]
+    for now in range(1_021, 1_070):
+        floor.registry.tick(now)
+    assert floor.state(0) is State.AWAY
+    floor.registry.tick(1_070)
+    assert floor.state(0) is None, "it had the 50 s that were left"
+
+
 def test_draining_is_noted_once() -> None:
     """From the first heartbeat that says it."""
     floor = Floor()
