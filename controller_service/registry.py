@@ -246,7 +246,7 @@ class Registry:
     def tick(self, now: float) -> None:
         """End leases that have run out, and note who has been silent for too long. At least once a second.
 
-        If it was not called for longer, then this process was stopped, or its machine: that time does not count.
+        If it was not called for longer, this process was stopped, or its machine: that time does not count.
         """
         asleep, self._ticked = now - (now if self._ticked is None else self._ticked), now
         for engine in self._engines.values() if asleep > _ASLEEP else ():
