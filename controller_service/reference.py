@@ -149,7 +149,9 @@ class EngineFromReference(EngineBase):
         for call, frame in again:
             link.post(call, frame)
         if again:
-            logger.info("%d calls go on", len(again), extra=_logs.about(engine=self.engine_id))
+            logger.info(
+                "goes on with calls that wait: %d", len(again), extra=_logs.about(engine=self.engine_id)
+            )
         self._changed.set()
 
     def detach(self) -> None:

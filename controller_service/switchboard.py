@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from controller_service.answers import Answer, Answers, reply_of, undelivered
@@ -32,6 +33,17 @@ _LONGEST_TICK = 1.0  # seconds
 _SETTLING = 60.0  # seconds after its start in which engines of an earlier controller may still be on their way
 _IDS_SHOWN = 20
 _CALL_ID_BITS = 20  # room for calls between the milliseconds of two starts
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counts over all engines as they are now."""
+
+    engines: int
+    connected: int
+    waiting_calls: int
+    waiting_bytes: int
+    gated_sessions: int
 
 
 class Switchboard:
@@ -67,8 +79,17 @@ class Switchboard:
 
     def __repr__(self) -> str:
         """Show the counts."""
-        return (
-            f"Switchboard(engines={len(self._references)}, links={list(self._links.values())}, {self.answers})"
+        return f"Switchboard({self.statistics()}, {self.answers}, {list(self._links.values())})"
+
+    def statistics(self) -> Statistics:
+        """Return counts."""
+        routers = [reference.statistics() for reference in self._references.values()]
+        return Statistics(
+            engines=len(routers),
+            connected=sum(one.is_connected for one in routers),
+            waiting_calls=sum(one.waiting_calls for one in routers),
+            waiting_bytes=sum(one.waiting_bytes for one in routers),
+            gated_sessions=sum(one.gated_sessions for one in routers),
         )
 
     def start(self) -> None:

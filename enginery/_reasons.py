@@ -97,7 +97,7 @@ TABLE: dict[str, Entry] = {
     "SLOW_READER": Entry(Code.RESOURCE_EXHAUSTED, errors.ControllerLost, "{size} bytes of replies were not read: open the stream again and read", Retry.REBUILD),
     # Registration
     "FENCED": Entry(Code.ABORTED, errors.EngineLost, "id {engine_id} has another holder now (epoch {epoch}): stop", Retry.NEVER),
-    "SUPERSEDED": Entry(Code.ABORTED, errors.EngineLost, "a newer stream of the same host took over", Retry.NEVER),
+    "SUPERSEDED": Entry(Code.ABORTED, errors.EngineLost, "a newer stream of the same host or session took over", Retry.NEVER),
     "WRONG_CLUSTER": Entry(Code.FAILED_PRECONDITION, errors.ConnectionFileError, "that is cluster {cluster_id}, not the one of the connection file", Retry.NEVER),
     # The process
     "SHUTTING_DOWN": Entry(Code.UNAVAILABLE, errors.ControllerLost, "the {process} is shutting down", Retry.LATER),

@@ -57,7 +57,8 @@ class ClusterServiceStub:
     reason PROTOCOL_ERROR. Calls of one engine run in the order in which they were sent; replies come as they are
     ready, in any order. A call that cannot be delivered gets a reply with its error; the stream goes on. The end
     of the stream ends no operation: a client that opens another with the same `session_id` sends what was not
-    answered again, in order, with the same ids and `sent_epoch`, and gets the answers; nothing runs twice.
+    answered again, in order, with the same ids and `sent_epoch`, and gets the answers; nothing runs twice. It ends
+    an older stream of the same session with ABORTED and reason SUPERSEDED.
     RESOURCE_EXHAUSTED and reason SLOW_READER: replies were not read; open it
     again. UNAVAILABLE: open it again.
     """
@@ -91,7 +92,8 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     reason PROTOCOL_ERROR. Calls of one engine run in the order in which they were sent; replies come as they are
     ready, in any order. A call that cannot be delivered gets a reply with its error; the stream goes on. The end
     of the stream ends no operation: a client that opens another with the same `session_id` sends what was not
-    answered again, in order, with the same ids and `sent_epoch`, and gets the answers; nothing runs twice.
+    answered again, in order, with the same ids and `sent_epoch`, and gets the answers; nothing runs twice. It ends
+    an older stream of the same session with ABORTED and reason SUPERSEDED.
     RESOURCE_EXHAUSTED and reason SLOW_READER: replies were not read; open it
     again. UNAVAILABLE: open it again.
     """
@@ -152,7 +154,8 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         reason PROTOCOL_ERROR. Calls of one engine run in the order in which they were sent; replies come as they are
         ready, in any order. A call that cannot be delivered gets a reply with its error; the stream goes on. The end
         of the stream ends no operation: a client that opens another with the same `session_id` sends what was not
-        answered again, in order, with the same ids and `sent_epoch`, and gets the answers; nothing runs twice.
+        answered again, in order, with the same ids and `sent_epoch`, and gets the answers; nothing runs twice. It ends
+        an older stream of the same session with ABORTED and reason SUPERSEDED.
         RESOURCE_EXHAUSTED and reason SLOW_READER: replies were not read; open it
         again. UNAVAILABLE: open it again.
         """
