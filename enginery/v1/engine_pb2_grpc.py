@@ -52,7 +52,7 @@ class EngineServiceStub(object):
     call it), INVALID_ARGUMENT (reason says what was wrong: correct the request), UNAVAILABLE and reason ENGINE_AWAY
     or SHUTTING_DOWN (the engine is not connected: call again), ABORTED and reason ENGINE_LOST or ENGINE_STOPPED (the
     engine is gone) or KERNEL_DIED or MEMORY_LIMIT_EXCEEDED (metadata names signal, exit code or sizes: the namespace is
-    lost, the engine is back under the same id with a new incarnation), CANCELLED and reason OPERATION_CANCELLED or
+    lost, the engine is back under the same id with a new incarnation), CANCELLED and reason OPERATION_CANCELLED;
     DEADLINE_EXCEEDED and reason OPERATION_TIMED_OUT (it was stopped without a response; metadata `namespace` is `kept` or
     `lost`), and RESOURCE_EXHAUSTED and reason QUEUE_FULL (with a google.rpc.RetryInfo: call again after its delay, the
     same operation id) or VALUE_TOO_LARGE. Where an rpc lists more, they come on top.
@@ -242,7 +242,7 @@ class EngineServiceServicer(object):
     call it), INVALID_ARGUMENT (reason says what was wrong: correct the request), UNAVAILABLE and reason ENGINE_AWAY
     or SHUTTING_DOWN (the engine is not connected: call again), ABORTED and reason ENGINE_LOST or ENGINE_STOPPED (the
     engine is gone) or KERNEL_DIED or MEMORY_LIMIT_EXCEEDED (metadata names signal, exit code or sizes: the namespace is
-    lost, the engine is back under the same id with a new incarnation), CANCELLED and reason OPERATION_CANCELLED or
+    lost, the engine is back under the same id with a new incarnation), CANCELLED and reason OPERATION_CANCELLED;
     DEADLINE_EXCEEDED and reason OPERATION_TIMED_OUT (it was stopped without a response; metadata `namespace` is `kept` or
     `lost`), and RESOURCE_EXHAUSTED and reason QUEUE_FULL (with a google.rpc.RetryInfo: call again after its delay, the
     same operation id) or VALUE_TOO_LARGE. Where an rpc lists more, they come on top.
@@ -671,7 +671,7 @@ class EngineService(object):
     call it), INVALID_ARGUMENT (reason says what was wrong: correct the request), UNAVAILABLE and reason ENGINE_AWAY
     or SHUTTING_DOWN (the engine is not connected: call again), ABORTED and reason ENGINE_LOST or ENGINE_STOPPED (the
     engine is gone) or KERNEL_DIED or MEMORY_LIMIT_EXCEEDED (metadata names signal, exit code or sizes: the namespace is
-    lost, the engine is back under the same id with a new incarnation), CANCELLED and reason OPERATION_CANCELLED or
+    lost, the engine is back under the same id with a new incarnation), CANCELLED and reason OPERATION_CANCELLED;
     DEADLINE_EXCEEDED and reason OPERATION_TIMED_OUT (it was stopped without a response; metadata `namespace` is `kept` or
     `lost`), and RESOURCE_EXHAUSTED and reason QUEUE_FULL (with a google.rpc.RetryInfo: call again after its delay, the
     same operation id) or VALUE_TOO_LARGE. Where an rpc lists more, they come on top.
