@@ -193,6 +193,7 @@ class Client:
             raise public(error) from None
         request.owner = self
         operation: Operation[Any] = Operation(request, info.engine_id, key, self.errors)
+        operation.asked_engine = None  # it may have gone, and the journal know the answer
         link.recall(operation)
         return operation
 
@@ -216,7 +217,8 @@ class Client:
         while len(found) < limit:
             request.page_size = min(limit - len(found), 1000)
             page = self._link.run(self._link.operations.list(request, engine_id))
-            found += [from_message(operation) for operation in page.operations]
+            # An engine that is gone is not asked: everybody is, and so the journal.
+            found += [from_message(one) for one in page.operations if engine_id in (None, one.engine_id)]
             if not page.next_page_token:
                 break
             request.page_token = page.next_page_token

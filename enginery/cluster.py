@@ -35,7 +35,8 @@ class Cluster:
     n: engines to start; by default one per CPU.
     state_dir: where files are kept, and stay; by default a temporary directory that goes at the end.
     memory_limit: resident memory at which the kernel of an engine is killed; by default there is no limit.
-    drain_grace: seconds that what runs at the end of the block gets to finish; by default none.
+    drain_grace: seconds that what runs at the end of the block gets to finish; by default it is stopped.
+    reconnect_timeout: seconds for which calls wait for a controller that has gone; see `connect`.
     journal: whether the controller keeps results on disk; journal_age (seconds) and journal_limit bound it;
         durability is "process", or "power" if results are to survive a power cut.
     port, bind, advertise, insecure, lease (seconds), save_ids, waiting_limit: see `enginery controller --help`.
@@ -70,7 +71,7 @@ class Cluster:
         queue_limit: int | None = None,
         queue_bytes: int | str | None = None,
         store_limit: int | str | None = None,
-        drain_grace: float | None = None,
+        drain_grace: float = 0.0,
         orphan_timeout: float | None = None,
         direct: bool = True,
         properties: Mapping[str, object] | None = None,
@@ -78,6 +79,7 @@ class Cluster:
         exec_files: Sequence[Path | str] = (),
         log_level: str | None = None,
         log_format: Literal["human", "json"] | None = None,
+        reconnect_timeout: float = 60.0,
         timeout: float = 30.0,
     ) -> None:
         """Take the options; nothing is started yet.
@@ -124,6 +126,7 @@ class Cluster:
         )
         self._named_state = StateDirectory(state_dir) if state_dir is not None else None
         self._timeout = timeout
+        self._reconnect_timeout = reconnect_timeout
         self._launched: Launched | None = None
         self._client: Client | None = None
         self._finalizer: weakref.finalize[[Launched, int], Cluster] | None = None
@@ -149,7 +152,11 @@ class Cluster:
             from enginery.client import connect  # only now: processes come up while this imports gRPC
 
             info = launched.wait_for_controller(deadline)
-            client = self._client = connect(info.path, timeout=max(1.0, deadline - time.monotonic()))
+            client = self._client = connect(
+                info.path,
+                timeout=max(1.0, deadline - time.monotonic()),
+                reconnect_timeout=self._reconnect_timeout,
+            )
             client._cluster = self  # `Cluster().start().client` alone keeps it running
             launched.wait_for_engines(lambda: connected(client.engines), deadline)
         except BaseException:

@@ -167,6 +167,9 @@ class Operation(_Late[T]):
         self.errors: Errors = errors
         """How errors of user code are raised; see `connect`."""
         self.is_stopping = False
+        """Whether it was asked to stop, so that it is not sent again."""
+        self.asked_engine: int | None = engine_id
+        """Whom questions about it go to: its engine, or None for whoever knows it."""
         self._failure: DeliveryError | None = None
         self._answer: Answer | None = None
 
@@ -195,7 +198,7 @@ class Operation(_Late[T]):
     def info(self) -> OperationInfo:
         """Ask how it stands: state, times, progress. OperationNotFound if it was released, or not yet sent."""
         link = self._link()
-        response = link.run(link.operations.get(self.operation_id, self._engine_id))
+        response = link.run(link.operations.get(self.operation_id, self.asked_engine))
         return from_message(response.operation)
 
     @property
@@ -254,7 +257,7 @@ class Operation(_Late[T]):
             return ""  # it was not delivered
         link = self._link()
         try:
-            events = link.run(link.operations.events(self.operation_id, self._engine_id))
+            events = link.run(link.operations.events(self.operation_id, self.asked_engine))
         except OperationNotFound:
             return ""  # it has not arrived, or was taken out of the queue and forgotten
         return "".join(getattr(event, stream) for event in events)
@@ -271,7 +274,7 @@ class Operation(_Late[T]):
         """
         link = self._link()
         feed, key = Feed(), self.operation_id
-        follow = link.operations.follow(feed, key, self._engine_id, after, lambda: not self.done())
+        follow = link.operations.follow(feed, key, self.asked_engine, after, lambda: not self.done())
         link.thread.loop.call_soon_threadsafe(link.start_task, follow)
         return EventStream(feed, link.thread)
 
@@ -438,11 +441,23 @@ def gather(operations: Sequence[Operation[T]]) -> list[T]:
     return [operation.result() for operation in operations]
 
 
-def stop(operations: Sequence[Operation[Any]], grace: float | None, interrupt_only: bool | None) -> list[bool]:
-    """Cancel operations of one client at once; see `Operation.cancel`."""
+def stop(
+    operations: Sequence[Operation[Any]],
+    grace: float | None,
+    interrupt_only: bool | None,
+    timeout: float | None = None,
+) -> list[bool]:
+    """Cancel operations of one client at once; see `Operation.cancel`.
+
+    TimeoutError if not all engines have answered within `timeout` seconds; by default it takes what it takes.
+    """
     link = operations[0]._link()
     going = [operation for operation in operations if not operation._is_settled()]
-    stopped = dict(zip(going, link.run(link.stop(going, grace, interrupt_only)), strict=True)) if going else {}
+    stopped = (
+        dict(zip(going, link.run(link.stop(going, grace, interrupt_only), timeout), strict=True))
+        if going
+        else {}
+    )
     return [stopped.get(operation, operation.is_cancelled) for operation in operations]
 
 

@@ -15,7 +15,17 @@ from enginery.errors import EngineryError
 
 prepare_grpc()
 
-from enginery.cli import down, execute, logs, run_script, status, up  # noqa: E402 - they may import gRPC
+from enginery.cli import (  # noqa: E402 - they may import gRPC
+    attach,
+    cancel,
+    down,
+    execute,
+    logs,
+    ops,
+    run_script,
+    status,
+    up,
+)
 from enginery.cli.common import Terminated  # noqa: E402
 
 app = typer.Typer(
@@ -48,6 +58,9 @@ app.command()(down.down)
 app.command()(status.status)
 app.command()(logs.logs)
 app.command("exec")(execute.execute)
+app.command()(ops.ops)
+app.command()(attach.attach)
+app.command()(cancel.cancel)
 app.command("run", context_settings={"ignore_unknown_options": True})(run_script.run)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,52 +11,77 @@ import psutil
 import typer
 
 from enginery._launch import STOP_GRACE
-from enginery.cli.common import StateDir, find_own_cluster, out, undisturbed
+from enginery.cli.common import StateDir, err, find_own_cluster, out, undisturbed
 from enginery.errors import EngineryError
 
 if TYPE_CHECKING:
     from enginery._state_dir import StateDirectory
 
+_AGAIN = 0.2  # seconds between two SIGTERM
+
 
 def down(
     state_dir: StateDir = None,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Keep port, credentials and logs for the next start.")
+        bool, typer.Option("--keep", help="Keep port, credentials, results and logs for the next start.")
     ] = False,
+    grace: Annotated[
+        float, typer.Option(min=0, help="What runs has so long to end; Ctrl-C ends it now.", metavar="SECONDS")
+    ] = 5.0,
 ) -> None:
     """Stop the cluster: all engines, wherever they run, and the controller. Leaves no process and no file."""
     state = find_own_cluster(state_dir)
     if not state.path.is_dir():
-        out.print(f"no cluster in {state.path}")
+        out.print(f"no cluster in {state.path}", markup=False)
         return
     with undisturbed():
-        stopped = _stop(state)
+        stopped = _stop(state, grace)
         if not keep:
             state.remove()
     processes = "1 process" if stopped == 1 else f"{stopped} processes"
-    out.print(f"stopped {processes}, {'kept' if keep else 'removed'} {state.path}")
+    out.print(f"stopped {processes}, {'kept' if keep else 'removed'} {state.path}", markup=False)
 
 
-def _stop(state: StateDirectory) -> int:
+def _stop(state: StateDirectory, grace: float) -> int:
     """Ask the controller to stop everything, then see to this machine's processes; return how many."""
     pids = set(state.processes())
     controller = state.controller_pid()
     if controller is not None:
         pids.add(controller)
-        _shut_down(state)
     processes = []
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
             processes.append(psutil.Process(pid))
-    alive = _wait(processes, STOP_GRACE if controller is not None else 0)
-    for act in (psutil.Process.terminate, psutil.Process.kill):
+    if controller is not None:
+        _ask(state, processes, grace)
+    alive = _wait(processes, 0.0)
+    # A host lets what runs come to its end at the first SIGTERM; a second one stops it at once.
+    patience = _AGAIN if controller is not None else grace
+    for act, time_left in (
+        (psutil.Process.terminate, patience),
+        (psutil.Process.terminate, STOP_GRACE),
+        (psutil.Process.kill, STOP_GRACE),
+    ):
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 act(process)
-        alive = _wait(alive, STOP_GRACE)
+        alive = _wait(alive, time_left)
     if alive:
         raise EngineryError(f"these processes do not end: {sorted(process.pid for process in alive)}")
     return len(pids)
+
+
+def _ask(state: StateDirectory, processes: list[psutil.Process], grace: float) -> None:
+    """Let the controller stop everything; wait until it has, or Ctrl-C says not to wait for what runs."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with err.status(f"stopping; what runs has {grace:g} s to end, Ctrl-C ends it now"):
+            _shut_down(state, grace)
+            _wait(processes, grace + STOP_GRACE)
+    except KeyboardInterrupt:
+        err.print("not waiting for what runs")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _wait(processes: list[psutil.Process], timeout: float) -> list[psutil.Process]:
@@ -73,15 +99,12 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-def _shut_down(state: StateDirectory) -> None:
+def _shut_down(state: StateDirectory, grace: float) -> None:
     """Send the Shutdown rpc, which reaches engines of other machines too. Signals follow if it fails."""
     from enginery.client import connect
 
     try:
         with connect(state.client_file, timeout=STOP_GRACE) as client:
-            client.shutdown()
+            client.shutdown(grace=grace)
     except EngineryError as error:
-        out.print(f"the controller does not answer ({error}); stopping its processes by signals")
-    deadline = time.monotonic() + STOP_GRACE
-    while state.is_running() and time.monotonic() < deadline:
-        time.sleep(0.01)
+        out.print(f"the controller does not answer ({error}); stopping its processes by signals", markup=False)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
+import signal
 import sys
-from typing import TYPE_CHECKING, Annotated, TextIO
+import time
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from enginery.cli.common import StateDir, find_cluster
-from enginery.errors import EngineryError, remote_of
+from enginery.cli.common import StateDir, Terminated, find_cluster, plural
+from enginery.cli.operations import Follower, describe
+from enginery.errors import EngineryError
 
 if TYPE_CHECKING:
-    from enginery.result import ExecuteResult
-    from enginery.view import EngineView
+    from collections.abc import Sequence
+
+    from enginery.client import Client
+    from enginery.operation import Operation
+
+_STOPPING = 3.0  # seconds that interrupted code has to end before the command goes
 
 
 def execute(
@@ -22,60 +31,92 @@ def execute(
     targets: Annotated[
         str, typer.Option("-t", "--targets", metavar="IDS", help="all, one id, or several as 0,2.")
     ] = "all",
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout", min=0, metavar="SECONDS", show_default="none", help="Stop code that runs for longer."
+        ),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("-d", "--detach", help="Leave it running, and print the ids of the operations.")
+    ] = False,
     state_dir: StateDir = None,
 ) -> None:
-    """Run code on engines and print what each printed, and the value of the last expression."""
+    """Run code on engines and print what each printed, and the value of the last expression.
+
+    Ctrl-C interrupts the code. A closed terminal leaves it running: see [bold]enginery ops[/bold].
+
+    The exit code is 1 if an engine failed; on one engine it says how, as that of [bold]enginery attach[/bold].
+    """
     from enginery.client import connect
 
     source = sys.stdin.read() if code == "-" else code
-    state = find_cluster(state_dir)
-    with connect(state.client_file) as client:
+    with connect(find_cluster(state_dir).client_file, errors="wrap") as client:
         ids = client.ids if targets == "all" else _ids(targets)
         if not ids:
             raise EngineryError("no engine is registered: start one by `enginery engine`")
-        operations = [client[engine_id].execute(source, block=False) for engine_id in ids]
-        failures = 0
+        engines = [client[engine_id] for engine_id in ids]  # all are there, before the first gets its call
+        _warn(client, ids)
+        operations = [engine.execute(source, timeout=timeout, block=False) for engine in engines]
+        if detach:
+            for operation in operations:
+                operation.info()  # its engine has it
+                print(operation.operation_id)
+            return
         try:
-            for engine_id, operation in zip(ids, operations, strict=True):
-                label = f"[{engine_id}] " if len(ids) > 1 else ""
-                try:
-                    _show(label, operation.result())
-                except Exception as error:
-                    failures += 1
-                    _show_error(label, client[engine_id], error)
-        except BaseException:  # Ctrl-C here stops the code there
-            client[ids].interrupt()
+            exit_code = _show(operations)
+        except (KeyboardInterrupt, Terminated) as end:
+            if not isinstance(end, Terminated) or end.number != signal.SIGHUP:
+                _stop(operations)
             raise
-    if failures:
-        raise typer.Exit(1)
+    raise typer.Exit(exit_code)
 
 
-def _show(label: str, result: ExecuteResult) -> None:
-    _lines(label, result.stdout, sys.stdout)
-    _lines(label, result.stderr, sys.stderr)
-    if result.text is not None:
-        _lines(label, result.text, sys.stdout)
+def _warn(client: Client, ids: Sequence[int]) -> None:
+    """Say why nothing will happen for now."""
+    for engine in client.engines:
+        if engine.state == "away" and engine.engine_id in ids:
+            print(f"enginery: engine {engine.engine_id} is away, its call waits for it", file=sys.stderr)
 
 
-def _show_error(label: str, engine: EngineView, error: Exception) -> None:
-    """Show what the failed code printed, which its record has, and the remote traceback."""
-    remote = remote_of(error)
-    if remote is None:
-        if not isinstance(error, EngineryError):
-            raise error
-        _lines(label, f"{type(error).__name__}: {error}", sys.stderr)
-        return
-    record = engine.get_result()
-    if record.operation_id == remote.operation_id:  # not if another client was faster
-        _lines(label, record.stdout, sys.stdout)
-        _lines(label, record.stderr, sys.stderr)
-    _lines(label, remote.traceback, sys.stderr)
+def _show(operations: Sequence[Operation[Any]]) -> int:
+    """Print what they do: one as it goes, several one after the other. Return the exit code."""
+    if len(operations) == 1:
+        return Follower().follow(operations[0])
+    failed = False
+    for operation in operations:
+        label = f"[{operation.engine_id}] "
+        error = operation.exception()
+        _lines(label, operation.stdout, sys.stdout)
+        _lines(label, operation.stderr, sys.stderr)
+        if error is None:
+            _lines(label, operation.result().text or "", sys.stdout)
+        for line in describe(error):
+            _lines(label, line, sys.stderr)
+        failed = failed or error is not None
+    return int(failed)
 
 
 def _lines(label: str, text: str, stream: TextIO) -> None:
     for line in text.splitlines():
         print(f"{label}{line}", file=stream)
     stream.flush()
+
+
+def _stop(operations: Sequence[Operation[Any]]) -> None:
+    """Interrupt what runs, take out what waits, and say what did not stop. No kernel is killed."""
+    from enginery.operation import stop
+
+    until = time.monotonic() + _STOPPING
+    going = [operation for operation in operations if not operation.done()]
+    if going:
+        with contextlib.suppress(EngineryError, TimeoutError):  # what was not told to stop is listed below
+            stop(going, None, interrupt_only=True, timeout=_STOPPING)
+        concurrent.futures.wait(going, max(0.0, until - time.monotonic()))
+    left = [operation for operation in going if not operation.done()]
+    if left:
+        ways = "".join(f"\n  enginery cancel {operation.operation_id}" for operation in left)
+        print(f"enginery: {plural(len(left), 'operation')} did not stop yet:{ways}", file=sys.stderr)
 
 
 def _ids(text: str) -> list[int]:

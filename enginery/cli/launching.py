@@ -68,7 +68,7 @@ _OPTIONS: dict[str, Any] = {
     ),
     "save_ids": _controller(bool, "Never give the id of an engine that left to another.", "--save-ids"),
     "journal": _controller(
-        bool, "Whether the controller keeps results of calls on disk.", "--journal/--no-journal"
+        bool, "Whether the controller keeps engines and results on disk.", "--journal/--no-journal"
     ),
     "journal_age": _controller(
         float, "How long it keeps a result.", default="86400, a day", min=0, metavar="SECONDS"

@@ -31,7 +31,7 @@ os.execv(command[0], command)
 """
 
 
-@launching.takes_options()
+@launching.takes_options(drain_grace=0.0)
 def run(
     settings: LaunchOptions,
     script: Annotated[
@@ -53,6 +53,8 @@ def run(
     """Run a Python script against a cluster of its own, which ends with it.
 
     [bold]enginery.connect()[/bold] in the script finds that cluster. The exit code is the script's.
+
+    What the script left running when it ends is stopped, unless --drain-grace gives it time.
     """
     launched = Launched(temporary_state(), settings, attached=True, temporary=True)
     try:

@@ -2,35 +2,63 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
-from rich.table import Table
 
+from enginery import _sizes
 from enginery._connection_file import read
 from enginery.cli.common import StateDir, find_cluster, out, plural
+from enginery.cli.shown import Column, iso, print_table, since
 
 if TYPE_CHECKING:
     from enginery.engines import EngineInfo
 
-_NUMBERS = {"engine", "pid", "memory", "queue", "up"}
-_COLOURS = {"ready": "green", "busy": "yellow", "unresponsive": "red", "away": "red"}
+_COLOURS = {
+    "ready": "green",
+    "busy": "yellow",
+    "draining": "cyan",
+    "unresponsive": "red",
+    "away": "red",
+    "lost": "red",
+}
+COLUMNS = (
+    Column("engine", right=True),
+    Column("state", colours=_COLOURS),
+    Column("running"),
+    Column("queue", right=True, rank=1),
+    Column("memory", right=True, rank=2),
+    Column("host", least=8, rank=5),
+    Column("pid", right=True, rank=4),
+    Column("kernel", rank=7),
+    Column("up", right=True, rank=6),
+    Column("why", least=20),
+    Column("last failure", least=16, rank=3),
+    Column("operation", rank=8),
+)
+_KERNEL_DIGITS = 8  # of a kernel's id that tell it from the one before; --json has all
 
 
 def status(
-    state_dir: StateDir = None,
+    lost: Annotated[
+        bool, typer.Option("--lost", help="Engines too that were lost within the last hour.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    state_dir: StateDir = None,
 ) -> None:
-    """Show the cluster and its engines, as of their last heartbeats."""
+    """Show the cluster and its engines, as of their last heartbeats.
+
+    [bold]enginery ops[/bold] lists what runs and waits on them.
+    """
     from enginery.client import connect
 
     state = find_cluster(state_dir)
     info = read(state.client_file, "client")
     with connect(state.client_file) as client:
         engines = client.engines
+        gone = client.lost_engines() if lost else []
     if as_json:
         cluster = {
             "cluster_id": info.cluster_id,
@@ -38,64 +66,69 @@ def status(
             "address": info.address,
             "pid": info.pid,
             "engines": [_plain(engine) for engine in engines],
+            **({"lost_engines": [_plain(engine) for engine in gone]} if lost else {}),
         }
         print(json.dumps(cluster, indent=2))
         return
-    out.print(f"{plural(len(engines), 'engine')}, controller {info.address} (pid {info.pid}), {state.path}")
-    if engines:
-        out.print(_table(engines))
+    out.print(f"{_count(engines)}, controller {info.address} (pid {info.pid}), {state.path}", markup=False)
+    if engines or gone:
+        print_table(COLUMNS, [row(engine) for engine in [*engines, *gone]])
+
+
+def _count(engines: list[EngineInfo]) -> str:
+    """Return `4 engines: 2 ready, 1 busy, 1 away`."""
+    states = Counter(engine.state for engine in engines)
+    each = ", ".join(f"{states[name]} {name}" for name in _COLOURS if states[name])
+    return plural(len(engines), "engine") + (f": {each}" if each else "")
 
 
 def _plain(engine: EngineInfo) -> dict[str, object]:
     return {
         "engine_id": engine.engine_id,
         "state": engine.state,
+        "state_since": iso(engine.state_since),
+        "reason": engine.reason or None,
         "hostname": engine.hostname,
         "pid": engine.pid,
+        "incarnation": engine.incarnation,
+        "registered_at": iso(engine.registered_at),
         "resident_bytes": engine.resident_bytes,
+        "memory_limit": engine.memory_limit or None,
         "queued_count": engine.queued_count,
         "running": engine.operation_method or None,
+        "running_since": iso(engine.operation_started_at),
         "operation_id": engine.operation_id or None,
         "last_failure": engine.last_failure or None,
     }
 
 
-def _table(engines: list[EngineInfo]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD if out.is_terminal else None, pad_edge=False)
-    for name in ("engine", "state", "host", "pid", "memory", "queue", "running", "up"):
-        table.add_column(name, justify="right" if name in _NUMBERS else "left")
-    failures = any(engine.last_failure for engine in engines)
-    if failures:
-        table.add_column("last failure")
-    for engine in engines:
-        colour = _COLOURS.get(engine.state, "red")
-        row = [
-            str(engine.engine_id),
-            f"[{colour}]{engine.state}[/{colour}]",
-            engine.hostname,
-            str(engine.pid),
-            _megabytes(engine.resident_bytes),
-            str(engine.queued_count),
-            _running(engine),
-            _span(dt.datetime.now(dt.UTC) - engine.registered_at),
-        ]
-        table.add_row(*row, *([engine.last_failure] if failures else []))
-    return table
+def row(engine: EngineInfo) -> list[str]:
+    """Return the cells of COLUMNS for an engine."""
+    return [
+        str(engine.engine_id),
+        engine.state + (f" for {since(engine.state_since)}" if engine.state_since is not None else ""),
+        _running(engine),
+        str(engine.queued_count),
+        _memory(engine),
+        engine.hostname,
+        str(engine.pid),
+        engine.incarnation[:_KERNEL_DIGITS],
+        since(engine.registered_at),
+        engine.reason,
+        engine.last_failure,
+        engine.operation_id,
+    ]
 
 
 def _running(engine: EngineInfo) -> str:
     if not engine.operation_method:
-        return "-"
-    since = engine.operation_started_at
-    return engine.operation_method + ("" if since is None else f" for {_span(dt.datetime.now(dt.UTC) - since)}")
+        return ""
+    began = engine.operation_started_at
+    return engine.operation_method + ("" if began is None else f" for {since(began)}")
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.0f} MB" if size else "-"
-
-
-def _span(span: dt.timedelta) -> str:
-    seconds = max(0, int(span.total_seconds()))
-    if seconds < 120:
-        return f"{seconds} s"
-    return f"{seconds // 60} min" if seconds < 7200 else f"{seconds // 3600} h"
+def _memory(engine: EngineInfo) -> str:
+    if not engine.resident_bytes:
+        return ""
+    limit = f" of {_sizes.show(engine.memory_limit)}" if engine.memory_limit else ""
+    return _sizes.show(engine.resident_bytes) + limit

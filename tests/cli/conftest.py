@@ -93,9 +93,9 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
     _end(made)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """A cluster of two engines that the tests of a module share."""
+    """A cluster of two engines that the tests here share."""
     made = _shell(tmp_path_factory.mktemp("run"))
     try:
         made.run(

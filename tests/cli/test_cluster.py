@@ -35,8 +35,10 @@ def test_it_takes_what_the_commands_take(shell: Shell, tmp_path: Path) -> None:
     with enginery.Cluster(
         1, properties={"a": [1, "x"]}, exec_lines=["from_line = 2"], exec_files=[code], output_limit=1000,
         queue_limit=7, value_limit=1 << 20, lease=9.0, save_ids=True, log_level="debug", port=0,
-        bind="127.0.0.1", advertise="localhost",
+        bind="127.0.0.1", advertise="localhost", memory_limit="2G", journal=False, log_format="json",
+        drain_grace=1.0, orphan_timeout=60.0, reconnect_timeout=20.0,
     ) as cluster:  # fmt: skip
+        assert cluster.client.engines[0].memory_limit == 2 << 30
         engine = cluster.client[0]
         assert engine.get_properties() == {"a": [1, "x"]}
         assert engine.pull(["from_file", "from_line"]) == [1, 2]
@@ -46,7 +48,9 @@ def test_it_takes_what_the_commands_take(shell: Shell, tmp_path: Path) -> None:
         assert cluster.state_dir is not None
         address = enginery._connection_file.read(cluster.state_dir / "client.json", "client").address
         assert address.startswith("localhost:")
-        assert any("DEBUG" in path.read_text() for path in (cluster.state_dir / "logs").iterdir())
+        logs = [path.read_text() for path in (cluster.state_dir / "logs").iterdir()]
+        assert all('"level": "debug"' in text for text in logs)
+        assert not list(cluster.state_dir.glob("journal*"))
     code.unlink()
     assert shell.left() == []
 
@@ -99,6 +103,10 @@ def test_a_start_that_fails(shell: Shell) -> None:
         ({"n": True}, TypeError),
         ({"n": -1}, ValueError),
         ({"log_level": "loud"}, ValueError),
+        ({"log_format": "yaml"}, ValueError),
+        ({"durability": "for ever"}, ValueError),
+        ({"memory_limit": "2X"}, ValueError),
+        ({"memory_limit": 0}, ValueError),
         ({"exec_lines": "import os"}, TypeError),
         ({"exec_files": "setup.py"}, TypeError),
         ({"exec_files": ["nowhere.py"]}, FileNotFoundError),

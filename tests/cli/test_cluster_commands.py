@@ -19,7 +19,9 @@ from .conftest import Shell, eventually
 if TYPE_CHECKING:
     from pathlib import Path
 
-COMMANDS = ("controller", "engine", "up", "down", "status", "logs", "exec", "run")
+COMMANDS = (
+    "controller", "engine", "up", "down", "status", "logs", "exec", "ops", "attach", "cancel", "run"
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -60,11 +62,12 @@ def test_up_said_where(running: Shell) -> None:
 def test_status_is_a_table(running: Shell) -> None:
     """One row an engine, with state, host, process and memory."""
     lines = running.run("status").stdout.splitlines()
-    assert lines[0].startswith("2 engines, controller 127.0.0.1:")
-    assert lines[1].split() == ["engine", "state", "host", "pid", "memory", "queue", "running", "up"]
-    assert [line.split()[0] for line in lines[2:4]] == ["0", "1"]
-    plain = json.loads(running.run("status", "--json").stdout)
+    assert lines[0].startswith("2 engines: 2 ready, controller 127.0.0.1:")
+    assert lines[1].split()[:5] == ["engine", "state", "queue", "memory", "host"]
+    assert [line.split()[:2] for line in lines[2:4]] == [["0", "ready"], ["1", "ready"]]
+    plain = json.loads(running.run("status", "--json", "--lost").stdout)
     assert [engine["engine_id"] for engine in plain["engines"]] == [0, 1]
+    assert plain["lost_engines"] == []
 
 
 def test_exec_prints_for_each_engine(running: Shell) -> None:
@@ -165,7 +168,7 @@ def test_logs_follow(running: Shell) -> None:
 
 
 def test_down_leaves_nothing(shell: Shell) -> None:
-    """No process and no file; engines that were started by hand stop too."""
+    """What runs has time to end; no process and no file is left; engines started by hand stop too."""
     said = shell.run("up", "-n", "1").stdout
     for word in (
         "1 engine ready",
@@ -180,7 +183,10 @@ def test_down_leaves_nothing(shell: Shell) -> None:
         eventually(
             lambda: len(json.loads(shell.run("status", "--json").stdout)["engines"]) == 2, shell.processes
         )
+        finished = shell.runtime / "finished"
+        shell.run("exec", "-d", "-t", "0", f"import time; time.sleep(1); open({str(finished)!r}, 'w').close()")
         assert shell.run("down").stdout.startswith("stopped 3 processes, removed ")
+        finished.unlink()
         _, error = engine.communicate(timeout=20)
         assert "Traceback" not in error
     assert shell.processes() == []

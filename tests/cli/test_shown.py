@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from enginery.cli import status
 from enginery.cli.shown import Column, printable, span, table
+from enginery.engines import EngineInfo
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,3 +105,26 @@ def test_a_locale_that_lacks_letters(shell: Shell, tmp_path: Path) -> None:
     (logs / "host-1.log").write_text("2026-01-01 12:00:00,100 INFO    host: für\n")
     said = shell.run("logs", "--state-dir", str(tmp_path / "state"), PYTHONIOENCODING="ascii").stdout
     assert said.endswith("f\\xfcr\n")
+
+
+def test_status_says_why() -> None:
+    """Who is away or lost says since when and why; who works, for how long and in how much memory."""
+    began = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=5, seconds=30)
+    ready = EngineInfo(
+        engine_id=0, incarnation="0193f3c2-0000", state="ready", hostname="here", ip="", port=0, pid=7,
+        registered_at=began, python_version="3.11",
+    )  # fmt: skip
+    away = replace(ready, state="away", reason="its connection was lost", state_since=began)
+    busy = replace(
+        ready, state="busy", operation_method="execute", operation_started_at=began, resident_bytes=48 << 20,
+        memory_limit=2 << 30, last_failure="SIGSEGV",
+    )  # fmt: skip
+    rows = [status.row(away), status.row(busy)]
+    head, first, second = [line.plain for line in table(status.COLUMNS, rows, None)]
+    assert "why" in head
+    assert "last failure" in head
+    assert "away for 5 min" in first
+    assert "its connection was lost" in first
+    assert "execute for 5 min" in second
+    assert "48 MiB of 2 GiB" in second
+    assert "SIGSEGV" in second
