@@ -101,6 +101,8 @@ def test_any_language_retries_by_operation_id(state: Path, ran: Path) -> None:
     request = engine_pb2.ExecuteRequest(code=counted(ran, "once", 0.5))
     with host(state):
         with controller(state) as first, stub(state) as (engine, metadata):
+            with enginery.connect(state / "client.json") as client:
+                client.wait_for_engines(1, timeout=PATIENCE)
             named = (*metadata, (_methods.OPERATION_ID_KEY, operation_id))
             call = engine.Execute.future(request, metadata=named, wait_for_ready=True, timeout=PATIENCE)
             until(lambda: ran.read_text() or call.done(), "it to run")
