@@ -81,6 +81,7 @@ def setup(
         handler.setFormatter(formatter)
         root.addHandler(handler)
     root.setLevel(level.upper())
+    logging.getLogger("grpc").setLevel(logging.INFO)  # at debug it has a line for each call, which says nothing
 
 
 def _subject(record: logging.LogRecord) -> dict[str, object]:
