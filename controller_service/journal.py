@@ -157,6 +157,7 @@ class Journal:
         self._kept_bytes = 0
         self._broken: BaseException | None = None
         self._wake = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._closing = asyncio.Event()
         # One thread for all: SQLite never waits for itself, and what is read comes after what was written.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
@@ -238,6 +239,7 @@ class Journal:
         batch = self._group.collecting
         batch.engines[row.engine_id] = row
         self._added(batch)
+        self._hurry.set()  # whoever sees an engine must find it after a crash; and they are few
 
     def _added(self, batch: Batch) -> None:
         self.appended += 1
@@ -297,8 +299,11 @@ class Journal:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_TIDYING):
                     await self._wake.wait()
-                    await asyncio.sleep(_GROUP)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GROUP):
+                    await self._hurry.wait()
             self._wake.clear()
+            self._hurry.clear()
             await self._commit(self._group.turn())
         if self._wake.is_set():  # something was added while the last group was written
             await self._commit(self._group.turn())
@@ -345,6 +350,7 @@ class Journal:
         """Write what waits, within a few seconds, and close the files."""
         self._closing.set()
         self._wake.set()
+        self._hurry.set()
         if self._writer is not None:
             try:
                 await asyncio.wait_for(self._writer, _LAST_WRITE)

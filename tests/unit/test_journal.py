@@ -523,6 +523,15 @@ async def test_engines_are_known_again(path: Path) -> None:
     assert (found.epochs[1], found.retired, len(found.engines)) == (10, frozenset(), 2)
 
 
+async def test_engines_wait_for_no_group(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever saw an engine must find it after a crash, so a registration is written at once."""
+    monkeypatch.setattr("controller_service.journal._GROUP", 60.0)
+    async with opened(path) as journal:
+        add(journal, 1)
+        journal.put_engine(engine(0))
+        await safe(journal)
+
+
 async def test_no_journal() -> None:
     """Everything counts as safe, and nothing is found."""
     journal = NoJournal()
