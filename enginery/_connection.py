@@ -7,18 +7,15 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import grpc
+import grpc.aio
+
 import enginery
-from enginery._channel import open_channel, prepare_grpc
-
-prepare_grpc()
-
-import grpc  # noqa: E402 - after prepare_grpc
-import grpc.aio  # noqa: E402
-
-from enginery import _status  # noqa: E402
-from enginery._reasons import DeliveryError  # noqa: E402
-from enginery._transfer import Transfers  # noqa: E402
-from enginery.v1 import cluster_pb2, cluster_pb2_grpc  # noqa: E402
+from enginery import _status
+from enginery._channel import open_channel
+from enginery._reasons import DeliveryError
+from enginery._transfer import Transfers
+from enginery.v1 import cluster_pb2, cluster_pb2_grpc
 
 if TYPE_CHECKING:
     from enginery._connection_file import ConnectionInfo

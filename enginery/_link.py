@@ -15,17 +15,21 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import grpc
-import grpc.aio
+from enginery._channel import prepare_grpc
 
-from enginery import _calls, _loop, _status
-from enginery._connection import Connection, cause_of, open_connection, translated
-from enginery._operation_calls import OperationCalls
-from enginery._reasons import DeliveryError, public
-from enginery._session import RETRIED, Entry, Session
-from enginery.engines import Roster
-from enginery.errors import EngineError, EngineryError, OperationNotFound
-from enginery.v1 import cluster_pb2, cluster_pb2_grpc, frame_pb2, value_pb2
+prepare_grpc()
+
+import grpc  # noqa: E402 - after prepare_grpc
+import grpc.aio  # noqa: E402
+
+from enginery import _calls, _loop, _status  # noqa: E402
+from enginery._connection import Connection, cause_of, open_connection, translated  # noqa: E402
+from enginery._operation_calls import OperationCalls  # noqa: E402
+from enginery._reasons import DeliveryError, public  # noqa: E402
+from enginery._session import RETRIED, Entry, Session  # noqa: E402
+from enginery.engines import Roster  # noqa: E402
+from enginery.errors import EngineError, EngineryError, OperationNotFound  # noqa: E402
+from enginery.v1 import cluster_pb2, cluster_pb2_grpc, frame_pb2, value_pb2  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -202,7 +206,7 @@ class Link:
         while (response := await connection.stream.read()) is not grpc.aio.EOF:
             for reply in response.replies:
                 self._reply(reply)
-            if self.session.is_holding and self._retrying is None:
+            if self._retrying is None and self.session.is_holding:
                 self._retry()
 
     async def _watch(self, connection: Connection) -> None:

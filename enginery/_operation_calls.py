@@ -105,7 +105,7 @@ class OperationCalls:
         try:
             while True:
                 began = time.monotonic()
-                response = await self.get(operation.operation_id, operation.engine_id, wait=_WAIT)
+                response = await self.get(operation.operation_id, operation.asked_engine, wait=_WAIT)
                 if response.HasField("outcome"):
                     break
                 if time.monotonic() - began < 1:  # it did not wait

@@ -58,6 +58,8 @@ class _Late(Future[T]):
         """Let go of what only `_decode` needed."""
 
     def _wait(self, timeout: float | None) -> tuple[T | None, Exception | None]:
+        if self._outcome is not None:
+            return self._outcome
         if not self.done():
             _loop.check_wait()
         super().result(timeout)  # a done future's own result means nothing: see _decode
