@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from controller_service.journal import AnyJournal
-    from controller_service.router import RoutedCall
 
 logger = logging.getLogger(__name__)
 
@@ -64,15 +63,19 @@ class Answers:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
 
-    def lost(self, call: RoutedCall, engine_id: int, outcome: int, error: bytes) -> None:
-        """Keep that the operation of `call` was lost with its engine."""
+    def lost(
+        self, operation_id: bytes, engine_id: int, method: int, session_id: bytes, failure: frame_pb2.Reply
+    ) -> None:
+        """Keep that an operation was lost with its engine, unless it is known to have ended before."""
+        outcome, error = failure.outcome, failure.error
         now = time.time_ns() // 1_000_000
-        self._lost[call.operation_id] = Result(
-            call.operation_id, engine_id, call.method, call.session_id, outcome, now, error=error
+        self._lost[operation_id] = Result(
+            operation_id, engine_id, method, session_id, outcome, now, error=error
         )
         if len(self._lost) > MAX_LOST:
             del self._lost[next(iter(self._lost))]
-        self.journal.add_result(call.operation_id, engine_id, call.method, call.session_id, outcome, b"", error)
+        # The journal keeps the first result of an operation, so what is told later is always the same.
+        self.journal.add_result(operation_id, engine_id, method, session_id, outcome, b"", error)
 
     def forget(self, operation_ids: Collection[bytes]) -> None:
         """Remove what is kept of those operations."""
@@ -82,14 +85,17 @@ class Answers:
 
     async def find(self, operation_id: bytes) -> Result | None:
         """Return how an operation ended, None if it is not known; JOURNAL_UNAVAILABLE if the journal is."""
-        return self._lost.get(operation_id) or await self.journal.find(operation_id)
+        try:
+            result = await self.journal.find(operation_id)
+        except DeliveryError:
+            if operation_id not in self._lost:
+                raise
+            result = None
+        return result or self._lost.get(operation_id)
 
     def ask(self, operation_id: bytes, then: Callable[[Answer], None]) -> None:
         """Call `then` with the answer, soon: for those who cannot wait."""
-        lost = self._lost.get(operation_id)
-        if lost is not None:
-            then(lost)
-        elif len(self._questions) >= MAX_QUESTIONS:
+        if len(self._questions) >= MAX_QUESTIONS:
             then(DeliveryError("JOURNAL_UNAVAILABLE", cause=f"{MAX_QUESTIONS} calls wait for it"))
         else:
             self._questions.append((operation_id, then))
@@ -115,7 +121,8 @@ class Answers:
 
 def reply_of(result: Result, method: int) -> frame_pb2.Reply:
     """Return the reply to a call of `method` for an operation that ended as `result` says."""
-    if method == result.method:
+    # Whatever was called: nothing else is known of an operation that was submitted and lost.
+    if result.method in (method, _SUBMIT):
         return frame_pb2.Reply(
             outcome=result.outcome,  # type: ignore[arg-type]
             response=result.response,

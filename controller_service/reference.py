@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 
 from controller_service import frames
 from controller_service.answers import FINAL, Answer, Answers, reply_of, undelivered
-from controller_service.journal_records import Result
-from controller_service.router import Receiver, RoutedCall, Router, Statistics
+from controller_service.router import SUBMIT, Receiver, RoutedCall, Router, Statistics
 from enginery import _ids, _logs
 from enginery._engine import CallContext, CallReply, EngineBase, context_options
 from enginery._methods import OPERATIONS
@@ -185,11 +184,14 @@ class EngineFromReference(EngineBase):
                 reply.response,
                 reply.error,
             )
+        elif call.method == SUBMIT and outcome == frame_pb2.OUTCOME_OK:
+            self._router.submitted(call.operation_id, call.session_id)
         if logger.isEnabledFor(logging.DEBUG):
             self._log("ended", call)
 
     def ended(self, ended: engine_pb2.OperationEnded) -> None:
         """Keep how an operation of this engine ended that was not called on its present stream."""
+        self._router.ended(ended.operation_id)
         if (
             ended.method in OPERATIONS
             and ended.outcome in FINAL
@@ -210,21 +212,21 @@ class EngineFromReference(EngineBase):
         self.detach()
         self._lost = error
         failure = undelivered(0, error)
-        for call in self._router.lose():
-            if call.is_operation and failure.outcome in FINAL:
-                # It may have ended before, when another call waited for it.
-                self._answers.ask(call.operation_id, partial(self._lose_one, call, failure))
+        calls, submitted = self._router.lose()
+        is_final = failure.outcome in FINAL
+        for call in calls:
+            if is_final and call.is_operation:
+                self._keep_lost(call.operation_id, call.method, call.session_id, failure)
+                # It may have ended before, when another call waited for it: then that is what this one is told.
+                self._answers.ask(call.operation_id, partial(_replace, call, failure))
             else:
                 _deliver(call, failure)
+        for operation_id, session_id in submitted.items() if is_final else ():
+            self._keep_lost(operation_id, SUBMIT, session_id, failure)
         self._changed.set()
 
-    def _lose_one(self, call: RoutedCall, failure: frame_pb2.Reply, answer: Answer) -> None:
-        """End an operation that the engine took with it, unless its answer is known."""
-        if isinstance(answer, Result):
-            _deliver(call, reply_of(answer, call.method))
-            return
-        self._answers.lost(call, self._engine_id, failure.outcome, failure.error)
-        _deliver(call, failure)
+    def _keep_lost(self, operation_id: bytes, method: int, session_id: bytes, failure: frame_pb2.Reply) -> None:
+        self._answers.lost(operation_id, self._engine_id, method, session_id, failure)
 
     def _route(self, call: frame_pb2.Call, receiver: Receiver) -> RoutedCall:
         given = call.call_id
@@ -257,13 +259,12 @@ def call_reply(reply: frame_pb2.Reply) -> CallReply:
     return CallReply(reply.outcome, reply.response)
 
 
-def _replace(call: RoutedCall, released: frame_pb2.Reply, answer: Answer) -> None:
-    """Deliver what is known of an operation whose host has released its answer."""
+def _replace(call: RoutedCall, reply: frame_pb2.Reply, answer: Answer) -> None:
+    """Deliver what is known of an operation in the place of `reply`, which is that it is gone."""
     if isinstance(answer, DeliveryError):
-        reply = undelivered(0, answer)
+        _deliver(call, undelivered(0, answer))
     else:
-        reply = released if answer is None else reply_of(answer, call.method)
-    _deliver(call, reply)
+        _deliver(call, reply if answer is None else reply_of(answer, call.method))
 
 
 def _deliver(call: RoutedCall, reply: frame_pb2.Reply) -> None:

@@ -35,10 +35,12 @@ RESERVE = 4 << 20
 GATE_SECONDS = 10.0
 """How long a refused operation holds back what its session sends behind it, unless it comes again: callers try
 again within two seconds, or have given it up."""
+MAX_SUBMITTED = 32_768
+"""Operations without a call that are known to be on the engine; of more, the oldest are not told to be lost."""
 MAX_GATES = 4_096
 """Sessions that are held back at the same time; of more, the one that was refused first is let go."""
 _MAX_FRAME = MAX_MESSAGE - (16 << 10)  # a larger message would end the stream for every engine of the host
-_SUBMIT = METHODS["Submit"]
+SUBMIT = METHODS["Submit"]
 
 
 class Receiver(Protocol):
@@ -86,7 +88,7 @@ class RoutedCall:
     @property
     def waits_its_turn(self) -> bool:
         """Whether it must not overtake what its session sent before."""
-        return bool(self.session_id) and (self.method in OPERATIONS or self.method == _SUBMIT)
+        return bool(self.session_id) and (self.method in OPERATIONS or self.method == SUBMIT)
 
 
 @dataclass(slots=True)
@@ -103,6 +105,7 @@ class Statistics:
     waiting_bytes: int
     is_connected: bool
     gated_sessions: int
+    submitted_operations: int
 
 
 class Router:
@@ -116,6 +119,7 @@ class Router:
         self._waiting: dict[int, RoutedCall] = {}
         self._operations: dict[bytes, RoutedCall] = {}
         self._bytes = 0
+        self._submitted: dict[bytes, bytes] = {}  # the sessions of operations without a call
         self._gates: dict[bytes, _Gate] = {}
 
     def __repr__(self) -> str:
@@ -124,13 +128,25 @@ class Router:
 
     def statistics(self) -> Statistics:
         """Return counts."""
-        return Statistics(len(self._waiting), self._bytes, self.is_connected, len(self._gates))
+        return Statistics(
+            len(self._waiting), self._bytes, self.is_connected, len(self._gates), len(self._submitted)
+        )
 
     def find(self, operation_id: bytes) -> RoutedCall | None:
         """Return the call of that operation that waits, the latest of several; None if there is none."""
         return self._operations.get(operation_id)
 
     # Calls
+
+    def submitted(self, operation_id: bytes, session_id: bytes) -> None:
+        """The host has an operation for which no call waits: unless it ends, it is lost with the engine."""
+        self._submitted[operation_id] = session_id
+        if len(self._submitted) > MAX_SUBMITTED:
+            del self._submitted[next(iter(self._submitted))]
+
+    def ended(self, operation_id: bytes) -> None:
+        """An operation has ended."""
+        self._submitted.pop(operation_id, None)
 
     def has_room(self, call: RoutedCall) -> bool:
         """Return whether `call` can be added without a further question; if not, `refuse` decides."""
@@ -196,6 +212,9 @@ class Router:
             if call.frame and call.is_operation and call.operation_id in inventory:
                 self.accepted(call)
             again.append((call, call.frame or self._known(call)))
+        for operation_id in inventory:
+            if operation_id not in self._operations and operation_id not in self._submitted:
+                self.submitted(operation_id, b"")
         return again
 
     def disconnected(self) -> list[RoutedCall]:
@@ -218,13 +237,14 @@ class Router:
         self._bytes -= len(call.frame) + CALL_OVERHEAD
         return True
 
-    def lose(self) -> list[RoutedCall]:
-        """End every call, and return them: the engine is gone."""
+    def lose(self) -> tuple[list[RoutedCall], dict[bytes, bytes]]:
+        """The engine is gone. End and return every call, and the sessions of operations without a call."""
         self.is_connected = False
-        lost, self._waiting, self._bytes = list(self._waiting.values()), {}, 0
+        calls, self._waiting, self._bytes = list(self._waiting.values()), {}, 0
+        submitted, self._submitted = self._submitted, {}
         self._operations.clear()
         self._gates.clear()
-        return lost
+        return calls, submitted
 
     def _open_gates(self, now: float) -> None:
         """Let those sessions go that have given up what was refused; the oldest gates come first."""

@@ -356,6 +356,40 @@ async def test_a_lost_operation_is_told_with_its_error(cluster: FakeCluster) -> 
     assert not answer.outcome.HasField("response")
 
 
+@pytest.mark.parametrize("journal", [True, False])
+async def test_a_submitted_operation_is_lost_with_its_engine(tmp_path: Path, journal: bool) -> None:
+    """Nobody waits for it here, yet whoever asks is told; so for one of an inventory, unless it has ended."""
+    async with running(tmp_path / "state", lease=60.0, journal=journal) as cluster:
+        (host,) = await hosts(cluster, 1)
+        submitted, done = (_ids.show(_new_ids.mint()) for _ in range(2))
+        for operation in (submitted, done):
+            metadata = cluster.to(0, enginery_operation_id=operation)
+            await cluster.engines.Submit(engine_pb2.SubmitRequest(), metadata=metadata)
+        listed = _new_ids.mint()
+        await host.host.hello(1, operation_ids=[listed])
+        end = engine_pb2.OperationEnded(
+            engine_id=0,
+            operation_id=_ids.parse(done),
+            method=frame_pb2.METHOD_KEYS,
+            outcome=frame_pb2.OUTCOME_OK,
+        )
+        host.host.send(ended=[end])
+        host.host.send(goodbyes=[engine_pb2.Goodbye(engine_id=0), engine_pb2.Goodbye(engine_id=1)])
+        await until(lambda: not cluster.controller.registry.ids())
+        for operation in (submitted, _ids.show(listed)):
+            answer = await get(cluster, operation)
+            assert answer.operation.state == operation_pb2.OPERATION_STATE_LOST
+            assert answer.outcome.error.reason == "ENGINE_STOPPED"
+        call = cluster.engines.Keys(
+            engine_pb2.KeysRequest(), metadata=cluster.to(0, enginery_operation_id=submitted)
+        )
+        assert await refusal(call) == "ENGINE_STOPPED"
+        if journal:
+            assert (await get(cluster, done)).operation.state == SUCCEEDED
+        else:
+            assert await refusal(get(cluster, done)) == "OPERATION_NOT_FOUND"
+
+
 async def test_release_reaches_the_journal(cluster: FakeCluster) -> None:
     """What was released is not answered from the journal any more."""
     (host,) = await hosts(cluster, 1)

@@ -12,7 +12,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from controller_service.link import Link
 from controller_service.receipts import EVERY, MAX_NOTES, Receipts
-from controller_service.router import CALL_OVERHEAD, GATE_SECONDS, MAX_GATES, RESERVE, RoutedCall, Router
+from controller_service.router import (
+    CALL_OVERHEAD,
+    GATE_SECONDS,
+    MAX_GATES,
+    MAX_SUBMITTED,
+    RESERVE,
+    RoutedCall,
+    Router,
+)
 from enginery._methods import METHODS
 from enginery._reasons import DeliveryError
 from enginery.v1 import engine_pb2, frame_pb2
@@ -137,10 +145,32 @@ def test_loss_ends_every_call() -> None:
     calls = [make(router) for _ in range(3)]
     for call in calls:
         submit(router, call)
-    assert router.lose() == calls
-    assert router.lose() == []
+    assert router.lose() == (calls, {})
+    assert router.lose() == ([], {})
     assert not any(map(router.answered, calls))
     assert (router.statistics().waiting_calls, router.statistics().waiting_bytes) == (0, 0)
+
+
+def test_submitted_operations_are_lost_too() -> None:
+    """What the host has without a call, by a Submit or by its inventory, is lost unless it has ended."""
+    router = Router(0, LIMIT)
+    call = make(router, operation=b"c" * 16)
+    submit(router, call)
+    router.submitted(b"s" * 16, b"sessionA")
+    router.submitted(b"e" * 16, b"sessionA")
+    router.connected([b"c" * 16, b"s" * 16, b"i" * 16])
+    router.ended(b"e" * 16)
+    assert router.lose() == ([call], {b"s" * 16: b"sessionA", b"i" * 16: b""})
+
+
+def test_submitted_operations_are_bounded() -> None:
+    """Of too many the oldest are forgotten."""
+    router = Router(0, LIMIT)
+    for number in range(MAX_SUBMITTED + 1):
+        router.submitted(number.to_bytes(16, "big"), b"")
+    _, submitted = router.lose()
+    assert len(submitted) == MAX_SUBMITTED
+    assert bytes(16) not in submitted
 
 
 # ---- taking over
