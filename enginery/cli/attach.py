@@ -35,6 +35,8 @@ def attach(
     with connect(find_cluster(state_dir).client_file, errors="wrap") as client:
         operation = find(client, operation_id)
         follower = Follower()
+        if operation.info().state == "queued":
+            print(f"[it waits in the queue of engine {operation.engine_id}]", file=sys.stderr, flush=True)
         try:
             code = follower.follow(operation, after)
         except KeyboardInterrupt:

@@ -107,6 +107,8 @@ class Follower:
         self.last = after
         state = ""
         for event in operation.events(after=after):
+            if event.kind == "outcome" and self.last == 0:
+                self._show_output(operation)
             self._show(event)
             self.last = event.sequence
             state = event.state or state
@@ -119,6 +121,11 @@ class Follower:
         for stream in sorted(self._inside, key=lambda stream: stream is sys.stderr):
             print(file=stream, flush=True)
         self._inside.clear()
+
+    def _show_output(self, operation: Operation[Any]) -> None:
+        """Print what the answer has of its output: the journal keeps that, and no other events."""
+        self._write(sys.stdout, operation.stdout)
+        self._write(sys.stderr, operation.stderr)
 
     def _show(self, event: Event) -> None:
         if event.kind == "stdout":

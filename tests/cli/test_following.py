@@ -32,6 +32,9 @@ class FakeOperation:
         self._text = text
         self._error = error
 
+    stdout = "all of its output\n"
+    stderr = "and its warnings\n"
+
     def events(self, after: int) -> Iterator[Event]:
         return iter(self._events[after:])
 
@@ -76,6 +79,12 @@ def test_from_where_the_reader_stopped(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr() == ("b\n", "")
 
 
+def test_what_only_the_journal_knows(capsys: pytest.CaptureFixture[str]) -> None:
+    """It has no events but the outcome, and the output with the answer: that is printed then."""
+    assert follow(FakeOperation(outcome("succeeded"), text="42")) == 0
+    assert capsys.readouterr() == ("all of its output\n42\n", "and its warnings\n")
+
+
 def test_what_is_said_about_it_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     """Progress, at most a line a second and the last one always, and what was dropped; displays are output."""
     seconds = [dt.timedelta(seconds=second) for second in (0, 0.5, 0.9, 1.5, 1.6)]
@@ -115,7 +124,7 @@ def test_a_stop_shows_where_it_stopped(capsys: pytest.CaptureFixture[str]) -> No
     """An interrupted operation has a remote traceback, and then what stopped it."""
     error = EngineryError("it was cancelled")
     error.__cause__ = REMOTE
-    follow(FakeOperation(outcome("cancelled"), error=error))
+    follow(FakeOperation({"kind": "started"}, outcome("cancelled"), error=error))
     assert capsys.readouterr().err == "Traceback\nKeyError: 'a'\nenginery: it was cancelled\n"
 
 
