@@ -107,6 +107,7 @@ class Run:
             action()
 
     def _finish(self) -> None:
+        self._missing = [name for name in self._machines.all if not self._machines.is_running(name)]
         (self._folder / "finish").touch()
         deadline = time.monotonic() + DRAIN
         self._endings = {}
@@ -129,6 +130,8 @@ class Run:
         for event in self._faults.events:
             if event.note and event.kind != "clock jumped":
                 verdict.broken["a process ended as it should not"].append(f"{event}")
+        if self._missing:
+            verdict.broken["not running at the end"].extend(self._missing)
         for name, code in self._endings.items():
             if code != 0:
                 verdict.broken["a client does not finish"].append(f"{name}: {code}")

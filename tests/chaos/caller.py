@@ -91,7 +91,7 @@ class Caller:
                 continue
             job = jobs.draw(self._dice, f"{self._name}.{number}", stopped=False)
             operation_id = str(uuid.uuid4())
-            machine = engine.properties["machine"].json.string_value
+            machine = engine.properties["machine"].json.string_value or ledger.UNKNOWN
             self._notes.sent(job.name, operation_id, engine.engine_id, machine, job.kind)
             self._call(job, operation_id, engine.engine_id)
 

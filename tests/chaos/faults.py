@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tests.chaos.network import Network
     from tests.chaos.schedule import Fault
 
+_STARTING = 6.0  # seconds that a host gets until its kernels are struck
 _FARTHEST = 1_000  # seconds that a clock jumps at most
 
 
@@ -99,8 +100,9 @@ class Faults:
 
     def _strike_kernel(self, event: Event, how: str, fault: Fault) -> None:
         kernels = self._machines.kernels(fault.machine)
-        if not kernels:
-            event.note = "there was none"
+        begun = self._machines.all[fault.machine].started + _STARTING < event.begin
+        if not kernels or not begun:  # a host whose first kernel does not start says so and ends, as it should
+            event.kind = "kernel missed"
             return
         pid = kernels[fault.choice % len(kernels)]
         if how == "frozen":

@@ -34,7 +34,7 @@ _BODIES = {
     "endless": "while True: pass",
     "cancelled": "while True: time.sleep(0.01)",
 }
-_WEIGHTS = {"quick": 50, "slow": 12, "prints": 8, "big": 4, "raises": 4, "endless": 2, "cancelled": 2}
+_WEIGHTS = {"quick": 90, "slow": 12, "prints": 8, "big": 4, "raises": 4, "endless": 2, "cancelled": 2}
 KINDS = tuple(_BODIES)
 STOPPED = frozenset({"endless", "cancelled"})
 """Jobs that do not end by themselves."""

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tests.chaos.ledger import UNKNOWN
 from tests.chaos.schedule import CONTROLLER
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ NEVER_SENT = frozenset(
 """Answers that are right if the job did not run; if it did, its kernel must have died with it."""
 NOTICED = 30.0  # seconds until what was done to a machine has shown at the latest: keepalive, and then some
 RECOVERED = 6.0  # seconds until a machine is connected again: gRPC's longest pause, and then some
+WRITTEN = 5.0  # seconds until the journal is up to date again after the disk was full
 _KEPT_EXAMPLES = 12
 
 
@@ -44,6 +46,8 @@ class Verdict:
     """Called lost, and rightly: the kernel or host was killed or stopped."""
     lost_with_lease: int = 0
     """Called lost, and rightly: there was no way to the engine for longer than the lease."""
+    lost_with_disk: int = 0
+    """Called lost, and rightly: the disk was full when the controller had to write down who its engines are."""
     broken: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     """What was broken: what it is called, and each case of it."""
 
@@ -66,7 +70,8 @@ class Verdict:
             f"operations {self.sent} sent, {self.executed} executions; {outcomes}",
             f"lost       {self.lost}",
             f"doubled    {self.doubled}",
-            f"excused    lost with its engine {self.lost_with_engine}, with the lease {self.lost_with_lease}",
+            f"excused    lost with its engine {self.lost_with_engine}, with the lease {self.lost_with_lease}, "
+            f"with a full disk {self.lost_with_disk}",
         ]
         for what, cases in sorted(self.broken.items()):
             lines.append(f"BROKEN     {what}: {len(cases)}")
@@ -142,8 +147,10 @@ class Judge:
         until = job.answer.time
         if any(self._ended(event, job, runs) and event.begin <= until for event in self._since(since)):
             self._verdict.lost_with_engine += 1
-        elif self._no_way(job.machine, since, until):
+        elif any(self._no_way(machine, since, until) for machine in self._machines_of(job)):
             self._verdict.lost_with_lease += 1
+        elif self._journal_was_behind(since, until):
+            self._verdict.lost_with_disk += 1
         else:
             self._break("lost without cause", f"{job}, ran: {runs}")
 
@@ -155,9 +162,22 @@ class Judge:
         """Return whether `event` killed the kernel of a job: exactly, as far as is known which that was."""
         if runs:
             return any(run.pid in event.killed for run in runs)
-        if event.machine != job.machine:
+        if job.machine not in (event.machine, UNKNOWN):
             return False
         return any(self._engine_of.get(pid, job.engine_id) == job.engine_id for pid in event.killed)
+
+    def _machines_of(self, job: Sent) -> set[str]:
+        return {event.machine for event in self._events} if job.machine == UNKNOWN else {job.machine}
+
+    def _journal_was_behind(self, since: float, until: float) -> bool:
+        """Return whether a controller ended that could not write down who its engines are."""
+        full = [event for event in self._events if event.kind == "disk full"]
+        ends = [event for event in self._events if event.kind in ("controller killed", "controller stopped")]
+        return any(
+            disk.begin <= end.begin <= disk.end + WRITTEN and end.begin <= min(until, since + NOTICED)
+            for disk in full
+            for end in ends
+        )
 
     def _no_way(self, machine: str, since: float, until: float) -> bool:
         """Return whether the engines of `machine` could not be reached for a lease on end, before `until`."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 WINDOW = 5  # jobs outstanding on each engine
 PACE = 0.15  # seconds between looks at all engines
+CONNECTING = 60.0  # seconds
 LAST_ASKING = 15.0  # seconds in which it still asks, at the end, for what nobody knew
 
 
@@ -39,7 +40,7 @@ class Worker:
         earlier, _ = ledger.read_notes(folder / f"notes-{name}")
         self._orphans = {sent.name: sent for sent in earlier.values() if sent.is_open}
         self._notes = ledger.Notes(folder / f"notes-{name}")
-        self._client = enginery.connect(folder / "state" / "client.json", timeout=60.0, reconnect_timeout=600.0)
+        self._client = _connect(folder / "state" / "client.json")
         self._count = 0
         self._outstanding: dict[str, tuple[jobs.Job, int]] = {}  # by name, with the engine
         self._done: queue.SimpleQueue[tuple[jobs.Job, Any]] = queue.SimpleQueue()
@@ -63,7 +64,7 @@ class Worker:
         for _, engine_id in self._outstanding.values():
             load[engine_id] = load.get(engine_id, 0) + 1
         for engine in self._client.engines:
-            machine = str(engine.properties.get("machine", "?"))
+            machine = str(engine.properties.get("machine", ledger.UNKNOWN))
             try:
                 view = self._client[engine.engine_id]
             except enginery.InvalidEngineID:
@@ -144,6 +145,18 @@ class Worker:
         self._notes.heard(name, outcome, nonce, text)
         if outcome not in ledger.UNSURE:
             self._orphans.pop(name, None)
+
+
+def _connect(file: Path) -> enginery.Client:
+    """Connect, and wait for a controller that is not there just now, as a script would that is restarted."""
+    deadline = time.monotonic() + CONNECTING
+    while True:
+        try:
+            return enginery.connect(file, timeout=CONNECTING, reconnect_timeout=600.0)
+        except (enginery.ControllerNotRunning, enginery.ControllerLost):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 _GONE = frozenset({"ENGINE_LOST", "INVALID_ENGINE_ID", "ENGINE_AWAY", "ENGINE_STOPPED", "OPERATION_NOT_FOUND"})
