@@ -192,16 +192,25 @@ class Link:
             return
         for member in self._present():
             self._act(member, member.session.opened())
-        self._sequence += 1
-        beat = self._stream.next_message.heartbeat
-        beat.sequence = self._sequence
-        beat.engines.extend(engine.status() for engine in self._by_id.values())
+        self._report()
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("statistics: %s", self.statistics())
 
+    def _report(self) -> None:
+        """Say how the engines are, in the place of what was not sent yet."""
+        if self._stream is not None:
+            self._sequence += 1
+            engines = [engine.status() for engine in self._by_id.values()]
+            heartbeat = engine_pb2.Heartbeat(sequence=self._sequence, engines=engines)
+            self._stream.next_message.heartbeat.CopyFrom(heartbeat)
+
+    @property
+    def _is_asking(self) -> bool:
+        return any(member.session.state is State.ASKING for member in self._present())
+
     def check_welcome(self) -> None:
         """Give up a stream on which no engine was answered in time."""
-        if self._stream is not None and any(member.session.state is State.ASKING for member in self._present()):
+        if self._stream is not None and self._is_asking:
             logger.error("the controller did not answer within %.0f s", WELCOME_PATIENCE)
             self._stream.cancel()
 
@@ -215,7 +224,7 @@ class Link:
         leaving = (member.engine.is_draining for member in self._present())
         if self._direct is not None and all(leaving):
             self._direct.drain()
-        self.beat()
+        self._report()
 
     def _begin_orphanhood(self) -> None:
         if self._orphan_timeout is not None and self._orphan_timer is None:
@@ -243,6 +252,8 @@ class Link:
             )
             self._act(member, actions)
             self._open_direct(welcome)
+        if message.welcomes and not self._is_asking:
+            self._report()  # a controller that has restarted knows nothing of what runs
         for refusal in message.refusals:
             member = self._member(refusal.slot)
             self._act(member, member.session.refused(_status.from_bytes(refusal.error)))

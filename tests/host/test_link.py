@@ -306,9 +306,11 @@ async def test_properties_precede_the_reply_of_the_call_that_set_them() -> None:
     """A message's fields are handled in order, so they come in the same one or an earlier one."""
     async with linked() as host:
         stream, _ = await host.registered()
-        stream.call(code("set stage"))
-        first = await stream.receive()
+        call_id = stream.call(code("set stage"))
+        while not (first := await stream.receive()).properties_changed:
+            assert not first.replies
         assert [set(changed.properties) for changed in first.properties_changed] == [{"stage"}]
+        assert [reply.call_id for reply in first.replies] in ([], [call_id])
         stream.end()
 
 
@@ -338,6 +340,15 @@ async def test_a_kernel_that_changed_between_hello_and_welcome_is_announced() ->
         stream.welcome()
         merged = await stream.receive_until(lambda message: bool(message.kernels_changed))
         assert merged.kernels_changed[0].incarnation == host.engines[0].kernel.incarnation
+        stream.end()
+
+
+async def test_a_welcome_is_answered_with_how_the_engines_are() -> None:
+    """Once all are answered, and not five seconds later: a controller that restarted knows nothing of them."""
+    async with linked(2) as host:
+        stream, _ = await host.registered()
+        merged = await stream.receive_until(lambda message: message.HasField("heartbeat"))
+        assert [engine.engine_id for engine in merged.heartbeat.engines] == [0, 1]
         stream.end()
 
 
@@ -393,12 +404,13 @@ async def test_a_dismissed_engine_finishes_what_it_runs_within_the_grace() -> No
         await until(lambda: len(host.engines[0].queue) == 1)
         dismissal = engine_pb2.Dismissal(engine_id=0, reason="enough", grace=Duration(seconds=60))
         stream.send(dismissals=[dismissal])
-        first = await stream.receive_until(
-            lambda message: bool(message.replies and message.HasField("heartbeat"))
-        )
+
+        def drains(message: engine_pb2.EngineMessage) -> bool:
+            return any(engine.draining for engine in message.heartbeat.engines)
+
+        first = await stream.receive_until(lambda message: bool(message.replies and drains(message)))
         assert [reply.call_id for reply in first.replies] == [waiting]
         assert _status.from_bytes(first.replies[0].error).reason == "ENGINE_STOPPED"
-        assert [engine.draining for engine in first.heartbeat.engines] == [True]
         host.kernels[0].started[0].released.set()
         last = await stream.receive_until(lambda message: bool(message.goodbyes))
         assert [(reply.call_id, reply.outcome) for reply in last.replies] == [(running, frame_pb2.OUTCOME_OK)]
