@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 CHECKS := format lint types stubs imports protos
 
 .DEFAULT_GOAL := help
-.PHONY: help run test run-controller run-engine setup protos bench clean verify fix \
+.PHONY: help run test chaos soak run-controller run-engine setup protos bench clean verify fix \
 	$(addprefix verify-,$(CHECKS)) $(addprefix fix-,$(CHECKS))
 
 help:  ## List the targets.
@@ -21,6 +21,12 @@ run: $(STAMP)  ## Do real work: a census of the standard library on N engines (d
 
 test: $(STAMP)  ## Run the test suite; T= passes options to pytest.
 	$(BIN)/python -m pytest $(T)
+
+chaos: $(STAMP)  ## Kill, freeze and cut off everything for MINUTES= (30); SEED= says how. Nothing may be lost or run twice.
+	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1)
+
+soak: $(STAMP)  ## Load everything steadily for MINUTES= (30). Memory must stay flat.
+	$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1)
 
 run-controller: $(STAMP)  ## Run a controller in the foreground; prints a ready grpcurl line.
 	$(BIN)/enginery controller

@@ -70,9 +70,9 @@ class Verdict:
             f"operations {self.sent} sent, {self.executed} executions; {outcomes}",
             f"lost       {self.lost}",
             f"doubled    {self.doubled}",
-            f"excused    lost with its engine {self.lost_with_engine}, with the lease {self.lost_with_lease}, "
-            f"with a full disk {self.lost_with_disk}",
         ]
+        excuses = {"engine": self.lost_with_engine, "lease": self.lost_with_lease, "disk": self.lost_with_disk}
+        lines.append("excused    lost with its " + ", ".join(f"{what} {n}" for what, n in excuses.items()))
         for what, cases in sorted(self.broken.items()):
             lines.append(f"BROKEN     {what}: {len(cases)}")
             lines.extend(f"           {case}" for case in cases[:_KEPT_EXAMPLES])
