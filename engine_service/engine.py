@@ -22,7 +22,7 @@ from engine_service.operation import QUEUED, Answer, Done, Operation, StopCause
 from engine_service.operations import Operations
 from engine_service.queue import OperationQueue, QueueFullError
 from engine_service.records import Records
-from engine_service.requests import LARGE, ROWS, Row, fingerprint, parse
+from engine_service.requests import LARGE, ROWS, Row, parse
 from engine_service.responses import set_time_ns
 from engine_service.runner import Runner
 from enginery import _ids
@@ -281,7 +281,7 @@ class Engine:
 
     def _operate(self, method: int, row: Row, request: bytes, context: CallContext, done: Done) -> None:
         if context.known:
-            operation = self.operations.join(context.operation_id, None)
+            operation = self.operations.join(context.operation_id, known=True)
             assert operation is not None
         else:
             operation = self.enter(method, row, parse(row.request, request), request, context)
@@ -293,9 +293,10 @@ class Engine:
 
     def enter(self, method: int, row: Row, message: Any, request: bytes, context: CallContext) -> Operation:
         """Return the operation that a call names; a new one is queued, to be begun by `begin_next`."""
-        made = fingerprint(method, message, request)
-        operation = self.operations.join(context.operation_id, made)
+        operation = self.operations.join(context.operation_id, known=False)
         if operation is not None:
+            if not operation.is_same(method, message, request):
+                raise DeliveryError("OPERATION_EXISTS", operation_id=_ids.show(context.operation_id))
             return operation
         if self.is_draining:
             raise self.stopped_error()
@@ -316,7 +317,7 @@ class Engine:
             message,
             context,
             len(request),
-            made,
+            hash(request),
             EventLog(self.options.output_limit),
             self.operations.submission_time(now),
         )

@@ -30,8 +30,7 @@ async def attach(engine: Engine, request: bytes) -> AsyncGenerator[bytes]:
     operation = engine.operations.find(read_operation_id(message.operation_id))
     after = message.after_sequence
     news = asyncio.Event()
-    operation.log.watch(news.set)
-    operation.waiting.append(ended := lambda _: news.set())
+    operation.log.watch(news.set)  # it tells of the outcome too
     try:
         while True:
             news.clear()
@@ -46,8 +45,6 @@ async def attach(engine: Engine, request: bytes) -> AsyncGenerator[bytes]:
                 await news.wait()
     finally:
         operation.log.unwatch(news.set)
-        if ended in operation.waiting:
-            operation.waiting.remove(ended)
 
 
 def _outcome(operation: Operation) -> bytes:

@@ -14,12 +14,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from engine_service.requests import LARGE
 from enginery import _outcomes
 from enginery._engine import CallReply
 from enginery._reasons import DeliveryError
 from enginery.v1 import frame_pb2, operation_pb2
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
     from engine_service.event_log import EventLog
     from engine_service.ladder import Ladder
     from engine_service.requests import Row
@@ -80,6 +83,7 @@ class Operation:
     context: CallContext
     size: int
     fingerprint: int
+    """Hash of the request as it came."""
     log: EventLog
     submitted_at: int
     blobs: dict[str, Stored] = field(default_factory=dict)
@@ -96,7 +100,10 @@ class Operation:
     answer: Answer | None = None
     is_unwanted: bool = False
     """Its answer was released before it had ended."""
-    _arguments: str | None = None
+    kept_bytes: int = 0
+    """Bytes for which it is kept once it has ended, about."""
+    _arguments: str = ""
+    _canonical: int = 0
 
     def __repr__(self) -> str:
         """Show id and state."""
@@ -110,18 +117,24 @@ class Operation:
     @property
     def arguments(self) -> str:
         """Its arguments, shortened for people to read."""
-        return self.row.summary(self.message) if self._arguments is None else self._arguments
+        return self._arguments if self.message is None else self.row.summary(self.message)
 
     @property
     def outcome(self) -> int:
         """How it ended, as replies say it; only for one that has an answer."""
         return outcome_of(self.answer)
 
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes for which it is kept once it has ended, about."""
-        answer = len(self.answer.response) if isinstance(self.answer, CallReply) else 0
-        return answer + self.log.size + _KEPT_MESSAGE
+    def is_same(self, method: int, message: Message, request: bytes) -> bool:
+        """Return whether a call under its id is the one that it was made for.
+
+        Maps have no order on the wire, and may be in another each time that a call is serialized: so requests
+        that differ are compared in their canonical form, but for those that are large.
+        """
+        if method != self.method:
+            return False
+        return hash(request) == self.fingerprint or (
+            len(request) <= LARGE and _canonical(message) == (self._canonical or _canonical(self.message))
+        )
 
     def begin(self, now: int, incarnation: str) -> None:
         """It begins to run, in that kernel."""
@@ -150,10 +163,13 @@ class Operation:
         self.answer = answer
         self.ladder = None
         self.log.ended(now / 1e9)
+        self.fields = None
         if self.size > _KEPT_MESSAGE:
             self._arguments = self.row.summary(self.message)
+            self._canonical = _canonical(self.message) if self.size <= LARGE else -1
             self.message = None
-        self.fields = None
+        response = len(answer.response) if isinstance(answer, CallReply) else 0
+        self.kept_bytes = response + self.log.size + _KEPT_MESSAGE
         self.close()
         waiting, self.waiting = self.waiting, []
         return waiting
@@ -168,6 +184,10 @@ class Operation:
         if state not in TRANSITIONS.get(self.state, ()):
             raise AssertionError(f"{self!r} cannot become {operation_pb2.OperationState.Name(state)}")
         self.state = state
+
+
+def _canonical(message: Message | None) -> int:
+    return -1 if message is None else hash(message.SerializeToString(deterministic=True))
 
 
 def outcome_of(answer: Answer | None) -> int:

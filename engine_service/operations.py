@@ -38,7 +38,7 @@ class Operations:
     def __init__(
         self,
         *,
-        max_count: int = 2_048,
+        max_count: int = 10_000,
         max_bytes: int = 64 << 20,
         max_age: float = MAX_AGE,
         max_unsettled: int = MAX_UNSETTLED,
@@ -75,19 +75,14 @@ class Operations:
             raise DeliveryError("OPERATION_NOT_FOUND", operation_id=_ids.show(operation_id))
         return operation
 
-    def join(self, operation_id: bytes, fingerprint: int | None) -> Operation | None:
+    def join(self, operation_id: bytes, *, known: bool) -> Operation | None:
         """Return the operation that a call names, None if it is new.
 
-        Without `fingerprint` the call has no request, since it must not be new. Raises DeliveryError if the id
-        names another call, or an operation that has been released.
+        OPERATION_RELEASED if it was here, or must have been since the call says that it is `known`.
         """
         operation = self._known.get(operation_id)
-        if operation is None:
-            if fingerprint is None or operation_id in self._seen:
-                raise DeliveryError("OPERATION_RELEASED", operation_id=_ids.show(operation_id))
-            return None
-        if fingerprint is not None and operation.fingerprint != fingerprint:
-            raise DeliveryError("OPERATION_EXISTS", operation_id=_ids.show(operation_id))
+        if operation is None and (known or operation_id in self._seen):
+            raise DeliveryError("OPERATION_RELEASED", operation_id=_ids.show(operation_id))
         return operation
 
     def newest_first(self) -> Iterator[Operation]:
@@ -123,7 +118,11 @@ class Operations:
             self._settled.add(operation)
         else:
             self._unsettled.add(operation)
-        self.expire(operation.ended_at)
+        for _ in range(_RELEASED_AT_ONCE):
+            oldest = self._unsettled.first_over() or self._settled.first_over()
+            if oldest is None:
+                return
+            self._drop(oldest)
 
     def settle(self, operation_ids: Iterable[bytes]) -> None:
         """The answers of these are in a journal: the ordinary bounds hold for them now. Ignores others."""
@@ -148,12 +147,12 @@ class Operations:
         return count
 
     def expire(self, now: int) -> None:
-        """Release what is over the bounds, the oldest first; at most so many as take no time."""
+        """Release what is over the bounds or too old, the oldest first; at most so many as take no time."""
         for _ in range(_RELEASED_AT_ONCE):
-            operation = self._unsettled.first_over(0) or self._settled.first_over(now - self._max_age_ns)
-            if operation is None:
+            oldest = self._settled.first_over() or self._settled.first_before(now - self._max_age_ns)
+            if oldest is None:
                 return
-            self._drop(operation)
+            self._drop(oldest)
 
     def _drop(self, operation: Operation) -> None:
         kept = self._unsettled if operation.operation_id in self._unsettled.operations else self._settled
@@ -183,10 +182,13 @@ class _Ended:
         del self.operations[operation.operation_id]
         self.bytes -= operation.kept_bytes
 
-    def first_over(self, ended_before: int) -> Operation | None:
-        """Return the first if there are too many, or too many bytes, or it ended before then."""
-        if not self.operations:
-            return None
-        first = next(iter(self.operations.values()))
-        is_over = len(self.operations) > self._max_count or self.bytes > self._max_bytes
-        return first if is_over or first.ended_at < ended_before else None
+    def first_over(self) -> Operation | None:
+        """Return the first if there are too many, or too many bytes."""
+        if len(self.operations) > self._max_count or self.bytes > self._max_bytes:
+            return next(iter(self.operations.values()))
+        return None
+
+    def first_before(self, time: int) -> Operation | None:
+        """Return the first if it ended before then."""
+        first = next(iter(self.operations.values()), None)
+        return first if first is not None and first.ended_at < time else None

@@ -51,17 +51,6 @@ def parse(message: type[Message], data: bytes) -> Any:
         raise DeliveryError("MALFORMED_MESSAGE", message=message.DESCRIPTOR.full_name) from error
 
 
-def fingerprint(method: int, message: Message, request: bytes) -> int:
-    """Return what tells this call from others under the same id.
-
-    Maps have no order on the wire, and may be in another each time that a call is serialized: so a small
-    request counts in its canonical form. That is the same for Submit.
-    """
-    if len(request) > LARGE:
-        return hash((method, request))
-    return hash((method, message.SerializeToString(deterministic=True)))
-
-
 def read_operation_id(text: str, field: str = "operation_id") -> bytes:
     """Return the operation that a person named; BAD_REQUEST if it is not a UUID."""
     try:

@@ -61,7 +61,7 @@ class Runner:
     def begin_next(self) -> None:
         """Hand the next operation to the kernel, unless one runs or there is no kernel."""
         engine = self._engine
-        if engine.is_stopping or not engine.keeper.is_ready:
+        if not engine.queue or engine.is_stopping or not engine.keeper.is_ready:
             return
         operation = engine.queue.begin()
         if operation is None:

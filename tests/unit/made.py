@@ -35,7 +35,7 @@ def operation(
         engine_pb2.ExecuteRequest(code="1 + 1"),
         CallContext(operation_id, session, keep_queue=keep, any_incarnation=any_incarnation),
         size,
-        7,
+        hash(b"request"),
         EventLog(1_000),
         submitted_at,
     )

@@ -21,10 +21,11 @@ from engine_service.operation import (
     State,
     StopCause,
 )
+from engine_service.requests import LARGE, ROWS
 from enginery import _outcomes
 from enginery._engine import CallReply
 from enginery._reasons import TABLE, DeliveryError
-from enginery.v1 import frame_pb2, operation_pb2
+from enginery.v1 import engine_pb2, frame_pb2, operation_pb2
 from tests.unit.made import OK, operation
 
 REPLIES = [frame_pb2.OUTCOME_OK, frame_pb2.OUTCOME_USER_ERROR, frame_pb2.OUTCOME_CANCELLED]
@@ -123,6 +124,41 @@ def test_its_arguments_outlive_a_large_request(size: int) -> None:
     assert item.arguments == "1 + 1"
     assert (item.message is None) == (size > 1024)
     assert item.fields is None
+
+
+def test_an_id_names_one_call_in_whatever_order_its_maps_are() -> None:
+    """The same bytes, or the same message serialized otherwise, is the same call; while it runs and after."""
+    push, *parts = engine_pb2.PushRequest(), engine_pb2.PushRequest(), engine_pb2.PushRequest()
+    for message, fields in ((push, {"a": 1, "b": 2}), (parts[0], {"b": 2}), (parts[1], {"a": 1})):
+        message.json.update(fields)
+    request, other = push.SerializeToString(), b"".join(part.SerializeToString() for part in parts)
+    assert request != other
+    for size in (len(request), 2_000):
+        item = operation(size=size)
+        item.method, item.message, item.fingerprint = frame_pb2.METHOD_PUSH, push, hash(request)
+        item.row = ROWS[frame_pb2.METHOD_PUSH]
+        for _ in range(2):
+            assert item.is_same(frame_pb2.METHOD_PUSH, engine_pb2.PushRequest.FromString(request), request)
+            assert item.is_same(frame_pb2.METHOD_PUSH, engine_pb2.PushRequest.FromString(other), other)
+            assert not item.is_same(frame_pb2.METHOD_PUSH, parts[0], parts[0].SerializeToString())
+            assert not item.is_same(frame_pb2.METHOD_PULL, push, request)
+            if not item.has_ended:
+                item.begin(1, "kernel")
+                item.end(OK, 2)
+
+
+def test_a_large_call_is_told_by_its_bytes() -> None:
+    """Putting it in canonical form would take too long."""
+    item = operation(size=LARGE + 1)
+    large = engine_pb2.ExecuteRequest(code="#" * LARGE)
+    request = large.SerializeToString()
+    item.fingerprint = hash(request)
+    item.begin(1, "kernel")
+    item.end(OK, 2)
+    assert item.is_same(frame_pb2.METHOD_EXECUTE, large, request)
+    assert not item.is_same(frame_pb2.METHOD_EXECUTE, large, request + b"\x12\x00")
+    small = engine_pb2.ExecuteRequest(code="1")
+    assert not item.is_same(frame_pb2.METHOD_EXECUTE, small, small.SerializeToString())
 
 
 @given(st.lists(st.sampled_from(["begin", "stop", *range(len(ENDS))]), max_size=6))
