@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     _raise_descriptor_limit()
     try:
         return asyncio.run(_run(arguments))
-    except EngineryError as error:
+    except (EngineryError, OSError) as error:  # OSError: a full disk, for one
         print(f"enginery controller: {error}", file=sys.stderr)
         return 1
 

@@ -178,10 +178,12 @@ class Controller:
         match event.kind:
             case EventKind.GONE:
                 self.journal.drop_engine(event.engine, retired=self.registry.save_ids)
-            case EventKind.REGISTERED | EventKind.BACK | EventKind.KERNEL_CHANGED:
-                self.journal.put_engine(event.engine)
-            case _:
+            case EventKind.AWAY:
                 pass
+            case EventKind.PROPERTIES_CHANGED:
+                self.journal.put_engine(event.engine, at_once=False)
+            case _:  # whoever saw it must find it after a crash
+                self.journal.put_engine(event.engine)
 
     def _handlers(
         self, identity: ClusterIdentity, epoch: int, authority: Authority | None

@@ -77,6 +77,7 @@ class KeptEngine:
     slot: int
     incarnation: str
     facts: Facts
+    properties: Mapping[str, value_pb2.Value]
     registered_ms: int
 
 

@@ -36,7 +36,7 @@ MAX_PENDING = 64 << 20
 """Bytes of results that wait for the disk at most; what comes beyond that is kept by its host alone."""
 _GROUP = 0.05  # seconds from the first record of a group to its commit: a commit costs as much as 30 records
 _TIDYING = 60.0  # seconds between looks for results that are too old, if nothing is written
-_FIRST_RETRY, _LONGEST_RETRY = 0.5, 10.0  # seconds between attempts to write while the disk refuses
+_FIRST_RETRY, _LONGEST_RETRY = 0.25, 1.0  # seconds between attempts to write while the disk refuses
 _PATIENCE = 10.0  # seconds that a reader waits
 _LAST_WRITE = 5.0  # seconds that what is not written yet gets at the end
 _OVERHEAD = 512  # bytes that a result costs beside its answer
@@ -77,8 +77,8 @@ class AnyJournal(Protocol):
     ) -> None:
         """Keep how an operation ended; the first result of an id stays. Costs next to nothing, never raises."""
 
-    def put_engine(self, engine: Registration) -> None:
-        """Keep who an engine is, and that it is registered."""
+    def put_engine(self, engine: Registration, *, at_once: bool = True) -> None:
+        """Keep who an engine is, and that it is registered; `at_once` does not wait for a group."""
 
     def drop_engine(self, engine: Registration, *, retired: bool) -> None:
         """Note that an engine is gone; its epoch is kept, and whether its id is given to nobody any more."""
@@ -215,9 +215,11 @@ class Journal:
         if not self._wake.is_set():
             self._wake.set()
 
-    def put_engine(self, engine: Registration) -> None:
+    def put_engine(self, engine: Registration, *, at_once: bool = True) -> None:
         """Keep who an engine is; see AnyJournal."""
         self._add_engine(EngineRow.of(engine))
+        if at_once:
+            self._hurry.set()
 
     def drop_engine(self, engine: Registration, *, retired: bool) -> None:
         """Note that an engine is gone; see AnyJournal."""
@@ -239,7 +241,6 @@ class Journal:
         batch = self._group.collecting
         batch.engines[row.engine_id] = row
         self._added(batch)
-        self._hurry.set()  # whoever sees an engine must find it after a crash; and they are few
 
     def _added(self, batch: Batch) -> None:
         self.appended += 1
@@ -380,7 +381,7 @@ class NoJournal:
     ) -> None:
         """Keep nothing."""
 
-    def put_engine(self, engine: Registration) -> None:
+    def put_engine(self, engine: Registration, *, at_once: bool = True) -> None:
         """Keep nothing."""
 
     def drop_engine(self, engine: Registration, *, retired: bool) -> None:

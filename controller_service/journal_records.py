@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from controller_service.events import Registration
 
+_MOST_HELLO = 64 << 10  # bytes
+
 Pending: TypeAlias = tuple[int, int, bytes, int, int, bytes, bytes]
 """The fields of a Result behind its id, as they wait: a tuple, since one is made for every reply."""
 
@@ -43,7 +45,7 @@ class EngineRow:
     """The highest under which it was held."""
     retired: bool = False
     hello: bytes = b""
-    """What the engine would say, without what it says again on its return; empty if it is gone."""
+    """What the engine would say; empty if it is gone."""
     ip: str = ""
     port: int = 0
     registered_ms: int = 0
@@ -55,7 +57,7 @@ class EngineRow:
 
     @classmethod
     def of(cls, engine: Registration) -> Self:
-        """Return the row of a registered engine, without properties: they may be large, and come back."""
+        """Return the row of a registered engine; large properties are left out, and come back with it."""
         facts = engine.facts
         hello = engine_pb2.Hello(
             slot=engine.slot,
@@ -68,6 +70,10 @@ class EngineRow:
             direct_addresses=facts.direct_addresses,
             memory_limit=facts.memory_limit,
         )
+        for key, value in engine.properties.items():
+            hello.properties[key].CopyFrom(value)
+        if hello.ByteSize() > _MOST_HELLO:
+            hello.ClearField("properties")
         return cls(
             engine.engine_id,
             engine.epoch,
@@ -91,7 +97,14 @@ class EngineRow:
             memory_limit=hello.memory_limit,
         )
         return KeptEngine(
-            self.engine_id, self.epoch, hello.host_id, hello.slot, hello.incarnation, facts, self.registered_ms
+            engine_id=self.engine_id,
+            epoch=self.epoch,
+            host_id=hello.host_id,
+            slot=hello.slot,
+            incarnation=hello.incarnation,
+            facts=facts,
+            properties=dict(hello.properties),
+            registered_ms=self.registered_ms,
         )
 
 

@@ -101,7 +101,7 @@ class Registry:
                 incarnation=known.incarnation,
                 stream=0,
                 facts=known.facts,
-                properties={},
+                properties=known.properties,
                 registered_ms=known.registered_ms,
                 lease=Lease.kept(self.lease, now),
             )

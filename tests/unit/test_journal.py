@@ -27,7 +27,7 @@ from controller_service.lease import Lease
 from enginery import _ids
 from enginery._methods import METHODS
 from enginery._reasons import DeliveryError
-from enginery.v1 import frame_pb2
+from enginery.v1 import frame_pb2, value_pb2
 from tests.controller.fakes import PATIENCE, until
 
 if TYPE_CHECKING:
@@ -59,9 +59,10 @@ def add(
 
 def engine(engine_id: int, *, epoch: int = 7, incarnation: str = "kernel") -> Registration:
     """Return an engine that is registered."""
+    properties = {"label": value_pb2.Value(text="a")}
     facts = Facts(9, "machine", "10.0.0.1", 4321, "3.11.7", "0.1.0", ("10.0.0.1:5",), memory_limit=1 << 30)
     return Registration(
-        engine_id, epoch, "host", engine_id, incarnation, 1, facts, {}, registered_ms=5, lease=Lease(60.0, 0.0)
+        engine_id, epoch, "host", engine_id, incarnation, 1, facts, properties, 5, Lease(60.0, 0.0)
     )
 
 
@@ -516,11 +517,14 @@ async def test_engines_are_known_again(path: Path) -> None:
     assert found.retired == {1}
     (one,) = found.engines
     assert (one.engine_id, one.epoch, one.host_id, one.slot, one.incarnation) == (0, 7, "host", 0, "new")
-    assert (one.facts, one.registered_ms) == (engine(0).facts, 5)
+    assert (one.facts, one.properties, one.registered_ms) == (engine(0).facts, engine(0).properties, 5)
     async with opened(path) as journal:
-        journal.put_engine(engine(1, epoch=10))
+        large = engine(1, epoch=10)
+        large.properties = {"large": value_pb2.Value(text="x" * (64 << 10))}
+        journal.put_engine(large)
     found = await kept()
     assert (found.epochs[1], found.retired, len(found.engines)) == (10, frozenset(), 2)
+    assert found.engines[1].properties == {}, "it brings them along when it comes back"
 
 
 async def test_engines_wait_for_no_group(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
