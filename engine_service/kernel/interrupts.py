@@ -79,7 +79,7 @@ class Interrupts:
             self._shields -= 1
             if self._deferred and not self._shields:
                 self._deferred = False
-                raise KeyboardInterrupt
+                self._handle(signal.SIGINT, None)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self._armed or self._target[0] != self._armed:

@@ -1,4 +1,4 @@
-"""Interrupts hit the operation that they name, whatever it does, and no other."""
+"""What an interrupt does to code, and what code may do about it; see `test_stopping` for all that it ends."""
 
 from __future__ import annotations
 
@@ -7,68 +7,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.conftest import Driver, running
-
 if TYPE_CHECKING:
     from engine_service.kernel_process import Reply
+    from tests.kernel.conftest import Driver
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def _interrupted(kernel: Driver, code: str, times: int = 1) -> Reply:
+async def _interrupted(kernel: Driver, code: str) -> Reply:
     """Run `code`, which reports progress when it is under way, and interrupt it then."""
     kernel.progress.clear()
     task = asyncio.ensure_future(kernel.execute(code))
     async with asyncio.timeout(20):
         while not kernel.progress:  # noqa: ASYNC110  # an event of another process
             await asyncio.sleep(0.002)
-        for _ in range(times):
-            assert kernel.kernel.interrupt()
-            await asyncio.sleep(0.05)
+        assert kernel.kernel.interrupt()
         return await task
-
-
-@pytest.mark.parametrize(
-    "wait",
-    [
-        "while True: pass",
-        "import time; time.sleep(60)",
-        "import threading; threading.Lock().acquire(); l = threading.Lock(); l.acquire(); l.acquire()",
-        "import queue; queue.Queue().get()",
-        "import subprocess; subprocess.run(['sleep', '60'])",
-        "sum(x for x in iter(int, 1))",
-        "import select; select.select([], [], [])",
-        "try:\n    while True: pass\nfinally:\n    done = True",
-        "import asyncio; await asyncio.sleep(60)",
-        "import asyncio; asyncio.run(asyncio.sleep(60))",
-    ],
-)
-async def test_whatever_runs_can_be_interrupted(kernel: Driver, wait: str) -> None:
-    """Loops, sleeps, locks, children, awaits: one interrupt ends them with KeyboardInterrupt."""
-    reply = await _interrupted(kernel, f"get_engine().progress(0)\n{wait}")
-    assert reply.failure is not None
-    assert reply.failure.errors[0].type_name == "KeyboardInterrupt"
-    assert reply.failure.category == "INTERRUPTED"
-    assert (await kernel.ok("1+1")).text == "2"
-
-
-async def test_the_second_interrupt_ends_a_task_that_refuses(kernel: Driver) -> None:
-    """The first cancels what is awaited; if that goes on, the second raises."""
-    code = """
-import asyncio
-async def stubborn():
-    while True:
-        try:
-            get_engine().progress(0)
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            print("refused", flush=True)
-await stubborn()
-"""
-    reply = await _interrupted(kernel, code, times=2)
-    assert reply.failure is not None
-    assert reply.failure.errors[0].type_name == "KeyboardInterrupt"
-    assert kernel.stdout == b"refused\n"
 
 
 async def test_code_may_catch_it(kernel: Driver) -> None:
@@ -110,26 +64,6 @@ async def test_user_handlers_and_masks_do_not_stay(kernel: Driver) -> None:
     await kernel.ok("_ = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGUSR1])")
     reply = await _interrupted(kernel, "get_engine().progress(0)\nwhile True: pass")
     assert reply.failure is not None
-
-
-async def test_a_late_interrupt_never_hits_the_next_operation() -> None:
-    """Interrupts at every moment of short operations: each hits its own or nothing."""
-    async with running() as kernel:
-        short = "for _ in range(50): pass"
-        hits = 0
-        for round_ in range(400):
-            task = asyncio.ensure_future(kernel.execute(short))
-            await asyncio.sleep((round_ % 20) * 20e-6)
-            kernel.kernel.interrupt()
-            reply = await task
-            if reply.failure is not None:
-                hits += 1
-                assert reply.failure.category == "INTERRUPTED"
-            victim = await kernel.execute("x = 0\nfor _ in range(50): x += 1\nx")
-            assert victim.text == "50", victim.failure
-        assert kernel.kernel.pid
-        assert not kernel.kernel.exited.done()
-        assert hits
 
 
 async def test_a_storm_of_interrupts(kernel: Driver) -> None:

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from engine_service.kernel_process import DisplayData, KernelExited
 from tests.kernel.conftest import Driver, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -69,6 +70,136 @@ async def test_a_chatty_grandchild_holds_nobody_up() -> None:
         async with asyncio.timeout(20):
             for _ in range(3):
                 await kernel.ok("1")
+
+
+async def test_output_comes_while_it_runs(kernel: Driver) -> None:
+    """What a command writes is told at once, not only when it ends."""
+    task = asyncio.ensure_future(kernel.execute("print('begun')\nimport time; time.sleep(60)"))
+    async with asyncio.timeout(10):
+        while kernel.stdout != b"begun\n":  # noqa: ASYNC110  # of another process
+            await asyncio.sleep(0.002)
+        assert kernel.kernel.interrupt()
+        await task
+
+
+async def test_displays_have_their_place(kernel: Driver) -> None:
+    """What is displayed comes after all output before it and before all after it, by whatever way."""
+    code = """
+import os, subprocess, sys
+for n in range(50):
+    print("print", n)
+    os.write(1, b"write\\n")
+    subprocess.run(["echo", "child"]) if n % 25 == 0 else None
+    get_engine().display(n)
+    print("err", n, file=sys.stderr)
+    get_engine().display(-n)
+"""
+    await kernel.ok(code)
+    events = [(event.kind, event.payload) for event in kernel.heard.log.read(0, 1 << 30)]
+    expected: list[tuple[str, object]] = []
+    for n in range(50):
+        child = b"child\n" if n % 25 == 0 else b""
+        expected += [
+            ("stdout", b"print %d\nwrite\n" % n + child),
+            ("display", DisplayData({"text/plain": str(n)})),
+            ("stderr", b"err %d\n" % n),
+            ("display", DisplayData({"text/plain": str(-n)})),
+        ]
+    assert events == expected
+
+
+async def test_threads_display(kernel: Driver) -> None:
+    """Threads display side by side, each in its own order; one that its command left behind goes to the log."""
+    code = """
+import threading
+def show(name):
+    for n in range(100): get_engine().display(f"{name}{n}")
+threads = [threading.Thread(target=show, args=(name,)) for name in "ab"]
+for t in threads: t.start()
+for n in range(100): get_engine().display(f"c{n}")
+for t in threads: t.join()
+"""
+    await kernel.ok(code)
+    shown = [str(display.data["text/plain"]).strip("'") for display in kernel.heard.log.displays()]
+    for name in "abc":
+        assert [one for one in shown if one[0] == name] == [f"{name}{n}" for n in range(100)]
+    await kernel.ok("threading.Timer(0.02, get_engine().display, (5,)).start()")
+    async with asyncio.timeout(10):
+        while ("stdout", b"5\n") not in kernel.late:  # noqa: ASYNC110  # of another process
+            await asyncio.sleep(0.005)
+
+
+async def test_a_signal_handler_may_display(kernel: Driver) -> None:
+    """Displays and progress from handlers that strike amid others neither wedge the kernel nor are lost."""
+    code = """
+import signal, time
+def show(*_):
+    global struck
+    struck += 1
+    get_engine().display("handler")
+    get_engine().progress(1)
+struck = 0
+signal.signal(signal.SIGALRM, show)
+signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+until = time.monotonic() + 0.3
+count = 0
+while time.monotonic() < until:
+    get_engine().display("code")
+    count += 1
+signal.setitimer(signal.ITIMER_REAL, 0)
+(count, struck)
+"""
+    async with asyncio.timeout(20):
+        reply = await kernel.ok(code)
+    shown = [display.data["text/plain"] for display in kernel.heard.log.displays()]
+    by_code, by_handler = (shown.count(repr(who)) for who in ("code", "handler"))
+    assert reply.text == f"({by_code}, {by_handler})"
+    assert by_handler
+
+
+async def test_an_interrupt_amid_displays(kernel: Driver) -> None:
+    """An interrupt while an object is displayed leaves no acknowledgement that the next takes for its own."""
+    for _ in range(30):
+        kernel.progress.clear()
+        code = "get_engine().progress(0)\nwhile True: get_engine().display(1)"
+        task = asyncio.ensure_future(kernel.execute(code))
+        async with asyncio.timeout(10):
+            while not kernel.progress:  # noqa: ASYNC110  # of another process
+                await asyncio.sleep(0.001)
+            assert kernel.kernel.interrupt()
+            failure = (await task).failure
+        assert failure is not None
+        assert failure.category == "INTERRUPTED"
+    await kernel.ok("for n in range(3):\n    print(n, end='')\n    get_engine().display(n)")
+    kinds = [event.kind for event in kernel.heard.log.read(0, 1 << 30)]
+    assert kinds == ["stdout", "display"] * 3
+
+
+async def test_a_forked_child_displays_nothing(kernel: Driver) -> None:
+    """Only the kernel itself speaks to the host: a child would mix up the acknowledgements."""
+    await kernel.ok(
+        "import os\nif os.fork() == 0:\n    get_engine().display(1)\n    os._exit(0)\n"
+        "_ = os.wait()\nget_engine().display(2)"
+    )
+    assert [display.data["text/plain"] for display in kernel.heard.log.displays()] == ["2"]
+
+
+async def test_who_floods_the_host_with_displays_is_killed() -> None:
+    """The host keeps no acknowledgements for a kernel that does not wait for them."""
+    code = """
+import os, socket, stat
+from engine_service.kernel_frames import Frame, send
+socks = []
+for fd in range(3, 1024):
+    try:
+        if stat.S_ISSOCK(os.fstat(fd).st_mode): socks.append(socket.socket(fileno=os.dup(fd)))
+    except OSError: pass
+for n in range(100_000):
+    send(socks[0], Frame({"kind": "shown", "number": 1, "display": [{}, {}]}))
+"""
+    async with running() as kernel, asyncio.timeout(20):
+        with pytest.raises(KernelExited, match="broke the protocol"):
+            await kernel.execute(code)
 
 
 async def test_closed_and_replaced_streams(kernel: Driver) -> None:
