@@ -25,7 +25,7 @@ import grpc.aio  # noqa: E402
 from enginery import _calls, _loop, _status  # noqa: E402
 from enginery._connection import Connection, cause_of, open_connection, translated  # noqa: E402
 from enginery._operation_calls import OperationCalls  # noqa: E402
-from enginery._reasons import DeliveryError, public  # noqa: E402
+from enginery._reasons import Code, DeliveryError, public  # noqa: E402
 from enginery._session import RETRIED, Entry, Session  # noqa: E402
 from enginery.engines import Roster  # noqa: E402
 from enginery.errors import EngineError, EngineryError, OperationNotFound  # noqa: E402
@@ -236,7 +236,9 @@ class Link:
 
     def _retry(self) -> None:
         """Send what was refused again when it is time, for as long as there is a connection."""
-        self._retrying = None
+        if self._retrying is not None:
+            self._retrying.cancel()
+            self._retrying = None
         if self._connection is None:
             return
         self._upload_all(self.session.retry(time.monotonic()))
@@ -434,10 +436,11 @@ class Link:
             request = cluster_pb2.ShutdownRequest(keep_engines=keep_engines)
             request.grace.FromNanoseconds(round(grace * 1e9))
             await stub.Shutdown(request, metadata=metadata, timeout=self.timeout)
-        except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.UNAVAILABLE:  # gone before it answered: that is success
+        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
+            failure = translated(error)
+            if failure.code is not Code.UNAVAILABLE:  # gone before it answered: that is success
                 self._closing = False
-                raise _status.from_rpc(error) from None
+                raise failure from None
         if self._keeper is not None:
             await asyncio.wait({self._keeper}, timeout=grace + self.timeout)
 

@@ -304,6 +304,7 @@ class Operation(_Late[T]):
         link.run(link.operations.release(self.operation_id))
 
     def _link(self) -> Link:
+        _loop.check_fork()
         owner = self.request.owner
         if owner is None:
             raise TypeError("this operation is about another, and is not one itself")

@@ -6,7 +6,19 @@ from collections.abc import Callable
 from typing import Any, assert_type
 
 import enginery
-from enginery import EnginesView, EngineView, ExecuteResult, Group, Operation, QueueStatus, Serialized
+from enginery import (
+    Display,
+    EnginesView,
+    EngineView,
+    Event,
+    ExecuteResult,
+    Group,
+    Operation,
+    OperationInfo,
+    QueueStatus,
+    Serialized,
+)
+from enginery.operations import OperationStatus
 
 
 def double(x: int) -> int:
@@ -25,7 +37,7 @@ def views(client: enginery.Client) -> None:
     assert_type(client["all"], EnginesView)
     assert_type(client.ids, list[int])
     assert_type(client.wait_for_engines(2, timeout=1.5), list[int])
-    with enginery.connect(timeout=1, errors="wrap") as other:
+    with enginery.connect(timeout=1, reconnect_timeout=2.5, errors="wrap") as other:
         assert_type(other, enginery.Client)
 
 
@@ -33,7 +45,12 @@ def one(view: EngineView) -> None:
     assert_type(view.execute("1"), ExecuteResult)
     assert_type(view.execute("1", block=True), ExecuteResult)
     assert_type(view.execute("1", block=False), Operation[ExecuteResult])
+    assert_type(view.execute("1", timeout=1, grace=0.5, interrupt_only=True), ExecuteResult)
+    assert_type(view.execute("1", block=False, timeout=1.5), Operation[ExecuteResult])
+    assert_type(view.options(timeout=1, grace=2, interrupt_only=True, keep_queue=True), EngineView)
+    assert_type(view.options(any_incarnation=True).apply(double, 1), int)
     assert_type(view.apply(double, 1), int)
+    assert_type(view.apply(double, 1, timeout=2), int)
     assert_type(view.apply(double, 1, block=False), Operation[int])
     assert_type(view.apply(double, 1, block=False).result(timeout=1.0), int)
     assert_type(view.apply(later, 1), int)
@@ -75,6 +92,26 @@ def several(view: EnginesView) -> None:
     assert_type(view.clear_queue(block=False), Group[int])
     assert_type(view.queue_status(), list[QueueStatus])
     assert_type(view["a"], list[Any])
+    assert_type(view.options(timeout=1), EnginesView)
+    assert_type(view.apply(double, 1, block=False, timeout=2), Group[int])
+    assert_type(view.apply(double, 1, block=False).cancel(), bool)
+
+
+def operations(client: enginery.Client, operation: Operation[int]) -> None:
+    assert_type(operation.status, OperationStatus)
+    assert_type(operation.cancel(grace=1.5, interrupt_only=True), bool)
+    assert_type(operation.interrupt(), bool)
+    assert_type(operation.info(), OperationInfo)
+    assert_type(operation.stdout, str)
+    for event in operation.events(after=3):
+        assert_type(event, Event)
+    assert_type(client.operation("id"), Operation[Any])
+    assert_type(client.operations(state=["running", "queued"], engine_id=0, limit=3), list[OperationInfo])
+
+
+async def events(operation: Operation[int]) -> None:
+    async for event in operation.events():
+        assert_type(event.display, Display | None)
 
 
 async def awaited(client: enginery.Client) -> None:

@@ -21,6 +21,10 @@ def wrong(client: enginery.Client) -> None:
     view.get_result("1")  # refused
     view.execute("1", block=False).value  # refused  # noqa: B018
     client[:].execute("1").value  # refused  # noqa: B018
+    view.execute("1", timeout="1")  # refused
+    view.options(grace="1")  # refused
+    view.execute("1", block=False).cancel("now")  # refused
+    client.operations(state=1)  # refused
     enginery.connect(errors="hide")  # refused
     enginery.connect(None, 5)  # refused
     print(text, number)
