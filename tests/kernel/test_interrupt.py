@@ -1,15 +1,19 @@
-"""What an interrupt does to code, and what code may do about it; see `test_stopping` for all that it ends."""
+"""What an interrupt does to code, and what code may do about it; `test_ladder` has all that it ends."""
 
 from __future__ import annotations
 
 import asyncio
+import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
+from engine_service.kernel_process import Command, KernelExited
+from tests.kernel.conftest import Driver, running
+
 if TYPE_CHECKING:
     from engine_service.kernel_process import Reply
-    from tests.kernel.conftest import Driver
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -64,6 +68,43 @@ async def test_user_handlers_and_masks_do_not_stay(kernel: Driver) -> None:
     await kernel.ok("_ = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGUSR1])")
     reply = await _interrupted(kernel, "get_engine().progress(0)\nwhile True: pass")
     assert reply.failure is not None
+
+
+async def test_a_late_interrupt_never_hits_the_next_operation() -> None:
+    """Ten thousand interrupts at every moment of short operations: each hits its own or nothing."""
+    async with running() as kernel, asyncio.timeout(55):
+        began = time.perf_counter()
+        for number in range(200):
+            await _begin(kernel, number, "keys")
+        usual = (time.perf_counter() - began) / 200
+        hits = 0
+        for number in range(200, 20_200, 2):
+            ended = _begin(kernel, number, "keys")
+            until = time.perf_counter() + number % 100 / 60 * usual
+            while time.perf_counter() < until:  # busy, so that it has ended there and is not known to have here
+                pass
+            assert kernel.kernel.interrupt(number.to_bytes(16, "big"))
+            failure = (await ended).failure
+            if failure is not None:
+                hits += 1
+                assert failure.category == "INTERRUPTED"
+            victim = await _begin(kernel, number + 1, "execute", "for _ in range(30): pass")
+            assert victim.failure is None, (number, victim.failure)
+        assert 100 < hits < 9_900  # else the moments were not chosen well
+
+
+def _begin(kernel: Driver, number: int, method: str, code: str = "") -> asyncio.Future[Reply]:
+    future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    command = Command(method, number.to_bytes(16, "big"), 3, code=code)
+    kernel.kernel.begin(command, partial(_settle, future))
+    return future
+
+
+def _settle(future: asyncio.Future[Reply], answer: Reply | KernelExited) -> None:
+    if isinstance(answer, KernelExited):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
 
 
 async def test_a_storm_of_interrupts(kernel: Driver) -> None:

@@ -138,10 +138,11 @@ def show(*_):
     struck += 1
     get_engine().display("handler")
     get_engine().progress(1)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005)
 struck = 0
 signal.signal(signal.SIGALRM, show)
-signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
-until = time.monotonic() + 0.3
+signal.setitimer(signal.ITIMER_REAL, 0.0005)
+until = time.monotonic() + 0.2
 count = 0
 while time.monotonic() < until:
     get_engine().display("code")
