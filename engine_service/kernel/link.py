@@ -75,6 +75,7 @@ class Reports:
         self._interrupts = interrupts
         self._pid = os.getpid()
         self._lock = threading.RLock()  # one display at a time
+        self._put_off: list[DisplayData] = []
         self._number = 0
         self._taken = 0
 
@@ -87,20 +88,30 @@ class Reports:
     def display(self, display: DisplayData) -> None:
         """Pass on an object, and wait until the host has it, and all that was written before.
 
-        So it has its place among the output. ValueTooLarge if it fits no frame.
+        So it has its place among the output. Of a signal's handler amid another display it comes right after
+        that. ValueTooLarge if it fits no frame.
         """
         if os.getpid() != self._pid:
             return
+        if self._lock._is_owned():  # type: ignore[attr-defined]  # a signal's handler, amid another display
+            self._put_off.append(display)
+            return
         process.flush()
-        with self._interrupts.shielded(), self._lock:
-            self._number += 1
-            number = self._number
-            try:
-                was_sent = self._link.send(write_shown(Shown(number, display)))
-            except WireError as error:
-                raise ValueTooLarge(f"what is displayed is too large: {error}") from None
-            while was_sent and self._taken < number:
-                data = os.read(self._acknowledgements, 8)
-                if not data:  # the host has gone
-                    return
-                self._taken = max(self._taken, int.from_bytes(data, "little"))
+        displays = [display]
+        while displays:
+            with self._interrupts.shielded(), self._lock:
+                for one in displays:
+                    self._show(one)
+                displays, self._put_off = self._put_off, []
+
+    def _show(self, display: DisplayData) -> None:
+        self._number += 1
+        try:
+            was_sent = self._link.send(write_shown(Shown(self._number, display)))
+        except WireError as error:
+            raise ValueTooLarge(f"what is displayed is too large: {error}") from None
+        while was_sent and self._taken < self._number:  # those that an exception kept from waiting come first
+            data = os.read(self._acknowledgements, 8)
+            if not data:  # the host has gone
+                return
+            self._taken = int.from_bytes(data, "little")
