@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -45,7 +46,8 @@ def _unary(engines: Sequence[Engine], method: int) -> Callable[..., Any]:
             return (await engine.call(method, request, call)).response
         except asyncio.CancelledError:
             if cancels:
-                engine.cancel(engine.operations.find(call.operation_id))
+                with contextlib.suppress(DeliveryError):  # it has ended just now, and was released
+                    engine.cancel(engine.operations.find(call.operation_id))
             raise
 
     return behave

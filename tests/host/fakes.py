@@ -53,6 +53,8 @@ class FakeKernel:
         self.released = asyncio.Event()
         self.interrupted = asyncio.Event()
         self.reply: Callable[[Command], Reply] | None = None
+        self.running: asyncio.Task[None] | None = None
+        self._done: Callable[[Reply | KernelExited], None] | None = None
 
     def resident_bytes(self) -> int:
         return self.memory
@@ -69,8 +71,16 @@ class FakeKernel:
         self.die(ExitStatus(-number, ordered=True, cause=cause))
 
     def die(self, status: ExitStatus) -> None:
-        if not self.exited.done():
-            self.exited.set_result(status)
+        """End; that is noticed a little later, and then whoever waits for an answer is told at once."""
+        asyncio.get_running_loop().call_soon(self._exit, status)
+
+    def _exit(self, status: ExitStatus) -> None:
+        if self.exited.done():
+            return
+        self.exited.set_result(status)
+        if self.running is not None:
+            self.running.cancel()
+        self._answer(KernelExited(status))
 
     async def stop(self, grace: float) -> ExitStatus:
         self.die(ExitStatus(0, ordered=True))
@@ -79,37 +89,44 @@ class FakeKernel:
     def begin(self, command: Command, done: Callable[[Reply | KernelExited], None]) -> None:
         if self.exited.done():
             raise KernelExited(self.exited.result())
+        self._done = done
         self.running = asyncio.create_task(self._run(command))
-        self.running.add_done_callback(lambda task: done(task.exception() or task.result()))  # type: ignore[arg-type]
 
-    async def _run(self, command: Command) -> Reply:
+    def _answer(self, answer: Reply | KernelExited) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            done(answer)
+
+    async def _run(self, command: Command) -> None:
         self.commands.append(command)
         word, _, rest = command.code.partition(" ")
+        reply = Reply(text=command.code, started_at=1000.5, duration=0.25)
         if self.reply is not None:
-            return self.reply(command)
-        if word == "die":
+            reply = self.reply(command)
+        elif word == "die":
             self.listener.output("stdout", b"last words", running=True)
             self.die(ExitStatus(-11))
+            await self.exited
         elif word == "print":
             self.listener.output("stdout", rest.encode(), running=True)
-        elif word in ("wait", "deaf"):
-            ends = [self.released, *([self.interrupted] if word == "wait" else [])]
-            waiting: list[asyncio.Future[Any]] = [asyncio.ensure_future(end.wait()) for end in ends]
-            await asyncio.wait((*waiting, self.exited), return_when=asyncio.FIRST_COMPLETED)
-            for wait in waiting:
-                wait.cancel()
-        if self.exited.done():
-            raise KernelExited(self.exited.result())
-        if word == "wait" and self.interrupted.is_set():
-            self.interrupted.clear()
-            return failure("KeyboardInterrupt", "", category="INTERRUPTED")
-        reply = Reply(text=command.code, started_at=1000.5, duration=0.25)
-        if word == "set":
+        elif word == "wait":
+            ends = [asyncio.ensure_future(end.wait()) for end in (self.released, self.interrupted)]
+            try:
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for end in ends:
+                    end.cancel()
+            if self.interrupted.is_set():
+                self.interrupted.clear()
+                reply = failure("KeyboardInterrupt", "", category="INTERRUPTED")
+        elif word == "deaf":
+            await self.released.wait()
+        elif word == "set":
             self.properties = {**self.properties, rest: Encoded(Codec.JSON, (b"1",))}
             reply.properties = dict(self.properties)
         elif word == "fail":
             reply = failure("ValueError", "no")
-        return reply
+        self._answer(reply)
 
 
 def failure(name: str, message: str, category: str = "USER") -> Reply:
