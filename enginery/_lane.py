@@ -26,6 +26,7 @@ class Hold:
 
     Each round sends the first `window` calls. A round in which one was refused halves the window and lengthens
     the delay; one without doubles the window. So a full queue is asked neither for all nor all the time.
+    Between rounds each answer lets one call go: where a queue was full, there is room for it now.
     """
 
     refusal: DeliveryError
@@ -42,18 +43,34 @@ class Hold:
     """Whether a call was refused in this round."""
     answered: bool = False
     """Whether one was answered since `since`."""
+    room: int = 0
+    """Calls that may go before the next round, since as many were answered."""
+    rounds: int = 0
 
     def refuse(self, error: DeliveryError, hint: float, now: float) -> None:
         """Take note that a call was refused; `hint` is how long it asked to wait, in seconds."""
         self.refusal = error
-        if not self.refused and self.due:
+        if not self.refused and self.rounds:
             self.window = max(1, self.window // 2)
             self.delay = min(self.delay * _GROWTH, LONGEST_DELAY)
         self.refused = True
         self.due = now + max(self.delay, hint)
 
+    def answer(self) -> None:
+        """Take note that a call was answered."""
+        self.answered = True
+        if self.refusal.reason == "QUEUE_FULL":
+            self.room += 1
+
+    @property
+    def next_at(self) -> float:
+        """When something of the lane is to be sent; 0 for now."""
+        return 0.0 if self.room and not self.behind else self.due
+
     def begin_round(self, now: float) -> None:
         """Begin a round of sending again."""
+        self.rounds += 1
+        self.room = 0
         if not self.refused:
             self.window = min(2 * self.window, _LARGEST_WINDOW)
             self.delay = FIRST_DELAY

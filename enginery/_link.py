@@ -206,8 +206,8 @@ class Link:
         while (response := await connection.stream.read()) is not grpc.aio.EOF:
             for reply in response.replies:
                 self._reply(reply)
-            if self._retrying is None and self.session.is_holding:
-                self._retry()
+            if self.session.is_holding:
+                self._plan_retry()
 
     async def _watch(self, connection: Connection) -> None:
         while (response := await connection.watch.read()) is not grpc.aio.EOF:
@@ -236,16 +236,18 @@ class Link:
 
     def _retry(self) -> None:
         """Send what was refused again when it is time, for as long as there is a connection."""
-        if self._retrying is not None:
-            self._retrying.cancel()
-            self._retrying = None
         if self._connection is None:
             return
         self._upload_all(self.session.retry(time.monotonic()))
         self._sendable.set()
+        self._plan_retry()
+
+    def _plan_retry(self) -> None:
+        if self._retrying is not None:
+            self._retrying.cancel()
         due = self.session.next_retry()
-        if due is not None:
-            self._retrying = self.thread.loop.call_later(max(0.0, due - time.monotonic()), self._retry)
+        wait = 0.0 if due is None else max(0.0, due - time.monotonic())
+        self._retrying = None if due is None else self.thread.loop.call_later(wait, self._retry)
 
     def start_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine in the background; `close` ends it. On the loop's thread."""

@@ -286,7 +286,7 @@ class Session:
         if self._lanes:
             lane = self._lanes.get(entry.operation.engine_id)
             if lane is not None and lane.hold is not None:
-                lane.hold.answered = True
+                lane.hold.answer()
         if self._stalled:
             self._make_room()
 
@@ -330,9 +330,13 @@ class Session:
         starting = []
         for engine_id, lane in list(self._lanes.items()):
             hold = lane.hold
-            if hold is None or now < hold.due:
+            if hold is None or now < hold.next_at:
                 continue
-            if self._is_stuck(engine_id, hold, now):
+            if now < hold.due:
+                self._outbox.extend(lane.release(hold.room))
+                starting += lane.next_upload()
+                hold.room = 0
+            elif self._is_stuck(engine_id, hold, now):
                 del self._lanes[engine_id]
                 for entry in lane.entries:
                     self._fail(entry, DeliveryError(hold.refusal.reason, **hold.refusal.metadata))
@@ -359,7 +363,7 @@ class Session:
 
     def next_retry(self) -> float | None:
         """Return when `retry` is to be called, None if nothing waits for that."""
-        return min((lane.hold.due for lane in self._lanes.values() if lane.hold is not None), default=None)
+        return min((lane.hold.next_at for lane in self._lanes.values() if lane.hold is not None), default=None)
 
     # ---- the loop's thread: connections
 

@@ -17,6 +17,8 @@ from enginery.errors import (
     CompositeError,
     InvalidProperty,
     KernelDied,
+    OperationCancelled,
+    OperationTimedOut,
     QueueCleared,
     RemoteError,
     SerializationError,
@@ -238,6 +240,39 @@ def test_interrupt_and_queue_answer_while_code_runs(client: enginery.Client) -> 
     with pytest.raises(RemoteError, match="KeyboardInterrupt"):
         busy.result(10)
     assert isinstance(waiting.exception(10), QueueCleared)
+
+
+def test_a_call_is_watched_and_stopped(client: enginery.Client) -> None:
+    """Output is read while it runs; cancel keeps the namespace, a timeout is an error of its own."""
+    client[0]["kept"] = 1
+    operation = client[0].execute("print('begun', flush=True)\nwhile True: pass", block=False)
+    stream = operation.events()
+    assert next(event.text for event in stream if event.kind == "stdout") == "begun\n"
+    assert (operation.status, operation.stdout) == ("running", "begun\n")
+    assert operation.cancel()
+    with pytest.raises(OperationCancelled) as caught:
+        operation.result(10)
+    assert "while True" in str(caught.value.__cause__)
+    assert [event.state for event in stream] == ["cancelled"]
+    with pytest.raises(OperationTimedOut, match=r"ran for 0\.1 s"):
+        client[0].execute("import time; time.sleep(60)", timeout=0.1)
+    assert client[0]["kept"] == 1
+    assert client.operation(operation.id).status == "cancelled"
+    assert {info.state for info in client.operations(engine_id=0, state=["cancelled", "timed_out"])} == {
+        "cancelled",
+        "timed_out",
+    }
+
+
+def test_a_call_that_does_not_stop_costs_the_namespace(client: enginery.Client) -> None:
+    """Its kernel is killed after two graces, unless the call said otherwise; the error says so."""
+    client[0]["kept"] = 1
+    deaf = "import time\nwhile True:\n    try: time.sleep(60)\n    except KeyboardInterrupt: pass"
+    with pytest.raises(OperationTimedOut) as caught:
+        client[0].execute(deaf, timeout=0.1, grace=0.1)
+    assert caught.value.namespace_lost
+    with pytest.raises(NameError):
+        client[0]["kept"]
 
 
 def test_a_kernel_that_dies_is_named_and_replaced(client: enginery.Client) -> None:

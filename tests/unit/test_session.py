@@ -310,6 +310,23 @@ def test_a_queue_that_stays_full_is_asked_for_less_and_less_often() -> None:
         assert len(sent(session)) == size
 
 
+def test_an_answer_makes_room_in_a_full_queue() -> None:
+    """One more may go at once, without waiting for the hint; where an engine is away it says nothing."""
+    for reason, due in (("QUEUE_FULL", 0.0), ("ENGINE_AWAY", 2.0)):
+        session = Session()
+        running, first, second = (submit(session) for _ in range(3))
+        session.accept()
+        sent(session)
+        for refused in (first, second):
+            assert session.replied(refused.call_id) is refused
+            session.refuse(refused, DeliveryError(reason, engine_id=0), 1.0, 1.0)
+        reply(session, running)
+        assert session.next_retry() == due
+        session.retry(1.1)
+        assert sent(session) == ([first.call_id] if due == 0.0 else [])
+        assert session.next_retry() == 2.0
+
+
 def test_an_engine_that_takes_nothing_for_long_is_given_up() -> None:
     """After a minute without any answer of it; not while it is at a call of this session."""
     session = Session()
