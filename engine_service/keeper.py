@@ -135,6 +135,8 @@ class KernelKeeper:
 
     async def _replace(self) -> None:
         status = await self.kernel.exited
+        if self._watching is not None:
+            await self._watching
         self.last_failure = status.describe()
         about = _logs.about(engine=self._owner.engine_id)
         logger.warning("the kernel died: %s", self.last_failure, extra=about)

@@ -30,6 +30,7 @@ MAX_RELEASED = 1_000
 _PAGE = 100
 _MAX_PAGE = 1_000
 _MAX_PAGE_BYTES = 2 << 20
+_LARGEST_EVENT = 512 << 10
 _SESSION_BYTES = 8
 
 
@@ -83,7 +84,7 @@ def _answer(engine: Engine, operation: Operation, message: operation_pb2.GetOper
     if operation.answer is not None:
         events.conclude(response.outcome, operation.state, operation.answer, operation.method)
     room = min(events.MAX_EVENTS, MAX_RESPONSE - response.ByteSize())
-    if message.HasField("after_sequence") and room > 0:
+    if message.HasField("after_sequence") and room >= _LARGEST_EVENT:  # beside a huge answer Attach has them
         response.events.extend(events.read(engine, operation, message.after_sequence, room))
     return _reply(response)
 
