@@ -21,6 +21,7 @@ from controller_service.events import Kept
 from controller_service.journal_records import Batch, EngineRow, Pending, Result
 from controller_service.journal_store import Bounds, Store
 from enginery._reasons import DeliveryError
+from enginery.v1 import frame_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -34,12 +35,13 @@ T = TypeVar("T")
 
 MAX_PENDING = 64 << 20
 """Bytes of results that wait for the disk at most; what comes beyond that is kept by its host alone."""
-_GROUP = 0.05  # seconds from the first record of a group to its commit: a commit costs as much as 30 records
+_GROUP = 0.2  # seconds from the first record of a group to its commit: hosts keep the answers until then
 _TIDYING = 60.0  # seconds between looks for results that are too old, if nothing is written
 _FIRST_RETRY, _LONGEST_RETRY = 0.25, 1.0  # seconds between attempts to write while the disk refuses
 _PATIENCE = 10.0  # seconds that a reader waits
 _LAST_WRITE = 5.0  # seconds that what is not written yet gets at the end
 _OVERHEAD = 512  # bytes that a result costs beside its answer
+_OUTCOME = 3  # where it stands in what is pending
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,9 +261,11 @@ class Journal:
             pending = self._group.pending(operation_id)
         except KeyError:
             return None
-        if pending is not None:
+        if pending is not None and pending[_OUTCOME] != frame_pb2.OUTCOME_LOST:
             return Result(operation_id, *pending)
-        return await self._read(lambda: self._store.find(operation_id))
+        # A loss may be told behind a result that is on disk, and that one stays.
+        written = await self._read(lambda: self._store.find(operation_id))
+        return Result(operation_id, *pending) if written is None and pending is not None else written
 
     async def page(
         self,

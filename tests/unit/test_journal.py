@@ -155,6 +155,20 @@ async def test_the_first_result_stays(path: Path) -> None:
         assert files(path) == []
 
 
+async def test_a_loss_hides_no_result_that_came_before_it(path: Path) -> None:
+    """What is on disk already stays true while the loss of the operation waits to be written behind it."""
+    async with opened(path) as journal:
+        add(journal, 1, b"it ended")
+        await safe(journal)
+        add(journal, 1, b"", error=b"lost", outcome=LOST)
+        add(journal, 2, b"", error=b"lost", outcome=LOST)
+        first, second = await journal.find(name(1)), await journal.find(name(2))
+        assert first is not None
+        assert first.response == b"it ended"
+        assert second is not None
+        assert second.outcome == LOST
+
+
 async def test_counts_say_what_is_safe(path: Path) -> None:
     """What was added while `appended` was n is on disk once `committed` is n, for another process to read."""
     async with opened(path) as journal:
