@@ -123,7 +123,7 @@ def test_a_result_outlives_its_engine_and_its_controller(state: Path) -> None:
             client.wait_for_engines(1, timeout=PATIENCE)
             operation = client[0].execute("print('from beyond'); 6 * 7", block=False)
             assert operation.result(PATIENCE).value == 42
-            time.sleep(0.2)  # written behind the reply, within a group commit
+            time.sleep(0.6)  # written behind the reply, within a group commit
         engine_host.kill()
         first.kill()
     with controller(state), enginery.connect(state / "client.json") as client:
