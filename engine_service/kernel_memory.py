@@ -14,11 +14,15 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 def resident_bytes(pid: int) -> int:
     """Return the resident memory of a process in bytes, 0 if it has just ended. Takes microseconds on Linux."""
     try:
-        if sys.platform == "linux":
-            return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE
-        return int(psutil.Process(pid).memory_info().rss)
+        return (
+            _resident_on_linux(pid) if sys.platform == "linux" else int(psutil.Process(pid).memory_info().rss)
+        )
     except (OSError, psutil.Error):
         return 0
+
+
+def _resident_on_linux(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE
 
 
 def group_bytes(pid: int, *, above: int = 0) -> int:

@@ -1,4 +1,4 @@
-"""Where the next page of a listing of operations begins. The same on hosts and controller, which merges theirs."""
+"""Where the next page of a listing of operations begins: the same on hosts and controller, which merges."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TIME_BYTES = 8
 _ID_BYTES = 16
 
 Position = tuple[int, bytes]
-"""When an operation was submitted, in nanoseconds since 1970, and its id: operations are listed by falling position."""
+"""When an operation was submitted, in nanoseconds since 1970, and its id; listed by falling position."""
 
 
 def token(last: Position) -> str:
@@ -22,7 +22,7 @@ def token(last: Position) -> str:
 
 
 def read(text: str) -> Position | None:
-    """Return the position below which a page begins, None for the first page; BAD_PAGE_TOKEN if it is not ours."""
+    """Return the position below which a page begins, None for the first; BAD_PAGE_TOKEN if it is not ours."""
     if not text:
         return None
     try:
