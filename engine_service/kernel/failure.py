@@ -8,6 +8,7 @@ import re
 import traceback
 from typing import TYPE_CHECKING
 
+from engine_service.kernel import interrupts
 from engine_service.kernel.display import cut, module_name, type_name
 from engine_service.kernel_messages import Failure
 from enginery import _codec
@@ -122,9 +123,16 @@ def _outline(described: tuple[RaisedError, ...]) -> str:
 
 
 def _strip(trace: TracebackType | None) -> TracebackType | None:
-    """Leave out the kernel's own frames at the top."""
+    """Leave out the kernel's own frames: at the top, and at the end those of the handler of an interrupt."""
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OURS):
         trace = trace.tb_next
+    last = step = trace  # the last that is not the handler's
+    while step is not None:
+        if step.tb_frame.f_code.co_filename != interrupts.__file__:
+            last = step
+        step = step.tb_next
+    if last is not None:
+        last.tb_next = None
     return trace
 
 

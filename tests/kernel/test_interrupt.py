@@ -129,3 +129,11 @@ async def test_an_interrupted_await_shows_where(kernel: Driver) -> None:
     assert reply.failure is not None
     assert reply.failure.errors[0].type_name == "KeyboardInterrupt"
     assert "line 3, in wait\n    await asyncio.sleep(60)\n" in reply.failure.traceback
+
+
+async def test_the_traceback_ends_where_the_code_was(kernel: Driver) -> None:
+    """The frame of the handler that raises is none of the user's."""
+    reply = await _interrupted(kernel, "import time\nget_engine().progress(0)\ntime.sleep(60)")
+    assert reply.failure is not None
+    assert [frame.line for frame in reply.failure.errors[0].frames] == [3]
+    assert "interrupts.py" not in reply.failure.traceback
