@@ -56,6 +56,8 @@ class Registration:
     properties: Mapping[str, value_pb2.Value]
     registered_ms: int
     lease: Lease
+    is_first: bool = False
+    """Whether it is known that nobody held its id before."""
     status: engine_pb2.EngineStatus | None = None
     """The last heartbeat's, None before the first."""
     draining_since: float | None = None

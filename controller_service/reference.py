@@ -27,6 +27,7 @@ from enginery.v1 import engine_pb2, frame_pb2, operation_pb2
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
+    from controller_service.events import Registration
     from controller_service.link import Link
 
 logger = logging.getLogger(__name__)
@@ -39,16 +40,18 @@ class EngineFromReference(EngineBase):
     """The engine of `engine_id`, wherever it runs. Lives as long as its registration."""
 
     def __init__(
-        self, engine_id: int, epoch: int, *, call_ids: Iterator[int], waiting_limit: int, answers: Answers
+        self, engine: Registration, *, call_ids: Iterator[int], waiting_limit: int, answers: Answers
     ) -> None:
         """Take where call ids come from, which all references of a controller share, and the bound in bytes."""
-        self._engine_id = engine_id
-        self.epoch = epoch
+        self._engine_id = engine.engine_id
+        self.epoch = engine.epoch
         """Of its registration."""
+        self.is_first = engine.is_first
+        """Whether it is known that nobody held its id before."""
         self._call_ids = call_ids
         self._answers = answers
         self._journal = answers.journal
-        self._router = Router(engine_id, waiting_limit)
+        self._router = Router(engine.engine_id, waiting_limit)
         self._link: Link | None = None
         self._lost: DeliveryError | None = None
         self._changed = asyncio.Event()

@@ -164,6 +164,7 @@ class Registry:
             return Admission(known, superseded)
         hello = self._settle_claim(hello)
         engine_id = self._choose_id(hello)
+        is_first = engine_id not in self._epochs
         engine = Registration(
             engine_id=engine_id,
             epoch=self._choose_epoch(engine_id, hello.epoch, unix_ms),
@@ -175,6 +176,7 @@ class Registry:
             properties=hello.properties or {},
             registered_ms=unix_ms,
             lease=Lease(self.lease, now),
+            is_first=is_first,
         )
         self._add(engine)
         self._streams[stream].engines[engine_id] = engine

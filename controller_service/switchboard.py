@@ -140,12 +140,14 @@ class Switchboard:
     async def call(self, engine_id: int | None, method: int, request: bytes, context: CallContext) -> CallReply:
         """Call a method of an engine; DeliveryError if it is not delivered.
 
-        An engine that cannot be asked is answered for, if the operation has ended and its answer is kept.
+        An engine that cannot be asked is answered for, if the operation has ended and its answer is kept. So is
+        one whose id another may have had before: a call that comes again may be that one's, and has run.
         """
-        if engine_id is not None and self._closed is None:
+        if engine_id is not None and self._closed is None and not context.is_new:
             reference = self._references.get(engine_id)
-            if reference is None or not reference.is_connected:
-                result = await self._kept(context.operation_id, may_wait=reference is not None)
+            if reference is None or not (reference.is_first and reference.is_connected):
+                may_wait = reference is not None and reference.is_first
+                result = await self._kept(context.operation_id, may_wait=may_wait)
                 if result is not None:
                     return call_reply(reply_of(result, method))
         return await self.engine(engine_id).call(method, request, context)
@@ -282,8 +284,7 @@ class Switchboard:
 
     def _add(self, engine: Registration) -> None:
         self._references[engine.engine_id] = EngineFromReference(
-            engine.engine_id,
-            engine.epoch,
+            engine,
             call_ids=self._call_ids,
             waiting_limit=self._waiting_limit,
             answers=self.answers,

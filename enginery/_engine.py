@@ -30,7 +30,8 @@ class CallContext(NamedTuple):  # a frozen dataclass takes a microsecond more fo
     """Who calls and how: the operation (16 bytes), the session (8 bytes, or empty for none) and options.
 
     `timeout` (None for ever) and `grace` are in seconds; see CallOptions in frame.proto. `known` says that the
-    request is empty, since the engine knows the operation.
+    request is empty, since the engine knows the operation; `is_new` that its caller did not name it, so that it
+    cannot have been called before.
     """
 
     operation_id: bytes
@@ -42,6 +43,7 @@ class CallContext(NamedTuple):  # a frozen dataclass takes a microsecond more fo
     interrupt_only: bool = False
     any_incarnation: bool = False
     known: bool = False
+    is_new: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,8 +42,9 @@ def read_call(metadata: Iterable[tuple[str, str | bytes]]) -> tuple[int | None, 
     engine_id = _integer(given, ENGINE_ID_KEY)
     session_id = _session(given)
     grace = _seconds(given, GRACE_KEY)
+    operation_id = _operation(given)
     context = CallContext(
-        operation_id=_operation(given) or _OPERATIONS.mint(),
+        operation_id=operation_id or _OPERATIONS.mint(),
         session_id=session_id,
         keep_queue=_flag(given, KEEP_QUEUE_KEY),
         inline_limit=_inline_limit(given),
@@ -51,6 +52,7 @@ def read_call(metadata: Iterable[tuple[str, str | bytes]]) -> tuple[int | None, 
         grace=DEFAULT_GRACE if grace is None else grace,
         interrupt_only=_flag(given, INTERRUPT_ONLY_KEY),
         any_incarnation=_flag(given, ANY_INCARNATION_KEY),
+        is_new=not operation_id,
     )
     return engine_id, context
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 import grpc
@@ -285,6 +286,40 @@ async def test_a_result_outlives_its_engine(patient: FakeCluster) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await patient.engines.Push(engine_pb2.PushRequest(), metadata=patient.to(0))
     assert _status.from_rpc(error.value).reason == "NO_ENGINES_REGISTERED"
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_what_ran_on_an_engine_does_not_run_on_the_next_of_its_id(
+    tmp_path: Path, restarted: bool
+) -> None:
+    """A call by name whose engine's id another has by now: the journal answers, and it does not run again."""
+    name, answer = _new_ids.mint(), engine_pb2.PushResponse(operation_id="ran")
+    state = tmp_path / "state"
+    async with contextlib.AsyncExitStack() as stack:
+        cluster = await stack.enter_async_context(running(state))
+        host = cluster.host()
+        host.answer = lambda call: frame_pb2.Reply(
+            call_id=call.call_id, outcome=frame_pb2.OUTCOME_OK, response=answer.SerializeToString()
+        )
+        await host.hello()
+        metadata = cluster.to(0, enginery_operation_id=_ids.show(name))
+        assert await cluster.engines.Push(engine_pb2.PushRequest(), metadata=metadata) == answer
+        await gone(cluster, host)
+        next_host = cluster.host()
+        await next_host.hello(incarnation="next")
+        if restarted:
+            await stack.aclose()
+            cluster = await stack.enter_async_context(running(state))
+            next_host = cluster.host()
+            await next_host.hello(incarnation="next")
+        metadata = cluster.to(0, enginery_operation_id=_ids.show(name))
+        assert await cluster.engines.Push(engine_pb2.PushRequest(), metadata=metadata) == answer
+        operation = engine_pb2.SubmitRequest(push=engine_pb2.PushRequest())
+        submitted = await cluster.engines.Submit(operation, metadata=metadata)
+        assert submitted.operation.state == operation_pb2.OPERATION_STATE_SUCCEEDED
+        assert not next_host.calls
+        await cluster.engines.Push(engine_pb2.PushRequest(), metadata=cluster.to(0))
+        assert len(next_host.calls) == 1
 
 
 async def test_who_lost_an_operation_is_told_again(tmp_path: Path) -> None:
