@@ -260,7 +260,7 @@ class Session:
                 break
         else:
             return None
-        self._fail(entry, _withdrawn())
+        self._fail(entry, _withdrawn(entry))
         if entry in self._outbox:
             self._outbox.remove(entry)
             return []
@@ -298,7 +298,7 @@ class Session:
         self.counters.refusals += 1
         entry.epoch = None  # it is known not to have run
         if entry.operation.is_stopping:
-            self._fail(entry, _withdrawn())
+            self._fail(entry, _withdrawn(entry))
             return
         engine_id = entry.operation.engine_id
         lane = self._lanes.setdefault(engine_id, Lane())
@@ -477,9 +477,13 @@ def _again(entry: Entry) -> bytes:
     return message.SerializeToString()
 
 
-def _withdrawn() -> DeliveryError:
+def _withdrawn(entry: Entry) -> DeliveryError:
     return DeliveryError(
-        "OPERATION_CANCELLED", cause="it was taken out of the queue before it was sent", namespace="kept"
+        "OPERATION_CANCELLED",
+        engine_id=entry.operation.engine_id,
+        operation_id=entry.operation.operation_id,
+        cause="it was taken out of the queue before it was sent",
+        namespace="kept",
     )
 
 
