@@ -49,7 +49,12 @@ def show(operation: bytes) -> str:
 
 def parse(text: str) -> bytes:
     """Return the 16 bytes of an operation id that a person wrote; ValueError if it is not a UUID."""
-    return uuid.UUID(text).bytes
+    if not isinstance(text, str):
+        raise TypeError(f"an operation's id is text, not {type(text).__name__}")
+    try:
+        return uuid.UUID(text).bytes
+    except ValueError:
+        raise ValueError(f"{text!r} is not an operation's id: that is a UUID") from None
 
 
 def new_incarnation() -> str:

@@ -73,8 +73,15 @@ class LoopThread:
         async def close_all() -> None:
             await asyncio.gather(*(closer() for closer in list(self._closers)))
 
-        with contextlib.suppress(TimeoutError):  # the process ends anyway
-            self.run(close_all(), _EXIT_PATIENCE)
+        async def end_tasks() -> None:  # those that a Ctrl-C cut off would complain if they were left
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+        for step in (close_all, end_tasks):
+            with contextlib.suppress(TimeoutError, KeyboardInterrupt):  # the process ends anyway
+                self.run(step(), _EXIT_PATIENCE)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(_EXIT_PATIENCE)
         if not self._thread.is_alive():

@@ -29,16 +29,19 @@ class Options:
         any_incarnation: bool | None = None,
         keep_queue: bool | None = None,
     ) -> Options:
-        """Return these settings with those that are given in their place; ValueError if one makes no sense."""
+        """Return these settings with those that are given in their place.
+
+        TypeError or ValueError if one makes no sense.
+        """
         if timeout is grace is interrupt_only is any_incarnation is keep_queue is None:
             return self
-        seconds = {"timeout": _seconds("timeout", timeout), "grace": _seconds("grace", grace)}
+        times = {"timeout": seconds("timeout", timeout), "grace": seconds("grace", grace)}
         flags = {
-            "interrupt_only": interrupt_only,
-            "any_incarnation": any_incarnation,
-            "keep_queue": keep_queue,
+            "interrupt_only": flag("interrupt_only", interrupt_only),
+            "any_incarnation": flag("any_incarnation", any_incarnation),
+            "keep_queue": flag("keep_queue", keep_queue),
         }
-        given = {name: value for name, value in (seconds | flags).items() if value is not None}
+        given = {name: value for name, value in (times | flags).items() if value is not None}
         return dataclasses.replace(self, **given)  # type: ignore[arg-type]
 
 
@@ -60,7 +63,8 @@ def message(options: Options) -> frame_pb2.CallOptions | None:
     return carried if options != NO_OPTIONS else None
 
 
-def _seconds(name: str, value: float | None) -> float | None:
+def seconds(name: str, value: float | None) -> float | None:
+    """Return a time that a caller gave, None if none was; TypeError or ValueError if it makes no sense."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -68,3 +72,10 @@ def _seconds(name: str, value: float | None) -> float | None:
     if not 0 <= value <= MAX_SECONDS:
         raise ValueError(f"{name} of {value:g} s is not within 0 and {MAX_SECONDS:g}")
     return float(value)
+
+
+def flag(name: str, value: bool | None) -> bool | None:
+    """Return a switch that a caller gave, None if none was; TypeError for all else: "no" would count as yes."""
+    if not isinstance(value, bool | None):
+        raise TypeError(f"{name} is True or False, not {type(value).__name__}")
+    return value

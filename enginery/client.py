@@ -211,6 +211,8 @@ class Client:
         `state` is `queued`, `running`, `succeeded`, `failed`, `cancelled`, `timed_out` or `lost`, or several.
         """
         self._check_open()
+        if limit < 1:
+            raise ValueError(f"limit is {limit}: at least one operation must be asked for")
         states = [] if state is None else state_numbers(state if isinstance(state, str) else list(state))
         request = operation_pb2.ListOperationsRequest(states=states, session_id=session_id or "")
         found: list[OperationInfo] = []

@@ -12,7 +12,7 @@ import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from enginery import _calls, _ids, _loop, _methods
+from enginery import _calls, _ids, _loop, _methods, _options
 from enginery._decode import to_exception, to_remote_error
 from enginery._outcomes import STATES, outcome_of
 from enginery._reasons import DeliveryError, public
@@ -274,6 +274,10 @@ class Operation(_Late[T]):
 
         For `for` and `async for`. It may be read by any number of clients, from where each likes.
         """
+        if type(after) is not int:  # a bool is no number
+            raise TypeError(f"after is the sequence of an event, not {type(after).__name__}")
+        if not 0 <= after < 1 << 64:
+            raise ValueError(f"after is {after}: sequences count up from 1")
         link = self._link()
         feed, key = Feed(), self.operation_id
         follow = link.operations.follow(feed, key, self.asked_engine, after, lambda: not self.done())
@@ -454,6 +458,8 @@ def stop(
 
     TimeoutError if not all engines have answered within `timeout` seconds; by default it takes what it takes.
     """
+    _options.seconds("grace", grace)
+    _options.flag("interrupt_only", interrupt_only)
     link = operations[0]._link()
     going = [operation for operation in operations if not operation._is_settled()]
     stopped = (

@@ -145,6 +145,27 @@ def test_times_that_make_no_sense_are_refused_here(client: enginery.Client, wron
         client[0].options(grace="1")  # type: ignore[arg-type]
 
 
+def test_what_is_no_option_or_id_is_refused_here(held: Held, client: enginery.Client) -> None:
+    """With words that say what was wrong, and before anything is done."""
+    with pytest.raises(TypeError, match="interrupt_only is True or False, not str"):
+        client[0].execute("1", interrupt_only="no")  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="grace is a number of seconds, not str"):
+        held.cancel(grace="1")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="grace of -1 s"):
+        held.cancel(grace=-1)
+    assert not held.is_stopping
+    with pytest.raises(ValueError, match="after is -1"):
+        held.events(after=-1)
+    with pytest.raises(TypeError, match="sequence of an event"):
+        held.events(after="1")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'x' is not an operation's id"):
+        client.operation("x")
+    with pytest.raises(TypeError, match="is text, not int"):
+        client.operation(5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="limit is 0"):
+        client.operations(limit=0)
+
+
 def test_an_option_that_the_function_may_have_meant(client: enginery.Client) -> None:
     """`timeout=` of apply is its own; a function with such a parameter must be told apart."""
 
