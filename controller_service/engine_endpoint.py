@@ -96,19 +96,23 @@ class _Connection:
             )
         for changed in message.properties_changed:
             self._registry.properties_changed(number, changed.engine_id, dict(changed.properties))
+        dropped = self._switchboard.journal.dropped
         for reply in message.replies:
             self._link.answer(reply)
         for ended in message.ended:
             self._switchboard.ended(self._link, ended)
         if message.accepted_count:
             self._link.accepted(message.accepted_count)
-        self._count(len(message.replies) + len(message.ended))
+        self._count(len(message.replies) + len(message.ended), dropped)
         for goodbye in message.goodbyes:
             self._registry.goodbye(number, goodbye.engine_id, goodbye.reason)
 
-    def _count(self, answers: int) -> None:
-        receipts = self._link.receipts
-        receipts.taken += answers
+    def _count(self, answers: int, dropped: int) -> None:
+        """Count the answers of a message before which the journal had dropped so many."""
+        receipts, journal = self._link.receipts, self._switchboard.journal
+        if journal.dropped > dropped:
+            receipts.miss(appended=journal.appended)
+        receipts.take(answers)
         if receipts.is_due:
             self._switchboard.acknowledge(self._link)
 

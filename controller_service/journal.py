@@ -65,7 +65,11 @@ class AnyJournal(Protocol):
 
     @property
     def committed(self) -> int:
-        """The first so many of them are safe."""
+        """The first so many of them are safe, but for those that were dropped."""
+
+    @property
+    def dropped(self) -> int:
+        """How many of them had no room while the disk refused, and are not kept."""
 
     def add_result(
         self,
@@ -150,11 +154,11 @@ class Journal:
         """Keep that of a cluster in `path`. With `power` it survives the loss of power too."""
         self.appended = 0
         self.committed = 0
+        self.dropped = 0
         self._path = path
         self._store = Store(path, cluster_id, bounds or Bounds(), power=power)
         self._max_pending = max_pending
         self._group = _Group()
-        self._dropped = 0
         self._reported_dropped = 0
         self._kept_bytes = 0
         self._broken: BaseException | None = None
@@ -186,7 +190,7 @@ class Journal:
         """Return counts."""
         pending = self._group.collecting.size + self._group.writing.size
         return Statistics(
-            self.appended, self.committed, self._dropped, pending, self._kept_bytes, self._broken is not None
+            self.appended, self.committed, self.dropped, pending, self._kept_bytes, self._broken is not None
         )
 
     # Adding: on the path of every reply
@@ -205,15 +209,15 @@ class Journal:
         self.appended += 1
         batch = self._group.collecting
         batch.count += 1
-        size = len(response) + len(error) + _OVERHEAD
-        if batch.size + self._group.writing.size + size > self._max_pending:
-            self._drop()
-            return
         if operation_id not in batch.results:
-            batch.size += size
-            batch.results[operation_id] = (
-                engine_id, method, session_id, outcome, time.time_ns() // 1_000_000, response, error,
-            )  # fmt: skip
+            size = len(response) + len(error) + _OVERHEAD
+            if batch.size + self._group.writing.size + size > self._max_pending:
+                self.dropped += 1
+            else:
+                batch.size += size
+                batch.results[operation_id] = (
+                    engine_id, method, session_id, outcome, time.time_ns() // 1_000_000, response, error,
+                )  # fmt: skip
         if not self._wake.is_set():
             self._wake.set()
 
@@ -247,10 +251,6 @@ class Journal:
     def _added(self, batch: Batch) -> None:
         self.appended += 1
         batch.count += 1
-        self._wake.set()
-
-    def _drop(self) -> None:
-        self._dropped += 1
         self._wake.set()
 
     # Reading
@@ -335,12 +335,13 @@ class Journal:
         if self._broken is not None:
             logger.info("the journal in %s is written again", self._path)
             self._broken = None
-        if self._dropped > self._reported_dropped:
-            count = self._dropped - self._reported_dropped
+        if self.dropped > self._reported_dropped:
+            count = self.dropped - self._reported_dropped
             logger.warning(
-                "the disk was too slow for the journal: %d results are kept by their hosts alone", count
+                "the disk was too slow for the journal: %d results had no room; their hosts tell them again",
+                count,
             )
-            self._reported_dropped = self._dropped
+            self._reported_dropped = self.dropped
         return True
 
     def _note_failure(self, error: BaseException) -> None:
@@ -372,6 +373,7 @@ class NoJournal:
 
     appended = 0
     committed = 0
+    dropped = 0
 
     def add_result(
         self,

@@ -79,3 +79,6 @@ class Link:
         count = self.receipts.settle(appended=appended, committed=committed)
         if count is not None:
             self.send(engine_pb2.ControllerMessage(journaled_count=count).SerializeToString())
+        if self.receipts.is_stuck:
+            cause = "it had no room for what was told on this stream, and has it now"
+            self.end(DeliveryError("JOURNAL_UNAVAILABLE", cause=cause))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from typing import TYPE_CHECKING
+from unittest.mock import ANY
 
 import grpc
 import grpc.aio
 import pytest
 
+from controller_service.journal import Journal
 from enginery import _ids, _status
 from enginery._reasons import DeliveryError
 from enginery.v1 import engine_pb2, frame_pb2, operation_pb2
@@ -142,6 +144,24 @@ async def test_hosts_learn_what_the_journal_has(quick: FakeCluster) -> None:
     assert (kept.method, kept.outcome) == (frame_pb2.METHOD_EXECUTE, frame_pb2.OUTCOME_OK)
     assert await journal.find(host.calls[1].operation_id) is None, "a control call is no operation"
     assert await journal.find(submitted) is not None
+
+
+async def test_what_the_journal_had_no_room_for_comes_again(quick: FakeCluster) -> None:
+    """It is not told to be safe; once the disk takes records again its host is asked by a new stream."""
+    journal = quick.controller.journal
+    assert isinstance(journal, Journal)
+    host = quick.host()
+    await host.hello()
+    host.send(ended=[ended(_new_ids.mint())])
+    await until(lambda: host.journaled == [1])
+    journal._max_pending = 0
+    missed = _new_ids.mint()
+    host.send(ended=[ended(missed)])
+    await until(lambda: journal.dropped == 1)
+    host.send(ended=[ended(_new_ids.mint())])
+    assert await host.status() == (grpc.StatusCode.UNAVAILABLE, ANY)
+    assert host.journaled == [1]
+    assert await journal.find(missed) is None
 
 
 async def test_only_the_engines_own_host_tells_of_ended_operations(quick: FakeCluster) -> None:

@@ -309,9 +309,9 @@ def test_hosts_are_told_what_is_committed() -> None:
     """A count is told once all that the journal had been given by then is committed, and only once."""
     receipts = Receipts()
     assert receipts.settle(appended=5, committed=5) is None
-    receipts.taken = 3
+    receipts.take(3)
     assert receipts.settle(appended=8, committed=5) is None
-    receipts.taken = 4
+    receipts.take(1)
     assert receipts.settle(appended=9, committed=8) == 3
     assert receipts.settle(appended=9, committed=8) is None
     assert receipts.settle(appended=9, committed=9) == 4
@@ -320,7 +320,7 @@ def test_hosts_are_told_what_is_committed() -> None:
 def test_without_a_journal_all_is_told_at_once() -> None:
     """Nothing is given to it, so nothing is waited for."""
     receipts = Receipts()
-    receipts.taken = 7
+    receipts.take(7)
     assert receipts.settle(appended=0, committed=0) == 7
 
 
@@ -328,13 +328,26 @@ def test_receipts_are_bounded_and_due_after_many() -> None:
     """While the journal stands still few notes are kept, and what is told is never too much."""
     receipts = Receipts()
     for step in range(1, 3 * MAX_NOTES):
-        receipts.taken += EVERY
+        receipts.take(EVERY)
         assert receipts.is_due
         assert receipts.settle(appended=step, committed=0) is None
         assert not receipts.is_due
     assert repr(receipts).endswith(f"notes={MAX_NOTES})")
     assert receipts.settle(appended=3 * MAX_NOTES, committed=1) == EVERY
     assert receipts.settle(appended=3 * MAX_NOTES, committed=3 * MAX_NOTES) == receipts.taken
+
+
+def test_what_the_journal_missed_is_never_told_to_be_safe() -> None:
+    """Nothing from there on counts on this stream; once the journal goes on, only another one helps."""
+    receipts = Receipts()
+    receipts.take(3)
+    receipts.miss(appended=5)
+    receipts.take(2)
+    receipts.miss(appended=7)
+    assert receipts.settle(appended=9, committed=4) is None
+    assert (receipts.is_stuck, receipts.settle(appended=9, committed=5)) == (False, 3)
+    assert receipts.is_stuck, "the disk takes records again"
+    assert receipts.settle(appended=9, committed=9) is None
 
 
 # ---- every order of events
