@@ -52,12 +52,20 @@ async def run(config: HostConfig) -> int:
     """Run a host; return its exit code."""
     host = Host(config)
     with StopRequest(life_line=config.life_line) as stop:
+        asked = asyncio.create_task(stop.wait())
+        starting = asyncio.create_task(host.start())
+        await asyncio.wait((asked, starting), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            logger.info("stopping: %s", asked.result().text)
+            starting.cancel()
         try:
-            await host.start()
+            await starting
+        except asyncio.CancelledError:
+            return asked.result().exit_code
         except (KernelExited, EngineryError, OSError) as error:
+            asked.cancel()
             logger.error("the host does not start: %s", error)
             return 1
-        asked = asyncio.create_task(stop.wait())
         left = asyncio.create_task(host.wait_stopped())
         await asyncio.wait((asked, left), return_when=asyncio.FIRST_COMPLETED)
         left.cancel()

@@ -236,9 +236,9 @@ class Engine:
             self.listener.kernel_changed(self, self.last_failure)
         self._runner.begin_next()
 
-    def kernel_not_starting(self, exited: KernelExited) -> None:
+    def kernel_not_starting(self, cause: KernelExited | OSError) -> None:
         """Fail what waits: nobody knows for how long it would have to."""
-        error = DeliveryError("KERNEL_NOT_STARTING", engine_id=self.engine_id, cause=exited)
+        error = DeliveryError("KERNEL_NOT_STARTING", engine_id=self.engine_id, cause=cause)
         self.fail_all(self.queue.clear(), error)
 
     # ---- calls

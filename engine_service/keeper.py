@@ -33,7 +33,7 @@ class KernelOwner(Protocol):
     def kernel_started(self) -> None:
         """There is a kernel; what is submitted can run."""
 
-    def kernel_not_starting(self, exited: KernelExited) -> None:
+    def kernel_not_starting(self, cause: KernelExited | OSError) -> None:
         """Another attempt to start one has failed; more will follow."""
 
 
@@ -65,6 +65,7 @@ class KernelKeeper:
         self._memory_limit = memory_limit
         self._kernel: KernelProcess | None = None
         self._watching: asyncio.Task[None] | None = None  # ends with its kernel
+        self._starting: asyncio.Task[None] | None = None  # `run` awaits it
         self._wake = asyncio.Event()
         self._is_stopping = False
 
@@ -98,9 +99,11 @@ class KernelKeeper:
         self.kernel.kill(cause=cause)
 
     def stop(self) -> None:
-        """Let `run` come to its end."""
+        """Let `run` come to its end. A kernel that has not come up yet is not waited for."""
         self._is_stopping = True
         self._wake.set()
+        if self._starting is not None:
+            self._starting.cancel()
 
     async def run(self) -> None:
         """Replace each kernel that ends, until `stop`."""
@@ -142,16 +145,22 @@ class KernelKeeper:
         logger.warning("the kernel died: %s", self.last_failure, extra=about)
         attempt = 0
         while not self._is_stopping:
+            self._starting = asyncio.create_task(self.start(), name="start of a kernel")
             try:
-                await self.start()
-            except KernelExited as exited:
-                logger.error("the kernel does not start: %s", exited, extra=about)
-                self._owner.kernel_not_starting(exited)
+                await self._starting
+            except asyncio.CancelledError:
+                if not self._is_stopping:
+                    raise
+            except (KernelExited, OSError) as error:  # OSError: no process or memory is left for it just now
+                logger.error("the kernel does not start: %s", error, extra=about)
+                self._owner.kernel_not_starting(error)
                 attempt = min(attempt + 1, len(_RESTART_DELAYS) - 1)
                 await self._pause(_RESTART_DELAYS[attempt])
             else:
                 logger.info("kernel %s, pid %d", self.kernel.incarnation, self.kernel.pid, extra=about)
                 return
+            finally:
+                self._starting = None
 
     async def _pause(self, seconds: float) -> None:
         self._wake.clear()

@@ -139,6 +139,7 @@ class KernelProcess:
             raise KernelExited(status, kernel._pipes.last_words) from None
         except BaseException:
             kernel.kill()
+            await asyncio.shield(kernel.exited)
             raise
         return kernel
 

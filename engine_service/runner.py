@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from engine_service.kernel_process import Command, Failure, KernelExited, Reply
 from engine_service.ladder import Action, Ladder
+from engine_service.late_output import LateOutput
 from engine_service.operation import RUNNING, Answer, StopCause
 from engine_service.requests import LARGE
 from engine_service.responses import Composer
@@ -55,6 +56,7 @@ class Runner:
         self._phase = Phase.NONE
         self._timer: asyncio.TimerHandle | None = None  # its timeout, then the next step of its ladder
         self._aside: asyncio.Task[None] | None = None  # translates what is large
+        self._late = LateOutput()
 
     # ---- to the kernel
 
@@ -120,7 +122,10 @@ class Runner:
             operation.log.output(stream, data, time.time())
             return
         about = _logs.about(engine=self._engine.engine_id)
-        for line in data[:LARGE].decode("utf-8", "backslashreplace").splitlines():
+        lines, dropped = self._late.take(data, time.monotonic())
+        if dropped:
+            output_logger.warning("%d bytes of output of no operation were dropped", dropped, extra=about)
+        for line in lines:
             output_logger.info("%s: %s", stream, line, extra=about)
 
     def display(self, display: DisplayData) -> None:

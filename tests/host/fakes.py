@@ -137,15 +137,31 @@ def failure(name: str, message: str, category: str = "USER") -> Reply:
 
 @dataclass
 class Kernels:
-    """Starts fake kernels; `refusals` says how many starts fail first."""
+    """Starts fake kernels.
+
+    `refusals` says how many starts fail first, `shortages` for how many of them the system has no process.
+    While it `is_slow`, starts do not come to their end; `starting` counts those.
+    """
 
     started: list[FakeKernel] = field(default_factory=list)
     refusals: int = 0
+    shortages: int = 0
+    is_slow: bool = False
+    starting: int = 0
 
     async def start(self, options: KernelOptions, listener: KernelListener) -> FakeKernel:
         if self.refusals:
             self.refusals -= 1
             raise KernelExited(ExitStatus(1), b"exec line raised")
+        if self.shortages:
+            self.shortages -= 1
+            raise BlockingIOError("no process is left")
+        if self.is_slow:
+            self.starting += 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.starting -= 1
         self.started.append(FakeKernel(options, listener))
         return self.started[-1]
 

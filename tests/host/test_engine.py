@@ -101,6 +101,34 @@ async def test_a_kernel_that_does_not_start_is_tried_again() -> None:
         assert (await execute(engine, "1")).text == "1"
 
 
+async def test_a_kernel_for_which_there_is_no_process_is_tried_again() -> None:
+    """A machine that is out of processes or memory for a moment costs no engine."""
+    async with running_engine() as (engine, kernels):
+        kernels.shortages = 1
+        assert await refused(asyncio.ensure_future(execute(engine, "die"))) == "KERNEL_DIED"
+        await until(lambda: not kernels.shortages)
+        assert (await execute(engine, "1")).text == "1"
+
+
+@pytest.mark.parametrize("leave", ["stop", "drain"])
+async def test_stopping_does_not_wait_for_a_kernel_that_starts(leave: str) -> None:
+    """Code that runs before a kernel is ready may take half a minute: nobody waits for that."""
+    async with running_engine() as (engine, kernels):
+        kernels.is_slow = True
+        assert await refused(asyncio.ensure_future(execute(engine, "die"))) == "KERNEL_DIED"
+        await until(lambda: kernels.starting == 1)
+        waiting = asyncio.ensure_future(execute(engine, "1"))
+        await until(lambda: len(engine.queue) == 1)
+        if leave == "drain":
+            engine.drain("the host stops", 60)
+        else:
+            engine.stop("the host stops")
+        assert await refused(waiting) == "ENGINE_STOPPED"
+        async with asyncio.timeout(5):
+            await engine.wait_stopped()
+        assert (len(kernels.started), kernels.starting) == (1, 0)
+
+
 async def test_a_first_start_that_fails_is_the_callers() -> None:
     """`start` raises with what the kernel wrote."""
     kernels = Kernels(refusals=1)

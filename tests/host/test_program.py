@@ -16,6 +16,7 @@ from engine_service.config import HostConfig, parse
 from engine_service.kernel_process import KernelExited
 from enginery import _connection_file, _status
 from enginery.v1 import engine_pb2, frame_pb2
+from tests.e2e import services
 from tests.host.fakes import running_controller, until
 
 if TYPE_CHECKING:
@@ -162,6 +163,19 @@ def test_signals_end_the_program_cleanly(
     assert number.name in rest
     assert "engine -1" not in rest
     assert all(line.startswith("{") == (log_format == "json") for line in lines + rest.splitlines())
+
+
+def test_a_signal_ends_a_start(tmp_path: Path) -> None:
+    """What runs before a kernel is ready may take long: nobody waits for that to stop, and no kernel stays."""
+    begun = tmp_path / "begun"
+    line = f"import time; open({str(begun)!r}, 'w').close(); time.sleep(99)"
+    command = [sys.executable, "-m", "engine_service", f"--exec-line={line}", f"--state-dir={tmp_path}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        services.until(begun.exists, "the kernel's first line")
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=10)
+        assert process.returncode == 143
+    assert said.endswith("stopping: SIGTERM\n")
 
 
 def test_a_failed_start_is_exit_code_1(tmp_path: Path) -> None:
