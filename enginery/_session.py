@@ -85,8 +85,10 @@ class Entry:
     uploads: Uploads
     """What must be uploaded first; empty once it was."""
     submitted_at: float
-    epoch: int | None = None
-    """The epoch of its engine when it was sent; None while the engine cannot have it."""
+    epoch: int
+    """The registration of its engine that is meant: the one that was known when it was made. 0 if none was."""
+    sendings: int = 0
+    """How often it was sent; 0 while the engine cannot have it."""
 
 
 @dataclass(slots=True)
@@ -140,7 +142,7 @@ class Session:
             request=request.payload,
         )
         frame = cluster_pb2.SessionRequest(calls=[call]).SerializeToString()
-        return Entry(call_id, operation, request, frame, request.uploads, now)
+        return Entry(call_id, operation, request, frame, request.uploads, now, self._epochs.get(engine_id, 0))
 
     def submit(self, entries: list[Entry], *, may_wait: bool, is_urgent: bool = False) -> None:
         """Queue calls. While too much is unsent or unanswered this waits, or raises QUEUE_FULL unless it
@@ -233,11 +235,12 @@ class Session:
         while self._outbox and len(frames) < BATCH_CALLS and (not frames or size < BATCH_BYTES):
             entry = self._outbox.popleft()
             frame = entry.frame
-            if entry.epoch is None:
-                entry.epoch = self._epochs.get(entry.operation.engine_id, 0)
-            else:
+            if entry.sendings:
                 frame = _again(entry)
                 self.counters.resent += 1
+            elif entry.epoch != self._epochs.get(entry.operation.engine_id, 0):
+                frame = _again(entry)  # it goes to the engine that was meant, or to none
+            entry.sendings += 1
             frames.append(frame)
             size += len(frame)
             self._waiting[entry.call_id] = entry
@@ -256,7 +259,7 @@ class Session:
         """
         lane = self._lanes.get(operation.engine_id, Lane())
         for entry in (*self._outbox, *lane.entries):
-            if entry.operation is operation and (entry.epoch is None or not arrived):
+            if entry.operation is operation and (not entry.sendings or not arrived):
                 break
         else:
             return None
@@ -296,7 +299,8 @@ class Session:
         `hint` is what the answer said of when, in seconds.
         """
         self.counters.refusals += 1
-        entry.epoch = None  # it is known not to have run
+        if entry.sendings == 1:  # it is known not to have run; an earlier sending may have
+            entry.sendings = 0
         if entry.operation.is_stopping:
             self._fail(entry, _withdrawn(entry))
             return
@@ -471,9 +475,9 @@ class Session:
 
 
 def _again(entry: Entry) -> bytes:
-    """Return the frame of a call that may have arrived: it says to which registration of its engine."""
+    """Return the frame of a call that says which registration of its engine it means."""
     message = cluster_pb2.SessionRequest.FromString(entry.frame)
-    message.calls[0].sent_epoch = entry.epoch or 0
+    message.calls[0].sent_epoch = entry.epoch
     return message.SerializeToString()
 
 
@@ -488,4 +492,4 @@ def _withdrawn(entry: Entry) -> DeliveryError:
 
 
 def _lost(entry: Entry, cause: str) -> DeliveryError:
-    return DeliveryError("NOT_SENT" if entry.epoch is None else "CONTROLLER_LOST", cause=cause)
+    return DeliveryError("CONTROLLER_LOST" if entry.sendings else "NOT_SENT", cause=cause)

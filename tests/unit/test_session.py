@@ -135,13 +135,38 @@ def test_what_was_not_answered_is_sent_again() -> None:
     epochs.clear()
     again = calls(session)
     assert [call.call_id for call in again] == [first.call_id, other.call_id, second.call_id]
-    assert [call.sent_epoch for call in again] == [7, 9, 0]
+    assert [call.sent_epoch for call in again] == [7, 9, 7]
     assert again[0].request == first.request.payload
     assert not first.operation.done()
     epochs[0] = 8  # another registration of the same id: what was sent to the old one still says so
     session.disconnected("again", 2.0)
-    assert [call.sent_epoch for call in calls(session)] == [7, 9, 0]
+    assert [call.sent_epoch for call in calls(session)] == [7, 9, 7]
     assert session.counters.resent == 5
+
+
+def test_a_call_means_the_engine_that_was_there_when_it_was_made() -> None:
+    """If that is gone when it is sent for the first time, it says so, and never goes to whoever has the id."""
+    epochs = {0: 7}
+    session = Session(epochs)
+    submit(session)
+    epochs.clear()  # a restarted controller does not know the engine yet
+    submit(session)
+    session.accept()
+    assert [call.sent_epoch for call in calls(session)] == [7, 0]
+
+
+def test_a_refusal_says_nothing_of_an_earlier_sending() -> None:
+    """A call that is refused when it is sent again may have run: it keeps saying which engine it means."""
+    session = Session({0: 7})
+    entry = submit(session)
+    session.accept()
+    assert [call.sent_epoch for call in calls(session)] == [0]
+    session.disconnected("socket closed", 1.0)
+    assert [call.sent_epoch for call in calls(session)] == [7]
+    assert session.replied(entry.call_id) is entry
+    session.refuse(entry, DeliveryError("ENGINE_AWAY", engine_id=0), 0.1, 2.0)
+    session.retry(60.0)
+    assert [call.sent_epoch for call in calls(session)] == [7]
 
 
 def test_what_would_hit_something_else_is_not_sent_again() -> None:
