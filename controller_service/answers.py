@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from controller_service.journal_records import Result
 from enginery import _ids
@@ -29,10 +30,14 @@ MAX_LOST = 16_384
 """Operations of lost engines that are remembered without a journal, the newest."""
 MAX_QUESTIONS = 100_000
 """Calls that may wait for the journal at the same time; callers of more are told to come again."""
+_AT_ONCE = 256  # answers that are handled before the loop does something else
 _SUBMIT = METHODS["Submit"]
 _TYPES = {
     METHODS[rpc.name]: f"type.googleapis.com/{rpc.output_type.full_name}" for rpc in ENGINE_SERVICE.methods
 }
+
+_Lost: TypeAlias = tuple[bytes, int, bytes, int, int, bytes, int]
+"""Id, method, session, engine, outcome, error and milliseconds: a tuple, since there may be many at once."""
 
 Answer = Result | DeliveryError | None
 """How an operation ended, or why that cannot be told; None if it is not known."""
@@ -44,7 +49,8 @@ class Answers:
     def __init__(self, journal: AnyJournal) -> None:
         """Read and write `journal`."""
         self.journal = journal
-        self._lost: dict[bytes, Result] = {}
+        self._lost: dict[bytes, _Lost] = {}
+        self._unwritten: deque[_Lost] = deque()
         self._questions: deque[tuple[bytes, Callable[[Answer], None]]] = deque()
         self._asked = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
@@ -59,23 +65,34 @@ class Answers:
 
     async def stop(self) -> None:
         """End; questions that still wait are dropped, for their streams are over."""
+        while self._unwritten:
+            self._write_lost()
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
 
     def lost(
-        self, operation_id: bytes, engine_id: int, method: int, session_id: bytes, failure: frame_pb2.Reply
+        self, operations: Collection[tuple[bytes, int, bytes]], engine_id: int, failure: frame_pb2.Reply
     ) -> None:
-        """Keep that an operation was lost with its engine, unless it is known to have ended before."""
-        outcome, error = failure.outcome, failure.error
-        now = time.time_ns() // 1_000_000
-        self._lost[operation_id] = Result(
-            operation_id, engine_id, method, session_id, outcome, now, error=error
-        )
-        if len(self._lost) > MAX_LOST:
-            del self._lost[next(iter(self._lost))]
-        # The journal keeps the first result of an operation, so what is told later is always the same.
-        self.journal.add_result(operation_id, engine_id, method, session_id, outcome, b"", error)
+        """Keep that operations (id, method, session) were lost with their engine, unless they had ended."""
+        end = (engine_id, failure.outcome, failure.error, time.time_ns() // 1_000_000)
+        lost = [(*operation, *end) for operation in operations]
+        self._lost.update((one[0], one) for one in lost)
+        for operation_id in list(itertools.islice(self._lost, max(0, len(self._lost) - MAX_LOST))):
+            del self._lost[operation_id]
+        is_idle = not self._unwritten
+        self._unwritten.extend(lost)
+        if is_idle:
+            self._write_lost()
+
+    def _write_lost(self) -> None:
+        """Give some of what was lost to the journal, and the rest soon: there may be too many for one go."""
+        for _ in range(min(_AT_ONCE, len(self._unwritten))):
+            operation_id, method, session_id, engine_id, outcome, error, _ = self._unwritten.popleft()
+            # The journal keeps the first result of an operation, so what is told later is always the same.
+            self.journal.add_result(operation_id, engine_id, method, session_id, outcome, b"", error)
+        if self._unwritten:
+            asyncio.get_running_loop().call_soon(self._write_lost)
 
     def forget(self, operation_ids: Collection[bytes]) -> None:
         """Remove what is kept of those operations."""
@@ -91,7 +108,13 @@ class Answers:
             if operation_id not in self._lost:
                 raise
             result = None
-        return result or self._lost.get(operation_id)
+        return result or self._find_lost(operation_id)
+
+    def _find_lost(self, operation_id: bytes) -> Result | None:
+        if operation_id not in self._lost:
+            return None
+        _, method, session_id, engine_id, outcome, error, now = self._lost[operation_id]
+        return Result(operation_id, engine_id, method, session_id, outcome, now, error=error)
 
     def ask(self, operation_id: bytes, then: Callable[[Answer], None]) -> None:
         """Call `then` with the answer, soon: for those who cannot wait."""
@@ -105,6 +128,8 @@ class Answers:
         while True:
             await self._asked.wait()
             while self._questions:
+                if not len(self._questions) % _AT_ONCE:
+                    await asyncio.sleep(0)  # without a journal nothing else would let others have the loop
                 operation_id, then = self._questions.popleft()
                 try:
                     then(await self._look_up(operation_id))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _OPERATION_BYTES = 16
+_AT_ONCE = 256  # calls that are told again, or lost, before the loop does something else: 2 ms
 _control_ids = _ids.OperationIds()  # of calls that this controller makes itself
 
 
@@ -53,6 +55,7 @@ class EngineFromReference(EngineBase):
         self._journal = answers.journal
         self._router = Router(engine.engine_id, waiting_limit)
         self._link: Link | None = None
+        self._again: deque[RoutedCall] = deque()  # which the stream is still to be told
         self._lost: DeliveryError | None = None
         self._changed = asyncio.Event()
 
@@ -147,17 +150,26 @@ class EngineFromReference(EngineBase):
     def attach(self, link: Link, inventory: Collection[bytes] = frozenset()) -> None:
         """Use `link` from now on, and tell again what has no reply yet; the host knows the `inventory`."""
         self._link = link
-        again = self._router.connected(inventory)
-        for call, frame in again:
-            link.post(call, frame)
-        if again:
-            logger.info(
-                "goes on with calls that wait: %d", len(again), extra=_logs.about(engine=self.engine_id)
-            )
+        self._again.extend(self._router.connected(inventory))
+        if self._again:
+            count = len(self._again)
+            logger.info("goes on with calls that wait: %d", count, extra=_logs.about(engine=self.engine_id))
+            self._tell_again(link, inventory)
         self._changed.set()
+
+    def _tell_again(self, link: Link, inventory: Collection[bytes]) -> None:
+        """Tell a few of the calls that wait, and the rest soon: there may be too many for one go."""
+        if self._link is not link:
+            return  # it is lost by now
+        for _ in range(min(_AT_ONCE, len(self._again))):
+            call = self._again.popleft()
+            link.post(call, self._router.frame(call, inventory))
+        if self._again:
+            asyncio.get_running_loop().call_soon(self._tell_again, link, inventory)
 
     def detach(self) -> None:
         """The stream is lost; calls wait."""
+        self._again.clear()
         calls = self._router.disconnected()
         if self._link is not None:
             self._link.withdraw(calls)
@@ -217,19 +229,25 @@ class EngineFromReference(EngineBase):
         failure = undelivered(0, error)
         calls, submitted = self._router.lose()
         is_final = failure.outcome in FINAL
-        for call in calls:
+        if is_final:
+            operations = [(one.operation_id, one.method, one.session_id) for one in calls if one.is_operation]
+            operations += [(one, SUBMIT, session_id) for one, session_id in submitted.items()]
+            self._answers.lost(operations, self._engine_id, failure)
+        self._tell_lost(deque(calls), failure, is_final=is_final)
+        self._changed.set()
+
+    def _tell_lost(self, calls: deque[RoutedCall], failure: frame_pb2.Reply, *, is_final: bool) -> None:
+        """Tell a few callers that their engine is gone, and the rest soon."""
+        for _ in range(min(_AT_ONCE, len(calls))):
+            call = calls.popleft()
             if is_final and call.is_operation:
-                self._keep_lost(call.operation_id, call.method, call.session_id, failure)
                 # It may have ended before, when another call waited for it: then that is what this one is told.
                 self._answers.ask(call.operation_id, partial(_replace, call, failure))
             else:
                 _deliver(call, failure)
-        for operation_id, session_id in submitted.items() if is_final else ():
-            self._keep_lost(operation_id, SUBMIT, session_id, failure)
-        self._changed.set()
-
-    def _keep_lost(self, operation_id: bytes, method: int, session_id: bytes, failure: frame_pb2.Reply) -> None:
-        self._answers.lost(operation_id, self._engine_id, method, session_id, failure)
+        if calls:
+            tell = partial(self._tell_lost, calls, failure, is_final=is_final)
+            asyncio.get_running_loop().call_soon(tell)
 
     def _route(self, call: frame_pb2.Call, receiver: Receiver) -> RoutedCall:
         given = call.call_id
@@ -245,7 +263,9 @@ class EngineFromReference(EngineBase):
             routed.receiver.deliver(undelivered(routed.given_id, error))
             return
         self._router.add(routed)
-        if self._link is not None:
+        if self._again:
+            self._again.append(routed)  # behind those that are told again
+        elif self._link is not None:
             self._link.post(routed, routed.frame)
         if logger.isEnabledFor(logging.DEBUG):
             self._log("sent" if self._link is not None else "waits for the engine", routed)

@@ -201,21 +201,22 @@ class Router:
 
     # The stream
 
-    def connected(self, inventory: Collection[bytes]) -> list[tuple[RoutedCall, bytes]]:
-        """The engine has a stream. Return what to send on it, in order: calls, each with its frame.
+    def connected(self, inventory: Collection[bytes]) -> list[RoutedCall]:
+        """The engine has a stream. Return the calls to send on it, in order; `frame` says how.
 
         `inventory` holds the operations that the host said it knows.
         """
         self.is_connected = True
-        again = []
-        for call in self._waiting.values():
-            if call.frame and call.is_operation and call.operation_id in inventory:
-                self.accepted(call)
-            again.append((call, call.frame or self._known(call)))
         for operation_id in inventory:
             if operation_id not in self._operations and operation_id not in self._submitted:
                 self.submitted(operation_id, b"")
-        return again
+        return list(self._waiting.values())
+
+    def frame(self, call: RoutedCall, inventory: Collection[bytes] = ()) -> bytes:
+        """Return what is to be sent for a call that waits, to a host that knows the `inventory`."""
+        if call.frame and call.is_operation and call.operation_id in inventory:
+            self.accepted(call)
+        return call.frame or self._known(call)
 
     def disconnected(self) -> list[RoutedCall]:
         """The stream is lost. Return the calls that were on it; they wait."""

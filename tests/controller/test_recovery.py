@@ -12,10 +12,12 @@ import grpc.aio
 import pytest
 
 from controller_service.journal import Journal
+from controller_service.link import Link
 from enginery import _ids, _status
 from enginery._reasons import DeliveryError
 from enginery.v1 import engine_pb2, frame_pb2, operation_pb2
 from tests.controller.fakes import PATIENCE, FakeCluster, FakeHost, running, until
+from tests.unit.test_router import FakeReceiver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -116,6 +118,32 @@ async def test_an_inventory_counts_as_accepted(patient: FakeCluster) -> None:
     await back.hello(incarnation="kernel", operation_ids=[host.calls[0].operation_id])
     await until(lambda: len(back.calls) == 2)
     assert [(call.known, call.request) for call in back.calls] == [(True, b""), (False, b"two")]
+
+
+async def test_thousands_of_calls_go_on_without_holding_up_others(patient: FakeCluster) -> None:
+    """They are told again, and later lost, a few at a time; what comes meanwhile stays behind them."""
+    host = patient.host()
+    host.answer = silent
+    await host.hello(incarnation="kernel")
+    session = await patient.session()
+    calls = [session.call(0, b"one of many") for _ in range(3_000)]
+    for first in range(0, len(calls), 500):
+        await session.send(calls=calls[first : first + 500])
+    await until(lambda: len(host.calls) == len(calls))
+    await away(patient, host)
+    engine = patient.controller._switchboard.engine(0)  # type: ignore[union-attr]
+    later = session.call(0, b"later", operation_id=_ids.OperationIds().mint())
+    sent: list[frame_pb2.Call] = []
+    link = Link(99, lambda data: sent.extend(engine_pb2.ControllerMessage.FromString(data).calls), print)
+    engine.attach(link)
+    assert 0 < len(sent) < 1_000
+    engine.submit(later, receiver := FakeReceiver())
+    await until(lambda: len(sent) == len(calls) + 1)
+    assert [call.request for call in sent[-2:]] == [b"one of many", b"later"]
+    assert [call.operation_id for call in sent[:-1]] == [call.operation_id for call in host.calls]
+    patient.controller.registry.unregister(0)
+    assert not receiver.replies, "it is behind thousands"
+    await until(lambda: receiver.replies and len(session.replies) == len(calls))
 
 
 async def test_a_host_that_accepts_too_much_is_cut_off(patient: FakeCluster) -> None:

@@ -99,10 +99,11 @@ def test_a_call_is_told_again_until_its_reply_comes() -> None:
     calls = [make(router) for _ in range(3)]
     for call in calls:
         submit(router, call)
-    assert [call for call, _ in router.connected(())] == calls
+    assert router.connected(()) == calls
     assert router.answered(calls[1])
     assert router.disconnected() == [calls[0], calls[2]]
-    assert [frame for _, frame in router.connected(())] == [calls[0].frame, calls[2].frame]
+    again = router.connected(())
+    assert [router.frame(call) for call in again] == [calls[0].frame, calls[2].frame]
     assert not router.answered(calls[1]), "a second reply ends nothing"
 
 
@@ -117,7 +118,9 @@ def test_what_the_host_has_is_named_only(how: str) -> None:
         router.accepted(call)
         assert router.statistics().waiting_bytes == CALL_OVERHEAD
     router.disconnected()
-    ((again, frame),) = router.connected({call.operation_id} if how == "inventory" else ())
+    inventory = {call.operation_id} if how == "inventory" else set()
+    (again,) = router.connected(inventory)
+    frame = router.frame(again, inventory)
     assert again is call
     sent = parse(frame)
     assert (sent.known, sent.request, sent.operation_id) == (True, b"", call.operation_id)
@@ -135,7 +138,8 @@ def test_other_calls_keep_their_requests(method: int) -> None:
     router.connected(())
     router.accepted(call)
     router.disconnected()
-    assert router.connected({call.operation_id}) == [(call, call.frame)]
+    assert router.connected({call.operation_id}) == [call]
+    assert router.frame(call, {call.operation_id}) == call.frame != b""
     assert call.frame
 
 
@@ -410,7 +414,8 @@ class Life(RuleBasedStateMachine):
         self.link = Link(1, self.wire.append, lambda _error: None)
         self.received = 0
         inventory = {operation for _, operation in self.begun} if knows else set()
-        for call, frame in self.router.connected(inventory):
+        for call in self.router.connected(inventory):
+            frame = self.router.frame(call, inventory)
             self.link.post(call, frame)
 
     @precondition(lambda self: self.link is not None)
