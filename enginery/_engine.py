@@ -22,6 +22,8 @@ DEFAULT_VALUE_LIMIT = 4 << 30
 """Largest value that may be uploaded or returned, in bytes, unless set otherwise."""
 DEFAULT_GRACE = 5.0
 """Seconds that a running operation gets after each of two interrupts before its kernel is killed."""
+MAX_SEQUENCE = (1 << 64) - 1
+"""Largest sequence of an event that a message carries."""
 MAX_SECONDS = 1e9
 """Longest timeout and grace: 31 years."""
 

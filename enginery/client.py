@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, SupportsIndex, TypeVar, overload
 
-from enginery import _calls, _connection_file, _find, _ids, _recall
+from enginery import _calls, _connection_file, _find, _ids, _options, _recall
 from enginery._diagnose import diagnose
 from enginery._link import Link
 from enginery._reasons import DeliveryError, public
@@ -278,6 +278,7 @@ class Client:
         """Stop the engines and the controller, and close this client; `keep_engines` stops the controller
         alone. Engines get `grace` seconds to finish what they run."""
         self._check_open()
+        _options.seconds("grace", grace)
         self._link.run(self._link.shutdown(keep_engines=keep_engines, grace=grace))
         self.close()
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from enginery import _calls, _ids, _loop, _methods, _options
 from enginery._decode import to_exception, to_remote_error
+from enginery._engine import MAX_SEQUENCE
 from enginery._outcomes import STATES, outcome_of
 from enginery._reasons import DeliveryError, public
 from enginery.errors import CompositeError, EngineryError, OperationNotFound, remote_of
@@ -276,7 +277,7 @@ class Operation(_Late[T]):
         """
         if type(after) is not int:  # a bool is no number
             raise TypeError(f"after is the sequence of an event, not {type(after).__name__}")
-        if not 0 <= after < 1 << 64:
+        if not 0 <= after <= MAX_SEQUENCE:
             raise ValueError(f"after is {after}: sequences count up from 1")
         link = self._link()
         feed, key = Feed(), self.operation_id

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from enginery._engine import MAX_SEQUENCE
 from enginery.cli.common import StateDir, find_cluster
-from enginery.cli.operations import Follower, OperationId, find
+from enginery.cli.operations import Follower, OperationId, find, hint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 def attach(
     operation_id: OperationId,
     after: Annotated[
-        int, typer.Option("--after", min=0, help="Only events above this sequence.", metavar="SEQUENCE")
+        int,
+        typer.Option(
+            "--after", min=0, max=MAX_SEQUENCE, help="Only events above this sequence.", metavar="SEQUENCE"
+        ),
     ] = 0,
     state_dir: StateDir = None,
 ) -> None:
@@ -47,9 +50,8 @@ def attach(
 
 
 def _ways_back(operation_id: str, last: int, state_dir: Path | None) -> str:
-    where = "" if state_dir is None else f" --state-dir {shlex.quote(str(state_dir))}"
     return (
         f"\ndetached, the operation goes on\n"
-        f"  come back        enginery attach {operation_id} --after {last}{where}\n"
-        f"  stop it          enginery cancel {operation_id}{where}"
+        f"  come back        {hint('attach', f'{operation_id} --after {last}', state_dir)}\n"
+        f"  stop it          {hint('cancel', operation_id, state_dir)}"
     )

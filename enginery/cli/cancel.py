@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from enginery._engine import DEFAULT_GRACE
+from enginery._engine import DEFAULT_GRACE, MAX_SECONDS
 from enginery.cli.common import StateDir, err, find_cluster
-from enginery.cli.operations import OperationId, find
+from enginery.cli.operations import OperationId, find, hint
 from enginery.errors import EngineryError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def cancel(
         float | None,
         typer.Option(
             min=0,
+            max=MAX_SECONDS,
             show_default="what its call said, else 5",
             metavar="SECONDS",
             help="How long it gets after each of two interrupts before its kernel is killed.",
@@ -59,9 +60,10 @@ def cancel(
         with err.status("waiting for its end"):
             ended, _ = concurrent.futures.wait([operation], patience)
         if not ended:
+            way = hint("cancel --kill", operation.operation_id, state_dir)
             raise EngineryError(
                 f"operation {operation.operation_id} was interrupted and still runs: "
-                f"`enginery cancel --kill {operation.operation_id}` kills its kernel if that does not help"
+                f"`{way}` kills its kernel if that does not help"
             )
         print(_end(operation))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import psutil
 import typer
 
+from enginery._engine import MAX_SECONDS
 from enginery._launch import STOP_GRACE
 from enginery.cli.common import StateDir, err, find_own_cluster, out, undisturbed
 from enginery.errors import EngineryError
@@ -26,7 +27,10 @@ def down(
         bool, typer.Option("--keep", help="Keep port, credentials, results and logs for the next start.")
     ] = False,
     grace: Annotated[
-        float, typer.Option(min=0, help="What runs has so long to end; Ctrl-C ends it now.", metavar="SECONDS")
+        float,
+        typer.Option(
+            min=0, max=MAX_SECONDS, help="What runs has so long to end; Ctrl-C ends it now.", metavar="SECONDS"
+        ),
     ] = 5.0,
 ) -> None:
     """Stop the cluster: all engines, wherever they run, and the controller. Leaves no process and no file."""

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from enginery._engine import MAX_SECONDS
 from enginery.cli.common import StateDir, Terminated, find_cluster, plural
-from enginery.cli.operations import Follower, describe
+from enginery.cli.operations import Follower, describe, hint
 from enginery.errors import EngineryError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from enginery.client import Client
     from enginery.operation import Operation
@@ -34,7 +36,12 @@ def execute(
     timeout: Annotated[
         float | None,
         typer.Option(
-            "--timeout", min=0, metavar="SECONDS", show_default="none", help="Stop code that runs for longer."
+            "--timeout",
+            min=0,
+            max=MAX_SECONDS,
+            metavar="SECONDS",
+            show_default="none",
+            help="Stop code that runs for longer.",
         ),
     ] = None,
     detach: Annotated[
@@ -67,7 +74,7 @@ def execute(
             exit_code = _show(operations)
         except (KeyboardInterrupt, Terminated) as end:
             if not isinstance(end, Terminated) or end.number != signal.SIGHUP:
-                _stop(operations)
+                _stop(operations, state_dir)
             raise
     raise typer.Exit(exit_code)
 
@@ -103,7 +110,7 @@ def _lines(label: str, text: str, stream: TextIO) -> None:
     stream.flush()
 
 
-def _stop(operations: Sequence[Operation[Any]]) -> None:
+def _stop(operations: Sequence[Operation[Any]], state_dir: Path | None) -> None:
     """Interrupt what runs, take out what waits, and say what did not stop. No kernel is killed."""
     from enginery.operation import stop
 
@@ -115,7 +122,7 @@ def _stop(operations: Sequence[Operation[Any]]) -> None:
         concurrent.futures.wait(going, max(0.0, until - time.monotonic()))
     left = [operation for operation in going if not operation.done()]
     if left:
-        ways = "".join(f"\n  enginery cancel {operation.operation_id}" for operation in left)
+        ways = "".join(f"\n  {hint('cancel', operation.operation_id, state_dir)}" for operation in left)
         print(f"enginery: {plural(len(left), 'operation')} did not stop yet:{ways}", file=sys.stderr)
 
 

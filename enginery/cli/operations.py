@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
+import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -14,6 +15,8 @@ from enginery.cli.shown import printable
 from enginery.errors import EngineryError, OperationNotFound, remote_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from enginery.client import Client
     from enginery.operation import Operation
     from enginery.operations import Event
@@ -56,6 +59,12 @@ OperationId = Annotated[
 _SHORTENED = re.compile(r"[0-9a-fA-F-]+")
 _PROGRESS = 1.0  # seconds between two lines of progress
 _CANDIDATES = 10  # that an error lists
+
+
+def hint(command: str, what: str, state_dir: Path | None) -> str:
+    """Return a command line for people to type, which finds the same cluster."""
+    where = "" if state_dir is None else f" --state-dir {shlex.quote(str(state_dir))}"
+    return f"enginery {command} {what}{where}"
 
 
 def find(client: Client, text: str) -> Operation[Any]:

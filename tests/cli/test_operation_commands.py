@@ -149,6 +149,20 @@ def test_an_operation_that_is_not_there(command: Callable[..., Result]) -> None:
         command(name, "nonsense", code=2)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("exec", "--timeout", "1e10", "1"),
+        ("cancel", "--grace", "1e10", "00"),
+        ("down", "--grace", "inf"),
+        ("attach", "--after", str(1 << 64), "00"),
+    ],
+)
+def test_numbers_that_no_message_carries(command: Callable[..., Result], arguments: tuple[str, ...]) -> None:
+    """They are wrong usage, and no traceback."""
+    command(*arguments, code=2)
+
+
 def test_exec_stops_at_its_timeout(command: Callable[..., Result]) -> None:
     """The exit code says so, as that of attach; the namespace is kept."""
     done = command("exec", "-t", "0", "--timeout", "0.1", "kept = 1\nwhile True: pass", code=4)
