@@ -1,7 +1,8 @@
 """Which operations were here, remembered for longer than their answers, so that none runs twice.
 
 A session counts its operations, so that one bit says it of each. An id that the bits cannot tell, since it is
-far older than the session's newest, counts as one that was here.
+far older than the session's newest, counts as one that was here. Ids that share their first half with no other,
+such as random ones, are remembered one by one: they must not push the sessions out.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 _MAX_SESSIONS = 256
+_MAX_SINGLE = 1 << 15  # operations that are the only one of their session
 _WINDOW = 1 << 16  # operations of one session: 8 KiB of bits
 
 
@@ -18,23 +20,33 @@ class SeenOperations:
     def __init__(self) -> None:
         """Begin with none."""
         self._sessions: OrderedDict[bytes, _Counters] = OrderedDict()  # the least recently used first
+        self._single: OrderedDict[bytes, int] = OrderedDict()
 
     def __contains__(self, operation_id: bytes) -> bool:
         """Return whether that operation was here, as far as is remembered."""
-        counters = self._sessions.get(operation_id[:8])
-        return counters is not None and _counter(operation_id) in counters
+        session, counter = operation_id[:8], _counter(operation_id)
+        counters = self._sessions.get(session)
+        return self._single.get(session) == counter if counters is None else counter in counters
 
     def add(self, operation_id: bytes) -> None:
         """Remember an operation, and forget the session that was not used for longest if there are too many."""
-        session = operation_id[:8]
+        session, counter = operation_id[:8], _counter(operation_id)
         counters = self._sessions.get(session)
-        if counters is None:
-            counters = self._sessions[session] = _Counters()
-            if len(self._sessions) > _MAX_SESSIONS:
-                self._sessions.popitem(last=False)
-        else:
+        if counters is not None:
             self._sessions.move_to_end(session)
-        counters.add(_counter(operation_id))
+            counters.add(counter)
+            return
+        other = self._single.pop(session, counter)
+        if other == counter:
+            self._single[session] = counter
+            if len(self._single) > _MAX_SINGLE:
+                self._single.popitem(last=False)
+            return
+        counters = self._sessions[session] = _Counters()
+        counters.add(other)
+        counters.add(counter)
+        if len(self._sessions) > _MAX_SESSIONS:
+            self._sessions.popitem(last=False)
 
 
 def _counter(operation_id: bytes) -> int:

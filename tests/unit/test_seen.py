@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import uuid
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,8 +39,23 @@ def test_sessions_are_bounded() -> None:
     seen = SeenOperations()
     sessions = [number.to_bytes(8, "big") for number in range(257)]
     for session in sessions[:256]:
+        seen.add(operation_id(session, 0))
         seen.add(operation_id(session, 1))
     seen.add(operation_id(sessions[0], 2))
+    seen.add(operation_id(sessions[256], 0))
     seen.add(operation_id(sessions[256], 1))
     assert operation_id(sessions[0], 1) in seen
     assert operation_id(sessions[1], 1) not in seen
+
+
+def test_random_ids_push_no_session_out() -> None:
+    """Any UUID will do as an id. Those that are one of a kind are remembered one by one, the newest 32,768."""
+    seen = SeenOperations()
+    for number in (1, 2):
+        seen.add(operation_id(b"session1", number))
+    others = [uuid.UUID(int=random.getrandbits(128), version=4).bytes for _ in range(33_000)]
+    for other in others:
+        seen.add(other)
+    assert operation_id(b"session1", 2) in seen
+    assert all(other in seen for other in others[-32_768:])
+    assert others[0] not in seen
