@@ -182,6 +182,14 @@ class BlobStore:
         held.used_at = now
         return _values.describe(blob_id, held.value), os.dup(held.value.fd)
 
+    def find(self, blob_id: str, now: float) -> value_pb2.Blob | None:
+        """Return the description of a blob, which is kept for another while; None if it is not there."""
+        held = self._held.get(blob_id)
+        if held is None:
+            return None
+        held.used_at = now
+        return _values.describe(blob_id, held.value)
+
     def release(self, blob_id: str) -> None:
         """Drop a blob, if it is there."""
         held = self._held.pop(blob_id, None)

@@ -256,7 +256,11 @@ class Engine:
                 future.set_exception(answer)
 
         self.submit(method, request, context, done)
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.operations.desert(context.operation_id, done)
+            raise
 
     def submit(self, method: int, request: bytes, context: CallContext, done: Done) -> None:
         """Call a unary method; `done` gets the answer, at once if it is ready. Needs no task: the fast way.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING
 
@@ -59,17 +60,20 @@ def read(engine: Engine, operation: Operation, after: int, room: int) -> list[op
 
     Large forms of displays become blobs of the engine.
     """
-    composer = Composer(engine.engine_id, operation, room=room)
-    events: list[operation_pb2.OperationEvent] = []
-    for event in operation.log.read(after, room):
-        message = _event(event, composer)
-        room -= message.ByteSize()  # bytes that are no UTF-8 grow fourfold
-        if room < 0 and events:
-            break
-        events.append(message)
     now = time.time()
-    for blob_id, stored in composer.blobs:
-        engine.blobs.add(stored, now, blob_id)
+    find_blob = functools.partial(engine.blobs.find, now=now)
+    composer = Composer(engine.engine_id, operation, room=room, find_blob=find_blob)
+    events: list[operation_pb2.OperationEvent] = []
+    try:
+        for event in operation.log.read(after, room):
+            message = _event(event, composer)
+            room -= message.ByteSize()  # bytes that are no UTF-8 grow fourfold
+            if room < 0 and events:
+                break
+            events.append(message)
+    finally:
+        for blob_id, stored in composer.blobs:
+            engine.blobs.add(stored, now, blob_id)
     return events
 
 

@@ -66,10 +66,14 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class DisplayData:
-    """One displayed object: its forms by MIME type, `text/plain` among them, and hints as JSON."""
+    """One displayed object: its forms by MIME type, `text/plain` among them, and hints as JSON.
+
+    The host notes in `blob_ids` which forms have become blobs.
+    """
 
     data: Mapping[str, str | bytes]
     metadata: Mapping[str, object] = field(default_factory=dict)
+    blob_ids: dict[str, str] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

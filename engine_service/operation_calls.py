@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
 from engine_service import events
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from engine_service.engine import Engine
     from engine_service.operation import Answer, Done, Operation
+
+logger = logging.getLogger(__name__)
 
 MAX_WAIT = 60.0
 """Seconds for which GetOperation waits at most."""
@@ -62,17 +65,27 @@ def get_operation(engine: Engine, request: bytes, context: CallContext, done: Do
     message = parse(operation_pb2.GetOperationRequest, request)
     operation = _find(engine, message.operation_id)
     wait = min(_seconds(message.wait, "wait"), MAX_WAIT)
+
+    def answer() -> None:
+        try:
+            reply: Answer = _answer(engine, operation, message)
+        except Exception as error:  # such as no descriptor for a large display: nobody else must suffer for it
+            logger.exception("defect in get_operation")
+            cause = f"{type(error).__name__}: {error}"
+            reply = DeliveryError("INTERNAL", cause=cause, process="engine host")
+        done(reply)
+
     if operation.has_ended or not wait:
-        done(_answer(engine, operation, message))
+        answer()
         return
 
-    def ended(answer: Answer) -> None:
+    def ended(_: Answer) -> None:
         timer.cancel()
-        done(_answer(engine, operation, message))
+        answer()
 
     def passed() -> None:
         operation.waiting.remove(ended)
-        done(_answer(engine, operation, message))
+        answer()
 
     timer = asyncio.get_running_loop().call_later(wait, passed)
     operation.waiting.append(ended)

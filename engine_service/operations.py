@@ -17,7 +17,7 @@ from enginery.v1 import frame_pb2
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from engine_service.operation import Operation
+    from engine_service.operation import Done, Operation
 
 MAX_AGE = 3600.0
 """Seconds for which an operation that has ended is kept."""
@@ -32,7 +32,7 @@ class Operations:
     """The table. Operations that have ended are unsettled until a journal has taken their answers for good.
 
     Those that are settled are kept up to the ordinary bounds, those that are not up to larger ones; within each
-    the oldest go first.
+    the oldest go first, and the newest stays however large it is, since its caller has yet to read it.
     """
 
     def __init__(
@@ -84,6 +84,12 @@ class Operations:
         if operation is None and (known or operation_id in self._seen):
             raise DeliveryError("OPERATION_RELEASED", operation_id=_ids.show(operation_id))
         return operation
+
+    def desert(self, operation_id: bytes, done: Done) -> None:
+        """Whoever passed `done` does not wait any more: callers come again, and would pile up."""
+        operation = self._known.get(operation_id)
+        if operation is not None and done in operation.waiting:
+            operation.waiting.remove(done)
 
     def newest_first(self) -> Iterator[Operation]:
         """Return all that are known, by falling time of submission."""
@@ -183,8 +189,9 @@ class _Ended:
         self.bytes -= operation.kept_bytes
 
     def first_over(self) -> Operation | None:
-        """Return the first if there are too many, or too many bytes."""
-        if len(self.operations) > self._max_count or self.bytes > self._max_bytes:
+        """Return the first if there are too many, or too many bytes; never the only one."""
+        count = len(self.operations)
+        if count > 1 and (count > self._max_count or self.bytes > self._max_bytes):
             return next(iter(self.operations.values()))
         return None
 

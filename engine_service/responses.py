@@ -47,6 +47,8 @@ class Composer:
     blobs: list[tuple[str, Stored]] = field(default_factory=list)
     room: int = MAX_RESPONSE
     """Bytes that are left."""
+    find_blob: Callable[[str], value_pb2.Blob | None] = lambda _: None
+    """The description of a blob that is there already, so that reading events again makes no more of them."""
 
     def respond(self, reply: Reply) -> bytes:
         """Return the serialized response; REPLY_TOO_LARGE if it does not fit a message."""
@@ -127,7 +129,11 @@ class Composer:
             form = message.data.add(mime_type=mime_type)
             data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
             if len(data) > min(_DISPLAY_INLINE, self.room // 2):
-                form.blob.CopyFrom(self._keep(Encoded(Codec.TEXT, (data,))))
+                blob = self.find_blob(display.blob_ids.get(mime_type, ""))
+                if blob is None:
+                    blob = self._keep(Encoded(Codec.TEXT, (data,)))
+                    display.blob_ids[mime_type] = blob.blob_id
+                form.blob.CopyFrom(blob)
             elif isinstance(content, bytes):
                 form.data = data
             else:

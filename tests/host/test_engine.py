@@ -39,7 +39,11 @@ async def test_who_hangs_up_ends_the_waiting_alone() -> None:
     async with running_engine() as (engine, kernels):
         caller = asyncio.ensure_future(execute(engine, "wait"))
         await until(lambda: bool(kernels.started[0].commands))
+        running = engine.queue.running
+        assert running is not None
+        assert len(running.waiting) == 1
         caller.cancel()
+        await until(lambda: not running.waiting)  # else those who come again every second would pile up
         kernels.started[0].released.set()
         await until(lambda: engine.queue.running is None)
         record = await call(engine, engine_pb2.GetResultRequest(), engine_pb2.GetResultResponse)

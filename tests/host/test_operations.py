@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import grpc.aio
 import pytest
 
+from engine_service import events as events_module
 from engine_service.engine import Engine, EngineOptions
 from engine_service.kernel_process import DisplayData, ExitStatus, Reply
 from engine_service.servicer import engine_handlers
@@ -273,6 +274,49 @@ async def test_large_events_fit_their_messages() -> None:
             response = await get(engine, operation_id, after=asked)
             assert response.ByteSize() < 4 << 20
             asked = response.events[-1].sequence
+
+
+async def test_large_displays_become_blobs_once() -> None:
+    """However often events are read: else readers would fill the store, and push out results."""
+    display = DisplayData({"text/plain": "x", "image/png": bytes(2 << 20)})
+
+    def answer(command: object) -> Reply:
+        kernels.started[0].listener.display(display)
+        return Reply(text="5")
+
+    async with running_engine() as (engine, kernels):
+        kernels.started[0].reply = answer
+        operation_id = await submit(engine, "1")
+        first = result_of((await get(engine, operation_id, wait=10)).outcome).displays[0].data[1].blob
+        for _ in range(3):
+            (_, event) = (await get(engine, operation_id, after=0)).events
+            assert event.display.data[1].blob.blob_id == first.blob_id
+        assert len(engine.blobs) == 1
+        engine.blobs.release(first.blob_id)
+        (_, event) = (await get(engine, operation_id, after=0)).events
+        assert event.display.data[1].blob.blob_id != first.blob_id
+        assert len(engine.blobs) == 1
+
+
+async def test_an_end_that_cannot_be_told_to_one_is_told_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine may be out of descriptors when a large display is to become a blob."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    async with running_engine() as (engine, kernels):
+        operation_id = await submit(engine, "wait")
+        await in_kernel(kernels.started[0])
+        asking = asyncio.ensure_future(get(engine, operation_id, wait=10, after=0))
+        await asyncio.sleep(0)
+        other = asyncio.ensure_future(execute(engine, "wait", operation_id=_ids.parse(operation_id)))
+        next_one = asyncio.ensure_future(execute(engine, "1"))
+        await until(lambda: len(engine.queue) == 1)
+        monkeypatch.setattr(events_module, "read", refuse)
+        kernels.started[0].released.set()
+        assert await refused(asking) == "INTERNAL"
+        assert (await other).text == "wait"
+        assert (await next_one).text == "1"
 
 
 async def test_a_reader_of_what_was_released_is_told() -> None:

@@ -119,6 +119,20 @@ def test_answers_that_no_journal_has_are_kept_for_longer() -> None:
     assert [is_known(by_bytes, item) for item in items] == [False, True, True]
 
 
+def test_the_newest_stays_however_large_it_is() -> None:
+    """Else the answer of whoever writes a lot were gone at once, journaled or not."""
+    table = Operations(max_bytes=6_000, max_unsettled_bytes=6_000)
+    small, large = run(table), run(table, CallReply(1, bytes(10_000)))
+    assert table.unsettled() == [large]
+    table.settle([small.operation_id, large.operation_id])
+    table.expire(1)
+    assert is_known(table, large)
+    newer = run(table)
+    table.settle([newer.operation_id])
+    table.expire(1)
+    assert (is_known(table, large), is_known(table, newer)) == (False, True)
+
+
 def test_what_was_not_delivered_waits_for_no_journal() -> None:
     """No journal takes it, so nobody will ever acknowledge it."""
     table = Operations()
