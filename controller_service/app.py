@@ -26,7 +26,7 @@ from controller_service.session_endpoint import SessionEndpoint
 from controller_service.streams import OpenStreams
 from controller_service.switchboard import Switchboard
 from controller_service.transfers import Transfers
-from enginery import _connection_file, _logs
+from enginery import _alive, _connection_file, _logs
 from enginery._certificates import Authority, controller_name, host_name
 from enginery._channel import SERVER_OPTIONS
 from enginery._connection_file import ConnectionInfo
@@ -154,6 +154,7 @@ class Controller:
         else:
             socket_path.unlink(missing_ok=True)  # of a controller that died; the lock is ours
             self._server.add_insecure_port(f"unix:{socket_path}")
+        await self._drop_ended()
         await self._server.start()
         self._switchboard.start()
         if logger.isEnabledFor(logging.DEBUG):
@@ -172,6 +173,19 @@ class Controller:
         self.journal = journal
         self.registry.restore(await journal.open(), now=time.monotonic())
         self.registry.observers.subscribe(self._keep)
+
+    async def _drop_ended(self) -> None:
+        """Wait for no engine of an earlier controller whose host ran on this machine and has ended."""
+        ended = await asyncio.to_thread(self._ended_hosts, {engine.host_id for engine in self.registry})
+        for engine in [engine for engine in self.registry if engine.host_id in ended]:
+            cause = "its host process ended while there was no controller"
+            error = DeliveryError("ENGINE_LOST", engine_id=engine.engine_id, cause=cause)
+            self.registry.unregister(engine.engine_id, error)
+
+    def _ended_hosts(self, known: Collection[str]) -> set[str]:
+        directory = self.state.processes_directory
+        _alive.forget_ended(directory, known)
+        return {host_id for host_id in known if _alive.has_ended(directory, host_id)}
 
     def _keep(self, event: EngineEvent) -> None:
         """Have the journal know who is registered."""

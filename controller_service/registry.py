@@ -128,6 +128,10 @@ class Registry:
         """Return the engine of that id, None if there is none."""
         return self._engines.get(engine_id)
 
+    def highest_epoch(self, engine_id: int) -> int:
+        """Return the highest epoch under which an id is known to have been held; 0 if it was not."""
+        return self._epochs.get(engine_id, 0)
+
     def on_stream(self, stream: int) -> list[Registration]:
         """Return the engines that are connected by `stream`."""
         return list(self._streams[stream].engines.values()) if stream in self._streams else []

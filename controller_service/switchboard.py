@@ -203,12 +203,14 @@ class Switchboard:
     def _gone(self, call: frame_pb2.Call) -> DeliveryError:
         """Return what is to be said of an engine that is not registered under the epoch of `call`.
 
-        It was registered by an earlier controller and may not have found this one yet: then the call can wait.
+        It was registered by an earlier controller and may not have found this one yet: then the call can wait,
+        unless the journal knows that its registration has ended.
         """
         engine_id = call.engine_id
         settling = min(_SETTLING, self.registry.lease)
         is_settling = time.monotonic() < self._started + settling
-        if is_settling and engine_id not in self._references and call.sent_epoch < self._controller_epoch:
+        is_known = engine_id in self._references or call.sent_epoch <= self.registry.highest_epoch(engine_id)
+        if is_settling and not is_known and call.sent_epoch < self._controller_epoch:
             return DeliveryError("ENGINE_AWAY", engine_id=engine_id)
         return DeliveryError("ENGINE_LOST", engine_id=engine_id, cause="its registration has ended")
 

@@ -12,11 +12,13 @@ prepare_grpc()  # before anything imports grpc
 import asyncio  # noqa: E402
 import logging  # noqa: E402
 import os  # noqa: E402
+import uuid  # noqa: E402
 
 from engine_service.app import Host  # noqa: E402
 from engine_service.config import HostConfig, parse  # noqa: E402
 from engine_service.kernel_exit import KernelExited  # noqa: E402
 from enginery import _logs  # noqa: E402
+from enginery._alive import HostLock  # noqa: E402
 from enginery._state_dir import StateDirectory  # noqa: E402
 from enginery._stopping import StopReason, StopRequest  # noqa: E402
 from enginery.errors import EngineryError  # noqa: E402
@@ -37,20 +39,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         file, held = _logs.claim(directory / "logs", "host")
     _logs.setup("host", config.log_level, file, config.log_format)
     state = StateDirectory(directory) if is_local else None
+    host_id = str(uuid.uuid4())
+    lock = None
     try:
         if state is not None:
-            state.add_process(os.getpid(), "host")
-        return asyncio.run(run(config))
+            try:
+                state.add_process(os.getpid(), "host")
+                lock = HostLock(state.processes_directory, host_id)
+            except (
+                OSError
+            ) as error:  # such as a full disk; only what finds processes without a controller misses it
+                logger.warning("this host is not noted in %s: %s", directory, error)
+        return asyncio.run(run(config, host_id))
     finally:
+        if lock is not None:
+            lock.release()
         if state is not None:
             state.remove_process(os.getpid())
         if held >= 0:
             os.close(held)
 
 
-async def run(config: HostConfig) -> int:
-    """Run a host; return its exit code."""
-    host = Host(config)
+async def run(config: HostConfig, host_id: str) -> int:
+    """Run the host of that id; return its exit code."""
+    host = Host(config, host_id)
     with StopRequest(life_line=config.life_line) as stop:
         asked = asyncio.create_task(stop.wait())
         starting = asyncio.create_task(host.start())

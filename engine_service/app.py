@@ -22,9 +22,10 @@ logger = logging.getLogger(__name__)
 class Host:
     """An engine host. `engines` are its engines by slot; `direct_port` is its own port, None if it has none."""
 
-    def __init__(self, config: HostConfig) -> None:
-        """Take the options; nothing runs before `start`."""
+    def __init__(self, config: HostConfig, host_id: str | None = None) -> None:
+        """Take the options, and the id of this process, by default a new one; nothing runs before `start`."""
         self.config = config
+        self._host_id = host_id
         self.engines = [Engine(_engine_options(config), slot=slot) for slot in range(config.n)]
         self.link: Link | None = None
         self._direct: DirectPort | None = None
@@ -55,7 +56,11 @@ class Host:
             raise
         read_connection = functools.partial(read, config.connection_file, "engine")
         self.link = Link(
-            self.engines, read_connection, direct=self._direct, orphan_timeout=config.orphan_timeout
+            self.engines,
+            read_connection,
+            direct=self._direct,
+            host_id=self._host_id,
+            orphan_timeout=config.orphan_timeout,
         )
         self._task = asyncio.create_task(self.link.run(), name="link to the controller")
         count = len(self.engines)

@@ -128,7 +128,7 @@ class StateDirectory:
                 make_private_directory(base)
             make_private_directory(self.path)
             make_private_directory(self.logs)
-            make_private_directory(self._processes)
+            make_private_directory(self.processes_directory)
         except OSError as error:
             raise EngineryError(f"the state directory {self.path} cannot be used: {error}") from error
 
@@ -188,17 +188,17 @@ class StateDirectory:
     def add_process(self, pid: int, kind: str) -> None:
         """Note a process of this cluster, so that `enginery down` finds it even without a controller."""
         write_private(
-            self._processes / str(pid), json.dumps({"kind": kind, "start": _start_time(pid)}).encode()
+            self.processes_directory / str(pid), json.dumps({"kind": kind, "start": _start_time(pid)}).encode()
         )
 
     def remove_process(self, pid: int) -> None:
         """Forget a process; one that is not known does nothing."""
-        (self._processes / str(pid)).unlink(missing_ok=True)
+        (self.processes_directory / str(pid)).unlink(missing_ok=True)
 
     def processes(self) -> dict[int, str]:
         """Return the noted processes that live, kinds by pid; another one that got the same pid is none."""
         found = {}
-        for path in self._processes.glob("[0-9]*"):
+        for path in self.processes_directory.glob("[0-9]*"):
             with contextlib.suppress(OSError, ValueError, KeyError):  # a note that went away or was cut
                 note = json.loads(read_private(path))
                 if note["start"] is not None and note["start"] == _start_time(int(path.name)):
@@ -206,7 +206,8 @@ class StateDirectory:
         return found
 
     @property
-    def _processes(self) -> Path:
+    def processes_directory(self) -> Path:
+        """Directory of notes about processes of this machine, and of the locks that its hosts hold."""
         return self.path / "processes"
 
     # What is kept
@@ -247,7 +248,7 @@ class StateDirectory:
         for journal in (self.journal, self.path / "journal.damaged"):
             shutil.rmtree(journal, ignore_errors=True)
         shutil.rmtree(self.logs, ignore_errors=True)
-        shutil.rmtree(self._processes, ignore_errors=True)
+        shutil.rmtree(self.processes_directory, ignore_errors=True)
         for directory in (self.path, runtime_directory() / "running", runtime_directory()):
             with contextlib.suppress(OSError):  # not empty, or not there
                 directory.rmdir()

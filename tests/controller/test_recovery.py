@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from typing import TYPE_CHECKING
 from unittest.mock import ANY
 
@@ -14,8 +15,9 @@ import pytest
 from controller_service.journal import Journal
 from controller_service.link import Link
 from enginery import _ids, _status
+from enginery._alive import HostLock
 from enginery._reasons import DeliveryError
-from enginery.v1 import engine_pb2, frame_pb2, operation_pb2
+from enginery.v1 import cluster_pb2, engine_pb2, frame_pb2, operation_pb2
 from tests.controller.fakes import PATIENCE, FakeCluster, FakeHost, running, until
 from tests.unit.test_router import FakeReceiver
 
@@ -299,6 +301,29 @@ async def test_an_engine_of_an_earlier_controller_is_waited_for(tmp_path: Path) 
 
 
 # ---- answers that are kept
+
+
+async def test_engines_whose_host_process_has_ended_are_not_waited_for(tmp_path: Path) -> None:
+    """After the death of controller and host: their ids are free, and calls of that time are lost at once."""
+    state = tmp_path / "state"
+    async with running(state) as cluster:
+        host, other = cluster.host(), cluster.host()
+        epoch = (await host.hello()).epoch
+        await other.hello()
+        directory = cluster.controller.state.processes_directory
+        dead, living = HostLock(directory, host.host_id), HostLock(directory, other.host_id)
+        os.close(dead._fd)  # as the system does when a process is killed
+    async with running(state) as cluster:
+        assert cluster.controller.registry.ids() == [1]
+        session = await cluster.session()
+        reply = await session.ask(session.call(0, sent_epoch=epoch))
+        assert _status.from_bytes(reply.error).reason == "ENGINE_LOST"
+        lost = await cluster.cluster.ListEngines(
+            cluster_pb2.ListEnginesRequest(include_lost=True), metadata=cluster.metadata
+        )
+        assert [engine.reason for engine in lost.engines if engine.state == cluster_pb2.ENGINE_STATE_LOST]
+        assert (await cluster.host().hello()).engine_id == 0
+    living.release()
 
 
 async def test_an_answer_that_its_host_released_comes_from_the_journal(patient: FakeCluster) -> None:
