@@ -100,8 +100,10 @@ async def _add_of_journal(
         return
     session_id = bytes.fromhex(request.session_id)
     results = await switchboard.journal.page(room, before=before, session_id=session_id, outcomes=outcomes)
-    known = await _known(_connected(switchboard), results)
-    response.operations.extend(operation_of(one) for one in results if one.operation_id not in known)
+    listed = {_ids.parse(one.operation_id) for one in response.operations}
+    others = [one for one in results if one.operation_id not in listed]
+    known = await _known(_connected(switchboard), others)
+    response.operations.extend(operation_of(one) for one in others if one.operation_id not in known)
     if len(results) == room:
         response.next_page_token = f"{_JOURNAL}{results[-1].number}"
 

@@ -136,6 +136,8 @@ class Operations:
         kept = {one for one in named if await self._answers.find(one) is not None}
         self._answers.forget(named)
         engines = self._switchboard.engines(engine_id)
+        for engine in engines:
+            engine.release(named)
         connected = [one for one in engines if one.is_connected]
         await _release_on(connected, kept)
         return operation_pb2.ReleaseResponse(

@@ -26,7 +26,7 @@ from enginery._status import from_bytes
 from enginery.v1 import engine_pb2, frame_pb2, operation_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from controller_service.events import Registration
     from controller_service.link import Link
@@ -119,6 +119,10 @@ class EngineFromReference(EngineBase):
         )
         self.submit(call, _Nobody())
 
+    def release(self, operation_ids: Iterable[bytes]) -> None:
+        """Keep no answers of these: they are only given to the calls that wait for them."""
+        self._router.released(operation_ids)
+
     async def offer(self, transfer_id: str, method: int) -> None:
         """Ask the host to open a transfer, as soon as the engine is connected; DeliveryError if it is lost."""
         while self._link is None:
@@ -189,7 +193,7 @@ class EngineFromReference(EngineBase):
             return
         reply.call_id = call.given_id
         call.receiver.deliver(reply)
-        if call.is_operation and outcome in FINAL:
+        if call.is_operation and outcome in FINAL and not call.is_released:
             self._journal.add_result(
                 call.operation_id,
                 self._engine_id,

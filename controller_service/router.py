@@ -26,7 +26,7 @@ from enginery._reasons import DeliveryError
 from enginery.v1 import frame_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
 CALL_OVERHEAD = 512
 """Bytes that a waiting call costs beside its frame."""
@@ -79,6 +79,8 @@ class RoutedCall:
     """What is sent; empty once the host has the request."""
     position: int = 0
     """The how-manieth call it is on its stream, from 1."""
+    is_released: bool = False
+    """Whether, when it was answered, somebody had released its operation: then its answer is not kept."""
 
     @property
     def is_operation(self) -> bool:
@@ -120,6 +122,7 @@ class Router:
         self._operations: dict[bytes, RoutedCall] = {}
         self._bytes = 0
         self._submitted: dict[bytes, bytes] = {}  # the sessions of operations without a call
+        self._released: set[bytes] = set()  # operations for which calls wait, and whose answers nobody needs
         self._gates: dict[bytes, _Gate] = {}
 
     def __repr__(self) -> str:
@@ -147,6 +150,13 @@ class Router:
     def ended(self, operation_id: bytes) -> None:
         """An operation has ended."""
         self._submitted.pop(operation_id, None)
+
+    def released(self, operation_ids: Iterable[bytes]) -> None:
+        """Only calls that wait need the answers of these; otherwise the host does not tell of their ends."""
+        for operation_id in operation_ids:
+            self._submitted.pop(operation_id, None)
+            if operation_id in self._operations:
+                self._released.add(operation_id)
 
     def has_room(self, call: RoutedCall) -> bool:
         """Return whether `call` can be added without a further question; if not, `refuse` decides."""
@@ -233,8 +243,12 @@ class Router:
         """End `call`, and return whether it still waited."""
         if self._waiting.pop(call.number, None) is None:
             return False
+        if self._released:
+            call.is_released = call.operation_id in self._released
         if self._operations.get(call.operation_id) is call:
             del self._operations[call.operation_id]
+            if call.is_released:
+                self._released.discard(call.operation_id)
         self._bytes -= len(call.frame) + CALL_OVERHEAD
         return True
 
@@ -244,6 +258,7 @@ class Router:
         calls, self._waiting, self._bytes = list(self._waiting.values()), {}, 0
         submitted, self._submitted = self._submitted, {}
         self._operations.clear()
+        self._released.clear()
         self._gates.clear()
         return calls, submitted
 

@@ -215,16 +215,18 @@ class Client:
             raise ValueError(f"limit is {limit}: at least one operation must be asked for")
         states = [] if state is None else state_numbers(state if isinstance(state, str) else list(state))
         request = operation_pb2.ListOperationsRequest(states=states, session_id=session_id or "")
-        found: list[OperationInfo] = []
+        found: dict[str, OperationInfo] = {}  # by id: what an engine lets go meanwhile is on a later page again
         while len(found) < limit:
             request.page_size = min(limit - len(found), 1000)
             page = self._link.run(self._link.operations.list(request, engine_id))
-            # An engine that is gone is not asked: everybody is, and so the journal.
-            found += [from_message(one) for one in page.operations if engine_id in (None, one.engine_id)]
+            for one in page.operations:
+                # An engine that is gone is not asked: everybody is, and so the journal.
+                if engine_id in (None, one.engine_id):
+                    found.setdefault(one.operation_id, from_message(one))
             if not page.next_page_token:
                 break
             request.page_token = page.next_page_token
-        return found[:limit]
+        return list(found.values())[:limit]
 
     # ---- calls, for views
 

@@ -614,7 +614,8 @@ class FakeController:
         start = int(request.page_token or 0)
         end = start + min(request.page_size, 2)
         token = str(end) if end < len(records) else ""
-        return operation_pb2.ListOperationsResponse(operations=records[start:end], next_page_token=token)
+        again = max(0, start - 1)  # as if it had moved from its engine's pages to the journal's meanwhile
+        return operation_pb2.ListOperationsResponse(operations=records[again:end], next_page_token=token)
 
     async def _release(
         self, request: operation_pb2.ReleaseRequest, context: Any

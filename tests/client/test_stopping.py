@@ -345,7 +345,7 @@ def test_answers_that_are_no_responses(client: enginery.Client, held: Held, cont
 
 
 def test_operations_are_listed(client: enginery.Client, held: Held, controller: FakeController) -> None:
-    """The newest first, over pages, with what each is at a glance."""
+    """The newest first, each once, over pages, with what each is at a glance."""
     done = [client[1].execute(str(number), block=False) for number in range(4)]
     for operation in done:
         operation.result(10)

@@ -400,6 +400,25 @@ async def test_release_reaches_the_journal(cluster: FakeCluster) -> None:
     assert (await cluster.engines.Release(request, metadata=cluster.to(0))).released_count == 0
 
 
+async def test_an_answer_that_was_released_before_the_end_is_not_kept(cluster: FakeCluster) -> None:
+    """Those who wait get it, and the journal does not."""
+    (host,) = await hosts(cluster, 1)
+    operation = host.add(1)
+    host.host.answer = lambda call: None if call.method == frame_pb2.METHOD_PUSH else host.answer(call)
+    metadata = cluster.to(0, enginery_operation_id=operation)
+    waiting = [
+        asyncio.ensure_future(cluster.engines.Push(engine_pb2.PushRequest(), metadata=metadata)) for _ in "12"
+    ]
+    await until(lambda: len(host.host.calls) == 2)
+    pushes = host.host.calls[:]
+    request = operation_pb2.ReleaseRequest(operation_ids=[operation])
+    assert (await cluster.engines.Release(request, metadata=cluster.to(None))).released_count == 1
+    for push in pushes:
+        host.host.reply(push)
+    await asyncio.gather(*waiting)
+    assert await refusal(get(cluster, operation)) == "OPERATION_NOT_FOUND"
+
+
 async def test_a_host_may_refuse_a_stream_that_it_was_to_serve(cluster: FakeCluster) -> None:
     """What its host says when it is too late reaches who wanted to attach."""
     (host,) = await hosts(cluster, 1)

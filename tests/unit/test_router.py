@@ -167,6 +167,14 @@ def test_submitted_operations_are_lost_too() -> None:
     assert router.lose() == ([call], {b"s" * 16: b"sessionA", b"i" * 16: b""})
 
 
+def test_submitted_operations_that_were_released_are_not_lost() -> None:
+    """The host does not say how they end, so nobody may be told that they were lost."""
+    router = Router(0, LIMIT)
+    router.submitted(b"s" * 16, b"sessionA")
+    router.released([b"s" * 16, b"unknown" * 2])
+    assert router.lose() == ([], {})
+
+
 def test_submitted_operations_are_bounded() -> None:
     """Of too many the oldest are forgotten."""
     router = Router(0, LIMIT)
