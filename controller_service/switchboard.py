@@ -143,13 +143,16 @@ class Switchboard:
         An engine that cannot be asked is answered for, if the operation has ended and its answer is kept. So is
         one whose id another may have had before: a call that comes again may be that one's, and has run.
         """
-        if engine_id is not None and self._closed is None and not context.is_new:
+        if engine_id is not None and self._closed is None and not (context.is_new and not context.epoch):
             reference = self._references.get(engine_id)
-            if reference is None or not (reference.is_first and reference.is_connected):
-                may_wait = reference is not None and reference.is_first
+            is_meant = reference is not None and context.epoch in (0, reference.epoch)
+            if reference is None or not (is_meant and reference.is_first and reference.is_connected):
+                may_wait = reference is not None and is_meant and reference.is_first
                 result = await self._kept(context.operation_id, may_wait=may_wait)
                 if result is not None:
                     return call_reply(reply_of(result, method))
+            if context.epoch and not is_meant:
+                raise self._gone(engine_id, context.epoch)
         return await self.engine(engine_id).call(method, request, context)
 
     async def _kept(self, operation_id: bytes, *, may_wait: bool) -> Result | None:
@@ -188,7 +191,7 @@ class Switchboard:
     def _answer_for(self, call: frame_pb2.Call, receiver: Receiver) -> None:
         """Answer a call that was sent to an engine which is gone."""
         call_id, method = call.call_id, call.method
-        gone = self._gone(call)
+        gone = self._gone(call.engine_id, call.sent_epoch)
 
         def deliver(answer: Answer) -> None:
             if isinstance(answer, DeliveryError):
@@ -200,17 +203,16 @@ class Switchboard:
 
         self.answers.ask(call.operation_id, deliver)
 
-    def _gone(self, call: frame_pb2.Call) -> DeliveryError:
-        """Return what is to be said of an engine that is not registered under the epoch of `call`.
+    def _gone(self, engine_id: int, epoch: int) -> DeliveryError:
+        """Return what is to be said of an engine that is not registered under that epoch.
 
         It was registered by an earlier controller and may not have found this one yet: then the call can wait,
         unless the journal knows that its registration has ended.
         """
-        engine_id = call.engine_id
         settling = min(_SETTLING, self.registry.lease)
         is_settling = time.monotonic() < self._started + settling
-        is_known = engine_id in self._references or call.sent_epoch <= self.registry.highest_epoch(engine_id)
-        if is_settling and not is_known and call.sent_epoch < self._controller_epoch:
+        is_known = engine_id in self._references or epoch <= self.registry.highest_epoch(engine_id)
+        if is_settling and not is_known and epoch < self._controller_epoch:
             return DeliveryError("ENGINE_AWAY", engine_id=engine_id)
         return DeliveryError("ENGINE_LOST", engine_id=engine_id, cause="its registration has ended")
 

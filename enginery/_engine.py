@@ -33,7 +33,7 @@ class CallContext(NamedTuple):  # a frozen dataclass takes a microsecond more fo
 
     `timeout` (None for ever) and `grace` are in seconds; see CallOptions in frame.proto. `known` says that the
     request is empty, since the engine knows the operation; `is_new` that its caller did not name it, so that it
-    cannot have been called before.
+    cannot have been called before. `epoch` is that of the registration that alone is meant, 0 for any.
     """
 
     operation_id: bytes
@@ -46,6 +46,7 @@ class CallContext(NamedTuple):  # a frozen dataclass takes a microsecond more fo
     any_incarnation: bool = False
     known: bool = False
     is_new: bool = False
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)

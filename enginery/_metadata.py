@@ -16,6 +16,7 @@ from enginery._methods import (
     ANY_INCARNATION_KEY,
     CANCEL_ON_DISCONNECT_KEY,
     ENGINE_ID_KEY,
+    EPOCH_KEY,
     GRACE_KEY,
     INLINE_LIMIT_KEY,
     INTERRUPT_ONLY_KEY,
@@ -53,6 +54,7 @@ def read_call(metadata: Iterable[tuple[str, str | bytes]]) -> tuple[int | None, 
         interrupt_only=_flag(given, INTERRUPT_ONLY_KEY),
         any_incarnation=_flag(given, ANY_INCARNATION_KEY),
         is_new=not operation_id,
+        epoch=_integer(given, EPOCH_KEY) or 0,
     )
     return engine_id, context
 

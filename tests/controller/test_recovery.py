@@ -395,6 +395,22 @@ async def test_what_ran_on_an_engine_does_not_run_on_the_next_of_its_id(
         assert len(next_host.calls) == 1
 
 
+async def test_a_call_that_means_one_registration_reaches_no_other(patient: FakeCluster) -> None:
+    """With `enginery-epoch` a call whose engine is gone is lost, though another has its id by now."""
+    host = patient.host()
+    epoch = (await host.hello()).epoch
+    await patient.engines.Push(engine_pb2.PushRequest(), metadata=patient.to(0, enginery_epoch=str(epoch)))
+    await gone(patient, host)
+    another = patient.host()
+    await another.hello()
+    for named in ({}, {"enginery_operation_id": _ids.show(_ids.OperationIds().mint())}):
+        metadata = patient.to(0, enginery_epoch=str(epoch), **named)
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await patient.engines.Push(engine_pb2.PushRequest(), metadata=metadata)
+        assert _status.from_rpc(error.value).reason == "ENGINE_LOST"
+    assert not another.calls
+
+
 async def test_who_lost_an_operation_is_told_again(tmp_path: Path) -> None:
     """Without a journal, too: the loss of an operation is remembered, and told to whoever calls by its id."""
     async with running(tmp_path / "state", journal=False) as cluster:
