@@ -38,7 +38,6 @@ LARGE = 64 << 10
 """Bytes above which an answer is a file."""
 _VERSION = 1  # as the schema sets it
 _OVERHEAD = 256  # bytes that a result costs on disk beside its answer
-_STEP = 500  # results that are looked at in one go when room is made
 _WAL_BYTES = 16 << 20  # to which the write-ahead log shrinks again after a burst
 _CACHE_KIB = 8 << 10
 _LOCK_PATIENCE = 2.0  # seconds: nobody else writes, but somebody may look with sqlite3 at the command line

@@ -403,17 +403,6 @@ class Link:
 
     # ---- the cluster
 
-    async def cluster_info(self) -> cluster_pb2.GetClusterInfoResponse:
-        """Return facts about the cluster."""
-        stub, metadata = await self._cluster()
-        try:
-            info: cluster_pb2.GetClusterInfoResponse = await stub.GetClusterInfo(
-                cluster_pb2.GetClusterInfoRequest(), metadata=metadata, timeout=self.timeout
-            )
-        except grpc.aio.AioRpcError as error:
-            raise _status.from_rpc(error) from None
-        return info
-
     async def lost_engines(self) -> list[cluster_pb2.Engine]:
         """Return the engines that were lost lately, the newest first."""
         stub, metadata = await self._cluster()

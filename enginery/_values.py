@@ -121,14 +121,6 @@ def from_pickle(pickle: value_pb2.Pickle, field: str = "pickle") -> Encoded:
 # its way to Python, as a person who typed it expects.
 
 
-def to_struct(encoded: Encoded) -> struct_pb2.Struct:
-    """Return an encoded JSON object as protobuf's."""
-    plain = _load_json(encoded)
-    if not isinstance(plain, dict):
-        raise DeliveryError("BAD_VALUE", field="json", cause="it is not an object")
-    return _json_value(plain).struct_value
-
-
 def plain_struct(plain: Mapping[str, object]) -> struct_pb2.Struct:
     """Return a dictionary of what JSON holds as protobuf's JSON object."""
     return _json_value(dict(plain)).struct_value
