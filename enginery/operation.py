@@ -24,7 +24,8 @@ from enginery.v1 import frame_pb2
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
-    from enginery._calls import Answer, Request
+    from enginery._answer import Answer
+    from enginery._calls import Request
     from enginery._decode import Errors
     from enginery._link import Link
     from enginery.operations import OperationInfo, OperationStatus
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_CANCEL_PATIENCE = 5.0  # seconds that `cancel` waits to hear from the engine
 CTRL_C_GRACE = 2.0
 """Seconds that a call which was waited for gets to stop after Ctrl-C, before the wait ends."""
 _WAIT_ENDED = "the wait has ended, the operation goes on: cancel() stops it"
@@ -293,9 +295,10 @@ class Operation(_Late[T]):
 
         By default as its call said, else with a grace of 5 seconds; `interrupt_only` never kills. Returns
         whether it will not run or was told to stop, False if it had ended; `result()` tells what came of it:
-        OperationCancelled, or its answer if it was done all the same.
+        OperationCancelled, or its answer if it was done all the same. An engine that does not answer within 5
+        seconds, since it is away, is told when it is back.
         """
-        return stop([self], grace, interrupt_only)[0]
+        return _stop_patiently([self], grace, interrupt_only)
 
     def interrupt(self) -> bool:
         """Raise KeyboardInterrupt in it once, and leave it at that; return whether it was running."""
@@ -412,7 +415,7 @@ class Group(_Late[list[T]], Generic[T]):
 
     def cancel(self, grace: float | None = None, interrupt_only: bool | None = None) -> bool:
         """Stop it on every engine, as `Operation.cancel`; return whether any of them stops."""
-        return any(stop(self._operations, grace, interrupt_only))
+        return _stop_patiently(self._operations, grace, interrupt_only)
 
     def _decode(self) -> list[T]:
         return gather(self._operations)
@@ -469,6 +472,16 @@ def stop(
         else {}
     )
     return [stopped.get(operation, operation.is_cancelled) for operation in operations]
+
+
+def _stop_patiently(
+    operations: Sequence[Operation[Any]], grace: float | None, interrupt_only: bool | None
+) -> bool:
+    """Cancel operations; return whether any of them stops, or will once its engine can be told."""
+    try:
+        return any(stop(operations, grace, interrupt_only, _CANCEL_PATIENCE))
+    except TimeoutError:
+        return True
 
 
 def wait_for(operations: Sequence[Operation[Any]]) -> None:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 import enginery
+from enginery import operation as operations
 from tests.e2e.services import PATIENCE, children, controller, host, started, until
 
 if TYPE_CHECKING:
@@ -79,8 +80,9 @@ def test_a_frozen_host_is_noticed(state: Path) -> None:
         assert client.ids == [0]
 
 
-def test_a_host_takes_its_kernels_along(state: Path) -> None:
-    """kill -9 of a host leaves no kernel behind, not even a busy one."""
+def test_a_host_takes_its_kernels_along(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kill -9 of a host leaves no kernel behind, not even a busy one; a cancel then waits for nobody."""
+    monkeypatch.setattr(operations, "_CANCEL_PATIENCE", 0.2)
     with controller(state), host(state) as process, enginery.connect(state / "client.json") as client:
         client.wait_for_engines(1, timeout=PATIENCE)
         kernels = children(process.pid)
@@ -89,7 +91,7 @@ def test_a_host_takes_its_kernels_along(state: Path) -> None:
         process.kill()
         psutil.wait_procs(kernels, timeout=PATIENCE)
         assert not [kernel for kernel in kernels if kernel.is_running()]
-        operation.cancel()
+        assert operation.cancel()
 
 
 def test_two_controllers_on_one_state_directory(state: Path) -> None:

@@ -88,6 +88,7 @@ def test_calls_made_while_there_is_no_controller(state: Path, ran: Path) -> None
         with controller(state) as first:
             client = enginery.connect(state / "client.json")
             client.wait_for_engines(1, timeout=PATIENCE)
+            client[0].execute("")  # the engine has heard that it is welcome
             first.kill()
         calls = [client[0].execute(counted(ran, name), block=False) for name in names]
         with controller(state), client:
