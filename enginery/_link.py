@@ -22,7 +22,7 @@ prepare_grpc()
 import grpc  # noqa: E402 - after prepare_grpc
 import grpc.aio  # noqa: E402
 
-from enginery import _calls, _loop, _status  # noqa: E402
+from enginery import _answer, _calls, _loop, _status  # noqa: E402
 from enginery._connection import Connection, cause_of, open_connection, translated  # noqa: E402
 from enginery._operation_calls import OperationCalls  # noqa: E402
 from enginery._reasons import Code, DeliveryError, public  # noqa: E402
@@ -34,7 +34,8 @@ from enginery.v1 import cluster_pb2, cluster_pb2_grpc, frame_pb2, value_pb2  # n
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from enginery._calls import Answer, Request
+    from enginery._answer import Answer
+    from enginery._calls import Request
     from enginery._connection_file import ConnectionInfo
     from enginery._decode import Errors
     from enginery._encoded import Encoded
@@ -370,8 +371,8 @@ class Link:
         request = operation.request
         engine_id = operation.engine_id
         fetch = partial(_fetch, self, request.owner, engine_id)
-        answer = _calls.Answer(engine_id, outcome, message, {}, fetch, operation.errors)
-        blobs = _calls.blobs_of(request.method, message)
+        answer = _answer.Answer(engine_id, outcome, message, {}, fetch, operation.errors)
+        blobs = _answer.blobs_of(request.method, message)
         if blobs:
             self.start_task(self._complete(operation, answer, blobs))
         else:

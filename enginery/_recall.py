@@ -14,7 +14,8 @@ from enginery.v1 import engine_pb2, frame_pb2, operation_pb2
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from enginery._calls import Answer, Request
+    from enginery._answer import Answer
+    from enginery._calls import Request
 
 _OUTCOMES = {
     operation_pb2.OPERATION_STATE_SUCCEEDED: frame_pb2.OUTCOME_OK,
