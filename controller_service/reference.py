@@ -85,7 +85,7 @@ class EngineFromReference(EngineBase):
 
     async def call(self, method: int, request: bytes, context: CallContext) -> CallReply:
         """Call a method; see EngineBase. While the engine is away the call waits."""
-        receiver = _Future()
+        receiver = _Future(hash(request))
         call = frame_pb2.Call(
             engine_id=self.engine_id,
             method=method,  # type: ignore[arg-type]  # a number that this controller may not know
@@ -94,7 +94,11 @@ class EngineFromReference(EngineBase):
             options=context_options(context),
             request=request,
         )
-        self.submit(call, receiver)
+        routed = self._route(call, receiver)
+        waiting = self._router.find(context.operation_id)
+        is_retry = waiting is not None and receiver.asks_the_same_as(waiting.receiver)
+        if not (is_retry and self._router.adopt(routed)):  # else retries would pile up here and on the host
+            self._submit(routed)
         return call_reply(await receiver.future)
 
     def submit(self, call: frame_pb2.Call, receiver: Receiver) -> None:
@@ -303,14 +307,19 @@ def _deliver(call: RoutedCall, reply: frame_pb2.Reply) -> None:
 
 
 class _Future:
-    """The receiver of one reply, for a caller that waits."""
+    """The receiver of one reply, for a caller that waits. `fingerprint` is of its request."""
 
-    def __init__(self) -> None:
+    def __init__(self, fingerprint: int) -> None:
+        self.fingerprint = fingerprint
         self.future: asyncio.Future[frame_pb2.Reply] = asyncio.get_running_loop().create_future()
 
     @property
     def is_gone(self) -> bool:
         return self.future.done()
+
+    def asks_the_same_as(self, other: Receiver) -> bool:
+        """Return whether that is the receiver of the same request."""
+        return isinstance(other, _Future) and other.fingerprint == self.fingerprint
 
     def deliver(self, reply: frame_pb2.Reply) -> None:
         if not self.future.done():  # its caller may have stopped waiting

@@ -133,6 +133,27 @@ async def test_deadline_ends_the_waiting_only(cluster: FakeCluster) -> None:
     await until(lambda: reference.statistics().waiting_calls == 0)
 
 
+async def test_retries_pile_up_nothing(cluster: FakeCluster) -> None:
+    """Who gives up and comes again takes the place of the call that waits; only the host refuses another."""
+    host = cluster.host()
+    host.answer = lambda _call: None
+    await host.hello()
+    execute, metadata = raw(cluster, "Execute"), cluster.to(0, enginery_operation_id=str(uuid.uuid4()))
+    reference = cluster.controller._switchboard.engine(0)  # type: ignore[union-attr]
+    for _ in range(3):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await execute(b"same", metadata=metadata, timeout=0.05)
+        await until(lambda: all(call.receiver.is_gone for call in reference._router._waiting.values()))
+    assert (len(host.calls), reference.statistics().waiting_calls) == (1, 1)
+    last = execute(b"same", metadata=metadata)
+    await until(lambda: not any(call.receiver.is_gone for call in reference._router._waiting.values()))
+    other = execute(b"another", metadata=metadata)
+    await until(lambda: len(host.calls) == 2)
+    for call in host.calls:
+        host.reply(call)
+    assert [await asyncio.wait_for(call, PATIENCE) for call in (last, other)] == [b"same", b"another"]
+
+
 async def test_call_to_an_away_engine_waits(cluster: FakeCluster) -> None:
     """A call that is made while the engine is away runs when it is back."""
     host = cluster.host()
