@@ -33,7 +33,9 @@ class EngineServiceStub(object):
     registered engine. Metadata `enginery-engine-id` says which engine is meant. The controller always requires
     it: every rpc fails without it with INVALID_ARGUMENT and reason MISSING_ENGINE_ID, with an unknown id with
     NOT_FOUND and reason INVALID_ENGINE_ID (both list the ids there are), and while there is no engine at all with
-    FAILED_PRECONDITION and reason NO_ENGINES_REGISTERED. A host of one engine does not require it.
+    FAILED_PRECONDITION and reason NO_ENGINES_REGISTERED. A host of one engine does not require it. An id may be given to
+    another engine once its engine is gone: with metadata `enginery-epoch`, the epoch of the registration that is meant,
+    the controller sends the call to no other, and answers it from the journal or with reason ENGINE_LOST.
 
     Calls that touch the namespace are operations: they run one at a time in the order in which they were
     submitted. GetId, GetResult, GetProperties, HasProperties, QueueStatus, ClearQueue and Interrupt never wait
@@ -223,7 +225,9 @@ class EngineServiceServicer(object):
     registered engine. Metadata `enginery-engine-id` says which engine is meant. The controller always requires
     it: every rpc fails without it with INVALID_ARGUMENT and reason MISSING_ENGINE_ID, with an unknown id with
     NOT_FOUND and reason INVALID_ENGINE_ID (both list the ids there are), and while there is no engine at all with
-    FAILED_PRECONDITION and reason NO_ENGINES_REGISTERED. A host of one engine does not require it.
+    FAILED_PRECONDITION and reason NO_ENGINES_REGISTERED. A host of one engine does not require it. An id may be given to
+    another engine once its engine is gone: with metadata `enginery-epoch`, the epoch of the registration that is meant,
+    the controller sends the call to no other, and answers it from the journal or with reason ENGINE_LOST.
 
     Calls that touch the namespace are operations: they run one at a time in the order in which they were
     submitted. GetId, GetResult, GetProperties, HasProperties, QueueStatus, ClearQueue and Interrupt never wait
@@ -652,7 +656,9 @@ class EngineService(object):
     registered engine. Metadata `enginery-engine-id` says which engine is meant. The controller always requires
     it: every rpc fails without it with INVALID_ARGUMENT and reason MISSING_ENGINE_ID, with an unknown id with
     NOT_FOUND and reason INVALID_ENGINE_ID (both list the ids there are), and while there is no engine at all with
-    FAILED_PRECONDITION and reason NO_ENGINES_REGISTERED. A host of one engine does not require it.
+    FAILED_PRECONDITION and reason NO_ENGINES_REGISTERED. A host of one engine does not require it. An id may be given to
+    another engine once its engine is gone: with metadata `enginery-epoch`, the epoch of the registration that is meant,
+    the controller sends the call to no other, and answers it from the journal or with reason ENGINE_LOST.
 
     Calls that touch the namespace are operations: they run one at a time in the order in which they were
     submitted. GetId, GetResult, GetProperties, HasProperties, QueueStatus, ClearQueue and Interrupt never wait
@@ -1532,7 +1538,7 @@ class ControllerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Transfer(self, request_iterator, context):
-        """Transfer carries one streaming call (Upload, Download) between the controller and the host that it asked to
+        """Transfer carries one streaming call (Upload, Download, Attach) between the controller and the host that it asked to
         open it, on a channel of its own so that calls never wait behind bulk. The host opens it with the
         `transfer_id` that it was given. NOT_FOUND and reason TRANSFER_NOT_FOUND: the caller has gone; forget it.
         """

@@ -34,7 +34,9 @@ class EngineServiceStub:
     registered engine. Metadata `enginery-engine-id` says which engine is meant. The controller always requires
     it: every rpc fails without it with INVALID_ARGUMENT and reason MISSING_ENGINE_ID, with an unknown id with
     NOT_FOUND and reason INVALID_ENGINE_ID (both list the ids there are), and while there is no engine at all with
-    FAILED_PRECONDITION and reason NO_ENGINES_REGISTERED. A host of one engine does not require it.
+    FAILED_PRECONDITION and reason NO_ENGINES_REGISTERED. A host of one engine does not require it. An id may be given to
+    another engine once its engine is gone: with metadata `enginery-epoch`, the epoch of the registration that is meant,
+    the controller sends the call to no other, and answers it from the journal or with reason ENGINE_LOST.
 
     Calls that touch the namespace are operations: they run one at a time in the order in which they were
     submitted. GetId, GetResult, GetProperties, HasProperties, QueueStatus, ClearQueue and Interrupt never wait
@@ -175,7 +177,9 @@ class EngineServiceAsyncStub(EngineServiceStub):
     registered engine. Metadata `enginery-engine-id` says which engine is meant. The controller always requires
     it: every rpc fails without it with INVALID_ARGUMENT and reason MISSING_ENGINE_ID, with an unknown id with
     NOT_FOUND and reason INVALID_ENGINE_ID (both list the ids there are), and while there is no engine at all with
-    FAILED_PRECONDITION and reason NO_ENGINES_REGISTERED. A host of one engine does not require it.
+    FAILED_PRECONDITION and reason NO_ENGINES_REGISTERED. A host of one engine does not require it. An id may be given to
+    another engine once its engine is gone: with metadata `enginery-epoch`, the epoch of the registration that is meant,
+    the controller sends the call to no other, and answers it from the journal or with reason ENGINE_LOST.
 
     Calls that touch the namespace are operations: they run one at a time in the order in which they were
     submitted. GetId, GetResult, GetProperties, HasProperties, QueueStatus, ClearQueue and Interrupt never wait
@@ -312,7 +316,9 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
     registered engine. Metadata `enginery-engine-id` says which engine is meant. The controller always requires
     it: every rpc fails without it with INVALID_ARGUMENT and reason MISSING_ENGINE_ID, with an unknown id with
     NOT_FOUND and reason INVALID_ENGINE_ID (both list the ids there are), and while there is no engine at all with
-    FAILED_PRECONDITION and reason NO_ENGINES_REGISTERED. A host of one engine does not require it.
+    FAILED_PRECONDITION and reason NO_ENGINES_REGISTERED. A host of one engine does not require it. An id may be given to
+    another engine once its engine is gone: with metadata `enginery-epoch`, the epoch of the registration that is meant,
+    the controller sends the call to no other, and answers it from the journal or with reason ENGINE_LOST.
 
     Calls that touch the namespace are operations: they run one at a time in the order in which they were
     submitted. GetId, GetResult, GetProperties, HasProperties, QueueStatus, ClearQueue and Interrupt never wait
@@ -643,7 +649,7 @@ class ControllerServiceStub:
     UNAVAILABLE: open it again, with growing delays.
     """
     Transfer: _grpc.StreamStreamMultiCallable[_engine_pb2.TransferRequest, _engine_pb2.TransferResponse]
-    """Transfer carries one streaming call (Upload, Download) between the controller and the host that it asked to
+    """Transfer carries one streaming call (Upload, Download, Attach) between the controller and the host that it asked to
     open it, on a channel of its own so that calls never wait behind bulk. The host opens it with the
     `transfer_id` that it was given. NOT_FOUND and reason TRANSFER_NOT_FOUND: the caller has gone; forget it.
     """
@@ -667,7 +673,7 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     UNAVAILABLE: open it again, with growing delays.
     """
     Transfer: _aio.StreamStreamMultiCallable[_engine_pb2.TransferRequest, _engine_pb2.TransferResponse]  # type: ignore[assignment]
-    """Transfer carries one streaming call (Upload, Download) between the controller and the host that it asked to
+    """Transfer carries one streaming call (Upload, Download, Attach) between the controller and the host that it asked to
     open it, on a channel of its own so that calls never wait behind bulk. The host opens it with the
     `transfer_id` that it was given. NOT_FOUND and reason TRANSFER_NOT_FOUND: the caller has gone; forget it.
     """
@@ -700,7 +706,7 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_engine_pb2.TransferRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_engine_pb2.TransferResponse], _abc.AsyncIterator[_engine_pb2.TransferResponse]]:
-        """Transfer carries one streaming call (Upload, Download) between the controller and the host that it asked to
+        """Transfer carries one streaming call (Upload, Download, Attach) between the controller and the host that it asked to
         open it, on a channel of its own so that calls never wait behind bulk. The host opens it with the
         `transfer_id` that it was given. NOT_FOUND and reason TRANSFER_NOT_FOUND: the caller has gone; forget it.
         """
