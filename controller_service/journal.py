@@ -180,7 +180,7 @@ class Journal:
         """
         try:
             kept = await self._run(self._store.load)
-        except (sqlite3.Error, OSError) as error:
+        except Exception as error:
             self._note_failure(error)
             kept = Kept()
         self._writer = asyncio.create_task(self._write_all())
@@ -289,7 +289,7 @@ class Journal:
                 return await self._run(query)
         except TimeoutError:
             raise DeliveryError("JOURNAL_UNAVAILABLE", cause=f"no answer within {_PATIENCE:g} s") from None
-        except (sqlite3.Error, OSError) as error:
+        except Exception as error:
             self._note_failure(error)
             raise DeliveryError("JOURNAL_UNAVAILABLE", cause=error) from error
 
@@ -329,7 +329,7 @@ class Journal:
     async def _try_to_write(self, batch: Batch) -> bool:
         try:
             self._kept_bytes = await self._run(lambda: self._store.apply(batch))
-        except (sqlite3.Error, OSError) as error:
+        except Exception as error:  # whatever it is, the writer must not end
             self._note_failure(error)
             return False
         if self._broken is not None:
@@ -349,6 +349,7 @@ class Journal:
             logger.error(
                 "the journal in %s cannot be used (%s): calls go on, and it is tried again; "
                 "make room, or mend the disk, or use --no-journal", self._path, error,
+                exc_info=None if isinstance(error, sqlite3.Error | OSError) else error,
             )  # fmt: skip
         self._broken = error
 

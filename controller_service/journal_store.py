@@ -116,13 +116,13 @@ class Store:
     def load(self) -> Kept:
         """Open the journal and return what is kept of engines. A damaged one is moved aside."""
         try:
-            self._load_engines()
+            return self._load_engines()
         except sqlite3.DatabaseError as error:
             self._close_after(error)
             if not _is_damage(error):
                 raise
-            self._load_engines()
-        return kept(self._engines.values())
+            self._engines.clear()
+            return self._load_engines()
 
     def apply(self, batch: Batch) -> int:
         """Write a batch whole or not at all, make room, and return how many bytes of results are kept then.
@@ -252,12 +252,18 @@ class Store:
 
     # Engines
 
-    def _load_engines(self) -> None:
+    def _load_engines(self) -> Kept:
         database = self._open()
-        for engine_id, epoch, retired, *rest in database.execute(_ENGINES):
-            self._engines[engine_id] = EngineRow(engine_id, epoch, bool(retired), *rest)
+        rows = database.execute(_ENGINES).fetchall()
+        try:
+            for engine_id, epoch, retired, *rest in rows:
+                self._engines[engine_id] = EngineRow(engine_id, int(epoch), bool(retired), *rest)
+            found = kept(self._engines.values())
+        except Exception as error:  # SQLite has no checksums: a row may hold anything
+            raise _UnusableError(f"what it says of engines is damaged: {error}") from error
         self._knows_engines = True
         self._sweep(database)
+        return found
 
     def _write_engines(self, database: sqlite3.Connection, changed: Collection[int]) -> None:
         if not self._knows_engines:
@@ -372,7 +378,10 @@ def _kept_bytes(database: sqlite3.Connection) -> int:
 
 
 def _meta(database: sqlite3.Connection, name: str) -> Any:
-    return database.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()[0]
+    row = database.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        raise _UnusableError(f"it does not say its {name}")
+    return row[0]
 
 
 def _knows(database: sqlite3.Connection, operation_id: bytes) -> bool:

@@ -466,6 +466,44 @@ async def test_damage_that_shows_later(path: Path, caplog: pytest.LogCaptureFixt
     await journal.close()
 
 
+@pytest.mark.parametrize(
+    "damage",
+    ["UPDATE engines SET hello = x'ffff'", "UPDATE engines SET epoch = 'x'", "DELETE FROM meta"],
+)
+async def test_rows_that_make_no_sense_stop_nothing(path: Path, damage: str) -> None:
+    """SQLite has no checksums: what it returns may be anything. The journal is moved aside, and goes on."""
+    async with opened(path) as journal:
+        add(journal, 1)
+        journal.put_engine(engine(0))
+        await safe(journal)
+    database = sqlite3.connect(path / "journal.db")
+    database.execute(damage)
+    database.commit()
+    database.close()
+    async with opened(path) as journal:
+        add(journal, 2)
+        await safe(journal)
+        assert await known(journal, 2) == [2]
+    assert (path.parent / f"{path.name}.damaged").is_dir()
+
+
+async def test_a_defect_does_not_end_the_writer(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever goes wrong is said once, with its traceback, and tried again."""
+    monkeypatch.setattr("controller_service.journal._FIRST_RETRY", 0.01)
+    async with opened(path) as journal:
+        with monkeypatch.context() as patch:
+            patch.setattr(journal_store, "_kept_bytes", lambda _database: len(1))  # type: ignore[arg-type]
+            add(journal, 1)
+            await until(lambda: journal.statistics().is_broken)
+        await safe(journal)
+        assert await known(journal, 1) == [1]
+    assert [record.exc_info is not None for record in caplog.records if record.levelno == logging.ERROR] == [
+        True
+    ]
+
+
 async def test_on_a_network_file_system(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
