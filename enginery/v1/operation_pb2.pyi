@@ -563,8 +563,8 @@ Global___CancelRequest: _TypeAlias = CancelRequest  # noqa: Y015
 
 @_typing.final
 class CancelResponse(_message.Message):
-    """CancelResponse says how the operation stands now. Stopping a running one takes time: `stopping` is true until it
-    has ended.
+    """CancelResponse says how the operation stands now. Stopping a running one takes time: it is RUNNING still, and
+    `stopping`, until it has ended.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
