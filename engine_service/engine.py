@@ -356,7 +356,7 @@ class Engine:
         waiting = operation.end(answer, time.time_ns())
         self.operations.ended(operation)
         if logger.isEnabledFor(logging.DEBUG):
-            name = operation_pb2.OperationState.Name(operation.state)
+            name = operation_pb2.OperationState.Name(operation.state).removeprefix("OPERATION_STATE_").lower()
             logger.debug("ended: %s", name, extra=self._runner.about(operation))
         for done in waiting:
             done(answer)
