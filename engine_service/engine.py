@@ -92,6 +92,8 @@ class Engine:
         self.blobs = BlobStore(value_limit=self.options.value_limit, store_limit=self.options.store_limit)
         self.properties: dict[str, Encoded] = {}
         self.actions = control.Actions()
+        self.reading = asyncio.Lock()
+        """Held by the one of those that are attached whose next message is made."""
         self._engine_id = self.options.kernel.engine_id
         self._runner = Runner(self)
         self.keeper = KernelKeeper(

@@ -33,12 +33,15 @@ async def attach(engine: Engine, request: bytes) -> AsyncGenerator[bytes]:
     operation.log.watch(news.set)  # it tells of the outcome too
     try:
         while True:
-            news.clear()
-            batch = events.read(engine, operation, after, MAX_BATCH)
+            async with engine.reading:  # one message each time around the loop, however many are attached
+                news.clear()
+                batch = events.read(engine, operation, after, MAX_BATCH)
+                is_all = operation.has_ended
+                await asyncio.sleep(0)
             if batch:
                 after = batch[-1].sequence
                 yield operation_pb2.AttachResponse(events=batch).SerializeToString()
-            elif operation.has_ended:
+            elif is_all:
                 yield _outcome(operation)
                 return
             else:

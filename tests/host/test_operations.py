@@ -276,6 +276,47 @@ async def test_large_events_fit_their_messages() -> None:
             asked = response.events[-1].sequence
 
 
+async def test_many_readers_keep_the_loop_from_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One message is made each time around the loop, however many are attached; each reader gets everything."""
+    loop = asyncio.get_running_loop()
+    times_around = 0
+    reads: list[int] = []
+    read = events_module.read
+
+    def count() -> None:
+        nonlocal times_around
+        times_around += 1
+        ticking[0] = loop.call_soon(count)
+
+    def note(*arguments: Any) -> Any:
+        reads.append(times_around)
+        return read(*arguments)
+
+    async with running_engine() as (engine, kernels):
+        operation_id = await submit(engine, "wait")
+        await in_kernel(kernels.started[0])
+        monkeypatch.setattr(events_module, "read", note)
+        ticking = [loop.call_soon(count)]
+        request = operation_pb2.AttachRequest(operation_id=operation_id).SerializeToString()
+
+        async def follow_all() -> list[bytes]:
+            return [data async for data in engine.attach(request)]
+
+        readers = [asyncio.ensure_future(follow_all()) for _ in range(8)]
+        kernels.started[0].listener.output("stdout", b"x" * (2 << 20), running=True)
+        await until(lambda: len(reads) >= 8)
+        kernels.started[0].listener.output("stdout", b"last", running=True)
+        kernels.started[0].released.set()
+        for messages in await asyncio.gather(*readers):
+            events = [
+                event for data in messages for event in operation_pb2.AttachResponse.FromString(data).events
+            ]
+            assert sum(len(event.stdout) for event in events) == (2 << 20) + 4
+            assert events[-1].WhichOneof("kind") == "outcome"
+        ticking[0].cancel()
+        assert len(reads) == len(set(reads))
+
+
 async def test_large_displays_become_blobs_once() -> None:
     """However often events are read: else readers would fill the store, and push out results."""
     display = DisplayData({"text/plain": "x", "image/png": bytes(2 << 20)})
