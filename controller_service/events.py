@@ -81,6 +81,7 @@ class KeptEngine:
     facts: Facts
     properties: Mapping[str, value_pb2.Value]
     registered_ms: int
+    is_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)

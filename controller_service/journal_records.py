@@ -49,6 +49,8 @@ class EngineRow:
     ip: str = ""
     port: int = 0
     registered_ms: int = 0
+    is_first: bool = False
+    """Whether it is known that nobody held the id before."""
 
     @classmethod
     def gone(cls, engine: Registration, *, retired: bool) -> Self:
@@ -81,6 +83,7 @@ class EngineRow:
             ip=facts.ip,
             port=facts.port,
             registered_ms=engine.registered_ms,
+            is_first=engine.is_first,
         )
 
     def engine(self) -> KeptEngine:
@@ -105,6 +108,7 @@ class EngineRow:
             facts=facts,
             properties=dict(hello.properties),
             registered_ms=self.registered_ms,
+            is_first=bool(self.is_first),
         )
 
 

@@ -104,6 +104,7 @@ class Registry:
                 properties=known.properties,
                 registered_ms=known.registered_ms,
                 lease=Lease.kept(self.lease, now),
+                is_first=known.is_first,
             )
             self._add(engine)
             self.observers.tell(EngineEvent(EventKind.REGISTERED, engine, engine.lease.reason))

@@ -385,6 +385,9 @@ async def test_what_ran_on_an_engine_does_not_run_on_the_next_of_its_id(
             cluster = await stack.enter_async_context(running(state))
             next_host = cluster.host()
             await next_host.hello(incarnation="next")
+        registered = cluster.controller.registry.find(0)
+        assert registered is not None
+        assert not registered.is_first
         metadata = cluster.to(0, enginery_operation_id=_ids.show(name))
         assert await cluster.engines.Push(engine_pb2.PushRequest(), metadata=metadata) == answer
         operation = engine_pb2.SubmitRequest(push=engine_pb2.PushRequest())

@@ -558,7 +558,9 @@ async def test_engines_are_known_again(path: Path) -> None:
 
     async with opened(path) as journal:
         journal.put_engine(engine(0, incarnation="old"))
-        journal.put_engine(engine(0, incarnation="new"))
+        first = engine(0, incarnation="new")
+        first.is_first = True
+        journal.put_engine(first)
         journal.put_engine(engine(1, epoch=8))
         journal.drop_engine(engine(1, epoch=8), retired=True)
         journal.put_engine(engine(2, epoch=9))
@@ -570,12 +572,14 @@ async def test_engines_are_known_again(path: Path) -> None:
     (one,) = found.engines
     assert (one.engine_id, one.epoch, one.host_id, one.slot, one.incarnation) == (0, 7, "host", 0, "new")
     assert (one.facts, one.properties, one.registered_ms) == (engine(0).facts, engine(0).properties, 5)
+    assert one.is_first is True
     async with opened(path) as journal:
         large = engine(1, epoch=10)
         large.properties = {"large": value_pb2.Value(text="x" * (64 << 10))}
         journal.put_engine(large)
     found = await kept()
     assert (found.epochs[1], found.retired, len(found.engines)) == (10, frozenset(), 2)
+    assert found.engines[1].is_first is False
     assert found.engines[1].properties == {}, "it brings them along when it comes back"
 
 
