@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 
+from enginery import _times
 from enginery._engine import MAX_SECONDS
 from enginery.v1 import frame_pb2
 
@@ -65,13 +66,7 @@ def message(options: Options) -> frame_pb2.CallOptions | None:
 
 def seconds(name: str, value: float | None) -> float | None:
     """Return a time that a caller gave, None if none was; TypeError or ValueError if it makes no sense."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is a number of seconds, not {type(value).__name__}")
-    if not 0 <= value <= MAX_SECONDS:
-        raise ValueError(f"{name} of {value:g} s is not within 0 and {MAX_SECONDS:g}")
-    return float(value)
+    return None if value is None else _times.check(name, value, MAX_SECONDS)
 
 
 def flag(name: str, value: bool | None) -> bool | None:

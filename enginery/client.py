@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, SupportsIndex, TypeVar, overload
 
-from enginery import _calls, _connection_file, _find, _ids, _options, _recall
+from enginery import _calls, _connection_file, _find, _ids, _options, _recall, _times
 from enginery._diagnose import diagnose
 from enginery._link import Link
 from enginery._reasons import DeliveryError, public
@@ -60,6 +60,8 @@ def connect(
     Raises ConnectError, as ControllerNotRunning, SeveralClusters, ConnectionFileError, CertificateError or
     AuthenticationError, each saying what to do; FileTimeoutError if a named file does not appear.
     """
+    _times.check("timeout", timeout)
+    _times.check("reconnect_timeout", reconnect_timeout)
     if errors not in ("raise", "wrap"):
         raise ValueError(f'errors is "raise" or "wrap", not {errors!r}')
     started = time.monotonic()

@@ -8,7 +8,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Literal, Self
 
-from enginery import _sizes
+from enginery import _sizes, _times
 from enginery._launch import Launched, LaunchOptions, connected, default_engines, temporary_state
 from enginery._logs import FORMATS, LEVELS
 from enginery._loop import is_forked
@@ -92,6 +92,12 @@ class Cluster:
             raise TypeError(f"n is how many engines to start, not {n!r}")
         if n < 0:
             raise ValueError(f"n is {n}: a cluster has 0 engines or more")
+        for name, value in (("lease", lease), ("journal_age", journal_age), ("orphan_timeout", orphan_timeout)):
+            if value is not None:  # which is the service's own default
+                _times.check(name, value)
+        _times.check("drain_grace", drain_grace)
+        _times.check("reconnect_timeout", reconnect_timeout)
+        _times.check("timeout", timeout)
         _check_choice("log_level", log_level, LEVELS)
         _check_choice("log_format", log_format, FORMATS)
         _check_choice("durability", durability, ("process", "power"))

@@ -57,6 +57,14 @@ def test_no_cluster_is_an_error_at_once(home: Path) -> None:
         enginery.connect()
 
 
+def test_times_that_make_no_sense_are_refused() -> None:
+    """Before a cluster is looked for."""
+    with pytest.raises(TypeError, match="timeout is a number of seconds, not str"):
+        enginery.connect(timeout="5")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="reconnect_timeout of nan s"):
+        enginery.connect(reconnect_timeout=float("nan"))
+
+
 def test_the_only_cluster_is_found_and_several_are_listed(home: Path) -> None:
     """connect() takes the one that runs; with several it lists them and guesses none."""
     states = [StateDirectory(home / name) for name in ("one", "two")]
