@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from tests.chaos.network import Network
     from tests.chaos.schedule import Fault
 
-_STARTING = 6.0  # seconds that a host gets until its kernels are struck
 _FARTHEST = 1_000  # seconds that a clock jumps at most
 
 
@@ -100,8 +99,8 @@ class Faults:
 
     def _strike_kernel(self, event: Event, how: str, fault: Fault) -> None:
         kernels = self._machines.kernels(fault.machine)
-        begun = self._machines.all[fault.machine].started + _STARTING < event.begin
-        if not kernels or not begun:  # a host whose first kernel does not start says so and ends, as it should
+        # A host whose first kernel does not start says so and ends, as it should.
+        if not kernels or not self._machines.has_registered(fault.machine):
             event.kind = "kernel missed"
             return
         pid = kernels[fault.choice % len(kernels)]

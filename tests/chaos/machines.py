@@ -141,6 +141,11 @@ class Machines:
             return []
         return sorted(child.pid for child in children if _is_kernel(child))
 
+    def has_registered(self, host: str) -> bool:
+        """Whether the engines of the host that runs now were registered, as it says itself."""
+        said = (self._folder / "logs" / host).read_text(errors="replace")
+        return "registered: kernel" in said.rpartition("\n==== ")[2]
+
     def freeze(self, name: str, pids: list[int]) -> None:
         """Stop processes of a machine in their tracks."""
         self.all[name].frozen.extend(pids)

@@ -1,7 +1,7 @@
 """A long steady load: `python -m tests.chaos.soak --minutes 30`. Ends with 1 if the memory of anybody grows.
 
-A client works steadily, another reads slowly what comes fast, a third asks for much and is killed. Memory may grow
-until the bounds of what is kept are reached; after that it must be flat.
+A client works steadily, another reads slowly what comes fast, a third asks for much and is killed. Memory may
+grow until the bounds of what is kept are reached; after that it must be flat.
 """
 
 from __future__ import annotations
