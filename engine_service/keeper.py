@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from engine_service import memory
+from engine_service.kernel_memory import end
 from engine_service.kernel_process import KernelExited, KernelOptions, KernelProcess
 from enginery import _logs
 
@@ -132,8 +133,11 @@ class KernelKeeper:
                 group_at = loop.time() + memory.GROUP_INTERVAL
             size = watch.observe(kernel.resident_bytes(), group_bytes)
             if size and self.is_ready:
+                # Those that have left its process group outlive it, and may be the ones that have the memory.
+                started = await asyncio.to_thread(kernel.descendants) if group_bytes is not None else []
                 self.memory_exceeded = size
                 self.kill(f"killed at {size} bytes of resident memory, over its limit of {limit}")
+                await asyncio.to_thread(end, started)
             await asyncio.wait((kernel.exited,), timeout=memory.OWN_INTERVAL)
 
     async def _replace(self) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -31,18 +36,26 @@ def group_bytes(pid: int, *, above: int = 0) -> int:
     Adds up resident memory; where that is over `above`, memory that several of them share is counted once (on
     Linux), else children that were forked to look at large data would each count all of it.
     """
-    pids = [pid, *_descendants(pid)]
+    pids = [pid, *(child.pid for child in descendants(pid))]
     total = sum(map(resident_bytes, pids))
     if total <= above or len(pids) == 1 or sys.platform != "linux":
         return total
     return sum(map(_proportional_bytes, pids))
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[psutil.Process]:
+    """Return all processes that a process has started, and those that they have. May take a while."""
     try:
-        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+        return psutil.Process(pid).children(recursive=True)
     except psutil.Error:  # it has just ended
         return []
+
+
+def end(processes: Iterable[psutil.Process]) -> None:
+    """Kill processes, but for those that have ended, whatever has their numbers by now."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
 def _proportional_bytes(pid: int) -> int:

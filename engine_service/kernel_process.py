@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from engine_service.kernel_exit import ExitStatus, KernelExited, count_oom_kills
 from engine_service.kernel_frames import FrameReader, WireError, rest
-from engine_service.kernel_memory import group_bytes, resident_bytes
+from engine_service.kernel_memory import descendants, group_bytes, resident_bytes
 from engine_service.kernel_messages import (
     Command,
     DisplayData,
@@ -43,6 +43,8 @@ from enginery._engine import DEFAULT_VALUE_LIMIT
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    import psutil
 
     from engine_service.kernel_frames import Frame
     from enginery._encoded import Buffer, Encoded
@@ -269,6 +271,10 @@ class KernelProcess:
         Memory that they share is counted once, which takes longer, only where the sum is over `above`.
         """
         return 0 if self.exited.done() else group_bytes(self.pid, above=above)
+
+    def descendants(self) -> list[psutil.Process]:
+        """Return all processes that it has started, with theirs; none if it has ended. Call it in a thread."""
+        return [] if self.exited.done() else descendants(self.pid)
 
     # ---- what comes from it
 

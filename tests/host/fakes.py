@@ -62,6 +62,9 @@ class FakeKernel:
     def group_bytes(self, *, above: int = 0) -> int:
         return self.memory
 
+    def descendants(self) -> list[object]:
+        return []
+
     def interrupt(self, operation_id: bytes) -> bool:
         self.interrupts += 1
         self.interrupted.set()
