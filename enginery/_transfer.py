@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,13 @@ if TYPE_CHECKING:
 
     from enginery._encoded import Encoded
 
+logger = logging.getLogger(__name__)
+
 CHUNK = 512 << 10
 """Bytes in one message: larger ones are slower, and hold up what shares the connection."""
 _SLOWEST = 1 << 20  # bytes a second: a transfer below that is given up
 _PATIENCE = 60.0  # seconds on top
+_RELEASE_PATIENCE = 5.0  # seconds that an answer may wait until its engine's host has forgotten a value
 _INCOMPLETE = frozenset({"BAD_VALUE", "BAD_REQUEST", "PROTOCOL_ERROR"})  # what a host says of missing chunks
 
 
@@ -82,10 +86,10 @@ class Transfers:
         return DeliveryError("NOT_SENT", cause="the upload of a value broke off")
 
     async def download(self, engine_id: int, blob: value_pb2.Blob, *, release: bool) -> Encoded:
-        """Return the value of `blob`; `release` lets the engine's host forget it."""
+        """Return the value of `blob`; `release` lets the engine's host forget it, once it is here."""
         _values.check_blob(blob)
         data = bytearray(blob.size)
-        request = engine_pb2.DownloadRequest(blob_id=blob.blob_id, release=release)
+        request = engine_pb2.DownloadRequest(blob_id=blob.blob_id)
         call = self._stub.Download(request, metadata=self._to(engine_id), timeout=_deadline(blob.size))
         position = 0
         async for response in call:
@@ -93,7 +97,19 @@ class Transfers:
                 position = _place(response.chunk, data, position, blob)
         if position != blob.size:
             raise DeliveryError("BAD_VALUE", field="blob", cause=f"{position} of {blob.size} bytes came")
+        if release:
+            await self._release(engine_id, blob)
         return _values.assemble(blob, data)
+
+    async def _release(self, engine_id: int, blob: value_pb2.Blob) -> None:
+        """Have a value forgotten that is here whole: one that was forgotten as it was sent may never arrive."""
+        request = engine_pb2.DownloadRequest(blob_id=blob.blob_id, offset=blob.size, release=True)
+        call = self._stub.Download(request, metadata=self._to(engine_id), timeout=_RELEASE_PATIENCE)
+        try:
+            async for _ in call:
+                pass
+        except grpc.aio.AioRpcError as error:
+            logger.debug("blob %s is left to its ten minutes: %s", blob.blob_id, error.details())
 
 
 def _deadline(size: int) -> float:

@@ -359,6 +359,8 @@ class FakeController:
         self.upload_failure: DeliveryError | None = None
         self.upload_gate: asyncio.Event | None = None
         self.damage = False
+        self.cut_downloads = 0
+        """Downloads that are to break off before their last chunk arrives."""
         self.cluster_id = "11111111-2222-4333-8444-555555555555"
         self.loop = asyncio.new_event_loop()
         self._watchers: list[asyncio.Queue[cluster_pb2.WatchEnginesResponse]] = []
@@ -699,7 +701,12 @@ class FakeController:
             await context.abort(_status.grpc_code(error), error.text, _status.trailers(error))
         blob, data = engine.blobs[request.blob_id]
         yield engine_pb2.DownloadResponse(blob=blob)
-        for offset in range(0, len(data), 1 << 19):
+        for offset in range(request.offset, len(data), 1 << 19):
+            if self.cut_downloads and offset + (1 << 19) >= len(data):
+                self.cut_downloads -= 1
+                if request.release:  # as a host does that has sent all, though not all of it arrived
+                    del engine.blobs[request.blob_id]
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
             chunk = value_pb2.Chunk(offset=offset, data=data[offset : offset + (1 << 19)])
             if self.damage:
                 chunk.crc32 = 1

@@ -34,6 +34,15 @@ def test_large_values_go_there_and_back(client: enginery.Client, controller: Fak
     assert len(controller.engines[0].released) == 1
 
 
+def test_a_download_that_breaks_off_is_begun_again(client: enginery.Client, controller: FakeController) -> None:
+    """The engine's host forgets a value only when the client says that it has it, not when it was sent."""
+    array = big()
+    client[0].push({"a": array})
+    controller.cut_downloads = 2
+    assert (client[0].pull("a") == array).all()
+    assert controller.engines[0].blobs == {}
+
+
 def test_every_way_for_a_large_value(client: enginery.Client) -> None:
     """Arguments and values of apply, serialized values, functions' namespaces, several engines at once."""
     array = big()
