@@ -66,9 +66,9 @@ def get_operation(engine: Engine, request: bytes, context: CallContext, done: Do
     operation = _find(engine, message.operation_id)
     wait = min(_seconds(message.wait, "wait"), MAX_WAIT)
 
-    def answer() -> None:
+    def tell(answer: Answer | None) -> None:
         try:
-            reply: Answer = _answer(engine, operation, message)
+            reply: Answer = _answer(engine, operation, message, answer)
         except Exception as error:  # such as no descriptor for a large display: nobody else must suffer for it
             logger.exception("defect in get_operation")
             cause = f"{type(error).__name__}: {error}"
@@ -76,26 +76,28 @@ def get_operation(engine: Engine, request: bytes, context: CallContext, done: Do
         done(reply)
 
     if operation.has_ended or not wait:
-        answer()
+        tell(operation.answer)
         return
 
-    def ended(_: Answer) -> None:
+    def ended(answer: Answer) -> None:
         timer.cancel()
-        answer()
+        tell(answer)  # what was released before its end has none any more
 
     def passed() -> None:
         operation.waiting.remove(ended)
-        answer()
+        tell(None)
 
     timer = asyncio.get_running_loop().call_later(wait, passed)
     operation.waiting.append(ended)
 
 
-def _answer(engine: Engine, operation: Operation, message: operation_pb2.GetOperationRequest) -> CallReply:
+def _answer(
+    engine: Engine, operation: Operation, message: operation_pb2.GetOperationRequest, answer: Answer | None
+) -> CallReply:
     response = operation_pb2.GetOperationResponse()
     events.describe(response.operation, operation, engine.engine_id)
-    if operation.answer is not None:
-        events.conclude(response.outcome, operation.state, operation.answer, operation.method)
+    if answer is not None:
+        events.conclude(response.outcome, operation.state, answer, operation.method)
     room = min(events.MAX_EVENTS, MAX_RESPONSE - response.ByteSize())
     if message.HasField("after_sequence") and room >= _LARGEST_EVENT:  # beside a huge answer Attach has them
         response.events.extend(events.read(engine, operation, message.after_sequence, room))

@@ -360,6 +360,19 @@ async def test_an_end_that_cannot_be_told_to_one_is_told_to_others(monkeypatch: 
         assert (await next_one).text == "1"
 
 
+async def test_who_waits_has_the_answer_of_what_was_released_before_its_end() -> None:
+    """It is given to those who wait, and not kept."""
+    async with running_engine() as (engine, kernels):
+        operation_id = await submit(engine, "wait")
+        await in_kernel(kernels.started[0])
+        asking = asyncio.ensure_future(get(engine, operation_id, wait=10))
+        await asyncio.sleep(0)
+        assert engine.operations.release([_ids.parse(operation_id)]) == 1
+        kernels.started[0].released.set()
+        assert result_of((await asking).outcome).text == "wait"
+        assert await refused(get(engine, operation_id)) == "OPERATION_NOT_FOUND"
+
+
 async def test_a_reader_of_what_was_released_is_told() -> None:
     """The rest is not there any more."""
     async with running_engine() as (engine, _):
