@@ -429,7 +429,10 @@ class Engine:
 
     def settle(self, operation_ids: Iterable[bytes]) -> None:
         """The controller has taken the answers of these for good. Ids that are not known are ignored."""
-        self.operations.settle(operation_ids)
+        settled = self.operations.settle(operation_ids)
+        if logger.isEnabledFor(logging.DEBUG):
+            for operation in settled:
+                logger.debug("journaled", extra=self._runner.about(operation))
         self.operations.expire(time.time_ns())
 
     # ---- errors

@@ -130,13 +130,19 @@ class Operations:
                 return
             self._drop(oldest)
 
-    def settle(self, operation_ids: Iterable[bytes]) -> None:
-        """The answers of these are in a journal: the ordinary bounds hold for them now. Ignores others."""
+    def settle(self, operation_ids: Iterable[bytes]) -> list[Operation]:
+        """The answers of these are in a journal: the ordinary bounds hold for them now. Ignores others.
+
+        Returns those for which that is news.
+        """
+        news = []
         for operation_id in operation_ids:
             operation = self._unsettled.operations.get(operation_id)
             if operation is not None:
                 self._unsettled.remove(operation)
                 self._settled.add(operation)
+                news.append(operation)
+        return news
 
     def release(self, operation_ids: Iterable[bytes]) -> int:
         """Drop answers and output, of those that have not ended when they end; return how many were known."""

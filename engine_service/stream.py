@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 
-from enginery import _logs, _status
+from enginery import _status
 from enginery._engine import CallReply
 from enginery._outcomes import STATES, outcome_of
 from enginery._reasons import DeliveryError
@@ -207,10 +207,6 @@ class RegistrationStream:
                 settled.setdefault(entry[0], []).append(entry[1])
         for engine, operation_ids in settled.items():
             engine.settle(operation_ids)
-            if logger.isEnabledFor(logging.DEBUG):
-                for operation_id in operation_ids:
-                    about = _logs.about(engine=engine.engine_id, operation=operation_id)
-                    logger.debug("journaled", extra=about)
         if self._journaled > self._forgotten:
             asyncio.get_running_loop().call_soon(self._settle)
 

@@ -627,12 +627,14 @@ async def test_one_operations_story_is_in_the_log(caplog: pytest.LogCaptureFixtu
         await in_kernel(kernels.started[0])
         await cancel(engine, _ids.show(operation), grace=0)
         await refused(running)
+        engine.settle([operation, operation, IDS.mint()])
     story = [
         record.getMessage().partition(":")[0]
         for record in caplog.records
         if getattr(record, "operation", b"") == operation and record.client == b"sessions"  # type: ignore[attr-defined]
     ]
-    assert story == ["accepted", "began", "stop asked", "interrupt", "interrupt", "kill", "ended"]
+    assert story == ["accepted", "began", "stop asked", "interrupt", "interrupt", "kill", "ended", "journaled"]
+    assert "ended: cancelled" in caplog.messages
 
 
 async def test_a_reply_says_what_an_operation_says() -> None:
