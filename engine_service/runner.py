@@ -207,6 +207,7 @@ class Runner:
         self._phase = Phase.NONE
         engine = self._engine
         failed = not isinstance(answer, CallReply) or answer.outcome != frame_pb2.OUTCOME_OK
+        failed = failed and engine.keeper.is_ready  # who waits for the next kernel does not mind that
         cleared = engine.queue.finish(failed=failed)
         engine.end(operation, answer)
         if cleared:

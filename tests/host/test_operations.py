@@ -436,6 +436,17 @@ async def test_a_second_cancel_may_be_sharper() -> None:
         assert record.result.error.category == error_pb2.ERROR_CATEGORY_KERNEL_DIED
 
 
+async def test_what_takes_any_kernel_does_not_mind_how_its_session_lost_one() -> None:
+    """A failure clears what its session queued behind it; the end of a kernel what was meant for that one."""
+    async with running_engine() as (engine, _):
+        session = b"sessionA"
+        dying = asyncio.ensure_future(execute(engine, "die", session_id=session))
+        bound = asyncio.ensure_future(execute(engine, "1", session_id=session))
+        moved = asyncio.ensure_future(execute(engine, "2", session_id=session, any_incarnation=True))
+        assert [await refused(task) for task in (dying, bound)] == ["KERNEL_DIED", "KERNEL_DIED"]
+        assert (await moved).text == "2"
+
+
 async def test_one_that_dies_by_itself_while_it_is_stopped_is_lost() -> None:
     """Only a kernel that the host killed makes it cancelled."""
     async with running_engine() as (engine, kernels):
