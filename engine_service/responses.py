@@ -134,7 +134,8 @@ class Composer:
                     blob = self._keep(Encoded(Codec.TEXT, (data,)))
                     display.blob_ids[mime_type] = blob.blob_id
                 form.blob.CopyFrom(blob)
-            elif isinstance(content, bytes):
+                continue
+            if isinstance(content, bytes):
                 form.data = data
             else:
                 form.text = data.decode()

@@ -339,6 +339,22 @@ async def test_large_displays_become_blobs_once() -> None:
         assert len(engine.blobs) == 1
 
 
+async def test_blobs_take_no_room_of_the_message() -> None:
+    """However many large forms there are: else small ones beside them would become blobs too."""
+
+    def answer(command: object) -> Reply:
+        for _ in range(20):
+            display = DisplayData({"text/plain": "x", "text/html": "y" * (300 << 10)})
+            kernels.started[0].listener.display(display)
+        return Reply(text="5")
+
+    async with running_engine() as (engine, kernels):
+        kernels.started[0].reply = answer
+        displays = (await execute(engine, "1")).displays
+        kinds = {tuple(form.WhichOneof("content") for form in display.data) for display in displays}
+        assert (len(displays), kinds, len(engine.blobs)) == (20, {("text", "blob")}, 20)
+
+
 async def test_an_end_that_cannot_be_told_to_one_is_told_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine may be out of descriptors when a large display is to become a blob."""
 
