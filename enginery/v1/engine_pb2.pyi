@@ -1412,7 +1412,9 @@ class DownloadRequest(_message.Message):
     offset: _builtins.int
     """(Optional) Position to start from. Absent means 0."""
     release: _builtins.bool
-    """(Optional) True drops the blob once its last byte was sent. Absent means that it is kept for 10 minutes."""
+    """(Optional) True drops the blob once its last byte was sent. Absent means that it is kept for 10 minutes. What was
+    sent may be lost with the connection: to be sure of a value, release it when it is there, with `offset` at its end.
+    """
     def __init__(
         self,
         *,
