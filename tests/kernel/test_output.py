@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import sys
 
 import pytest
 
@@ -61,6 +63,20 @@ async def test_bytes_that_are_no_text(kernel: Driver) -> None:
     """Output is bytes as written; text that has no UTF-8 is written with escapes and raises nothing."""
     await kernel.ok("import os; os.write(1, b'\\xff\\xfe\\n'); print('\\udcff\\ud800')")
     assert kernel.stdout == b"\xff\xfe\n\\udcff\\ud800\n"
+
+
+async def test_output_that_somebody_else_reads(kernel: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of the user's may open the other end, and take what the host was told is there."""
+    ioctl = fcntl.ioctl
+
+    def boast(fd: int, request: int, waiting: bytearray) -> object:
+        answer = ioctl(fd, request, waiting)
+        waiting[:] = (int.from_bytes(waiting, sys.byteorder) + 1).to_bytes(4, sys.byteorder)
+        return answer
+
+    monkeypatch.setattr(fcntl, "ioctl", boast)
+    async with asyncio.timeout(10):
+        assert await kernel.output("print('mine')") == "mine\n"
 
 
 async def test_a_chatty_grandchild_holds_nobody_up() -> None:
