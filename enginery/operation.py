@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
-import contextlib
-import functools
-import logging
 import threading
 import time
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from enginery import _calls, _ids, _loop, _methods, _options
 from enginery._decode import to_exception, to_remote_error
 from enginery._engine import MAX_SEQUENCE
+from enginery._late import Late
 from enginery._outcomes import STATES, outcome_of
 from enginery._reasons import DeliveryError, public
-from enginery.errors import CompositeError, EngineryError, OperationNotFound, remote_of
+from enginery.errors import CompositeError, EngineryError, OperationNotFound
 from enginery.operations import EventStream, Feed, from_message, state_name
 from enginery.v1 import frame_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
+    from concurrent.futures import Future
 
     from enginery._answer import Answer
     from enginery._calls import Request
@@ -36,125 +33,9 @@ T = TypeVar("T")
 _CANCEL_PATIENCE = 5.0  # seconds that `cancel` waits to hear from the engine
 CTRL_C_GRACE = 2.0
 """Seconds that a call which was waited for gets to stop after Ctrl-C, before the wait ends."""
-_WAIT_ENDED = "the wait has ended, the operation goes on: cancel() stops it"
-
-logger = logging.getLogger(__name__)
 
 
-class _Late(Future[T]):
-    """A future whose outcome is decoded by the first thread that asks for it.
-
-    So nothing is unpickled on the thread that serves all calls, and an answer that nobody reads costs nothing.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.set_running_or_notify_cancel()  # what `cancel` does is not what futures mean by it
-        self._decoding = threading.RLock()
-        self._outcome: tuple[T | None, Exception | None] | None = None
-
-    def _decode(self) -> T:
-        """Return the outcome, or raise it."""
-        raise NotImplementedError
-
-    def _forget(self) -> None:
-        """Let go of what only `_decode` needed."""
-
-    def _wait(self, timeout: float | None) -> tuple[T | None, Exception | None]:
-        if self._outcome is not None:
-            return self._outcome
-        if not self.done():
-            _loop.check_wait()
-        super().result(timeout)  # a done future's own result means nothing: see _decode
-        with self._decoding:
-            if self._outcome is None:
-                try:
-                    self._outcome = (self._decode(), None)
-                except Exception as error:
-                    self._outcome = (None, _bare(error))
-                self._forget()
-            return self._outcome
-
-    def result(self, timeout: float | None = None) -> T:
-        """Wait for the answer and return it, or raise what went wrong.
-
-        TimeoutError after `timeout` seconds (default: none); that ends the waiting only, and so does Ctrl-C.
-        """
-        try:
-            value, error = self._wait(timeout)
-        except KeyboardInterrupt as stop:
-            stop.add_note(_WAIT_ENDED)
-            raise
-        try:
-            if error is not None:
-                raise _bare(error)
-            return value  # type: ignore[return-value]  # T may be None
-        finally:
-            error = None  # or the traceback would hold this frame, which holds the error
-
-    def exception(self, timeout: float | None = None) -> Exception | None:
-        """Wait for the answer and return what `result` would raise, None if it succeeded."""
-        try:
-            return self._wait(timeout)[1]
-        except KeyboardInterrupt as stop:
-            stop.add_note(_WAIT_ENDED)
-            raise
-
-    def __await__(self) -> Generator[Any, None, T]:
-        """Wait for the answer in a coroutine. Cancelling the wait does not stop the operation."""
-        if not self.done():
-            # Not asyncio.wrap_future: it would cancel the operation with the wait.
-            waiter = asyncio.get_running_loop().create_future()
-            super().add_done_callback(functools.partial(_wake_up, waiter))
-            yield from waiter
-        return self.result()
-
-    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
-        """Call `fn` with this when it is done, at once if it is. What `fn` raises is logged.
-
-        On the thread that serves all calls that goes for SystemExit and KeyboardInterrupt too.
-        """
-        super().add_done_callback(functools.partial(_call_back, fn))
-
-    def _state_text(self) -> str:
-        if not self.done():
-            return "waiting"
-        if self._outcome is None:
-            return "done"
-        error = self._outcome[1]
-        return "succeeded" if error is None else f"raised {type(error).__name__}"
-
-
-def _bare(error: Exception) -> Exception:
-    """Take our own frames off what an engine or a connection says; a defect keeps them.
-
-    They say nothing to the reader, and would pile up on an error that is raised again.
-    """
-    if isinstance(error, EngineryError) or remote_of(error) is not None:
-        BaseException.with_traceback(error, None)
-    return error
-
-
-def _wake_up(waiter: asyncio.Future[None], _: Future[Any]) -> None:
-    with contextlib.suppress(RuntimeError):  # its loop was closed: nobody waits any more
-        waiter.get_loop().call_soon_threadsafe(_set, waiter)
-
-
-def _set(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
-
-
-def _call_back(fn: Callable[[Future[T]], object], future: Future[T]) -> None:
-    try:
-        fn(future)
-    except (SystemExit, KeyboardInterrupt):
-        if not _loop.is_current():
-            raise
-        logger.exception("a done-callback wanted to end the thread that serves all calls: %r", fn)
-
-
-class Operation(_Late[T]):
+class Operation(Late[T]):
     """One call on one engine that was started with `block=False`: an awaitable `concurrent.futures.Future`.
 
     `result()` waits, `await operation` does so in a coroutine, `add_done_callback`, `concurrent.futures.wait`
@@ -380,7 +261,7 @@ class Operation(_Late[T]):
         return f"<Operation [{self._engine_id}:{self.method}] {self._state_text()}, {self.operation_id}>"
 
 
-class Group(_Late[list[T]], Generic[T]):
+class Group(Late[list[T]], Generic[T]):
     """The operations of one call over several engines: a future of the list of their answers, in target order.
 
     `result()` and `await group` raise one CompositeError if any engine failed; each operation still has its own
