@@ -24,7 +24,7 @@ from controller_service.journal_records import EngineRow, Result, kept
 from enginery._files import make_private_directory, read_private, write_private
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     from controller_service.events import Kept
@@ -101,13 +101,22 @@ class _Clock:
 class Store:
     """The files of one journal. Opens them when they are needed, and anew after an error."""
 
-    def __init__(self, path: Path, cluster_id: str, bounds: Bounds, *, power: bool) -> None:
-        """Take the directory; touches nothing yet."""
+    def __init__(
+        self,
+        path: Path,
+        cluster_id: str,
+        bounds: Bounds,
+        *,
+        power: bool,
+        free_bytes: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free,
+    ) -> None:
+        """Take the directory; touches nothing yet. `free_bytes` says how much its disk can still take."""
         self._path = path
         self._cluster_id = cluster_id
         self._answers = path / "answers"
         self._bounds = bounds
         self._power = power
+        self._free_bytes = free_bytes
         self._clock = _Clock()
         self._database: sqlite3.Connection | None = None
         self._engines: dict[int, EngineRow] = {}
@@ -136,7 +145,7 @@ class Store:
             database.execute("BEGIN IMMEDIATE")
             gone = self._delete(database, batch.forgotten) - files
             database.executemany(_INSERT, rows)
-            gone |= self._make_room(database)
+            gone |= self._make_room(database, batch.size)
             self._write_engines(database, batch.engines)
             kept_bytes = _kept_bytes(database)
             database.execute("COMMIT")
@@ -331,9 +340,14 @@ class Store:
         )
         return files
 
-    def _make_room(self, database: sqlite3.Connection) -> set[bytes]:
-        """Remove the oldest results until the bounds hold, and return those whose answers are files."""
-        excess = _kept_bytes(database) - self._bounds.size
+    def _make_room(self, database: sqlite3.Connection, added: int) -> set[bytes]:
+        """Remove the oldest results until the bounds hold, and return those whose answers are files.
+
+        The journal takes no more of its disk than it leaves free. Where others leave too little, it shrinks by
+        as much as it grows, and does not empty itself for them.
+        """
+        kept = _kept_bytes(database)
+        excess = max(kept - self._bounds.size, min((kept - self._free_bytes(self._path)) // 2, 2 * added))
         oldest = self._clock.now_ms() - self._bounds.age * 1000
         last, files = 0, set()
         cursor = database.execute(

@@ -301,6 +301,25 @@ def apply(store: Store, *numbers: int) -> int:
     return store.apply(batch)
 
 
+def test_it_takes_no_more_of_a_disk_than_it_leaves_free(path: Path) -> None:
+    """On a small disk old results go long before the bound; where others fill it, only as new ones come."""
+    free = 10_000
+    store = Store(path, CLUSTER, Bounds(), power=False, free_bytes=lambda _: free)
+
+    def add(number: int) -> int:
+        batch = Batch(size=1_000)
+        batch.results[name(number)] = (3, 1, SESSION, OK, 0, b"x" * 744, b"")  # 1,000 bytes with the overhead
+        return store.apply(batch)
+
+    sizes = [add(number) for number in range(40)]
+    assert max(sizes) <= 12_000
+    assert sizes[-1] >= 10_000
+    free = 0
+    assert add(40) == sizes[-1] - 1_000
+    assert store.find(name(40)) is not None
+    store.close()
+
+
 def test_bounded_by_age_and_not_by_jumps_of_the_clock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wall clock that is set makes nothing old; time that passes does, that between two controllers too."""
     clocks = Clocks()
