@@ -231,7 +231,11 @@ async def _from_host(
             if request.WhichOneof("kind") != "message":
                 raise DeliveryError("PROTOCOL_ERROR", cause="a transfer carries messages, then a status")
             message = request.message
-        await caller.write(message)
+        try:
+            await caller.write(message)
+        except Exception as error:  # grpc has no public type for a caller who has gone
+            logger.debug("the caller of a transfer has gone: %r", error)
+            raise asyncio.CancelledError from None
     raise DeliveryError("ENGINE_AWAY", engine_id=engine_id)
 
 

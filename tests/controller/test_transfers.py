@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -11,7 +12,7 @@ import psutil
 import pytest
 from google.rpc import status_pb2
 
-from controller_service import frames
+from controller_service import frames, transfers
 from enginery import _status
 from enginery._channel import open_channel
 from enginery._reasons import DeliveryError
@@ -186,6 +187,23 @@ async def test_caller_that_goes_away_ends_the_transfer(cluster: FakeCluster) -> 
     assert await side.call.code() is grpc.StatusCode.NOT_FOUND
     await until(lambda: len(cluster.controller._transfers) == 0)
     await side.close()
+
+
+async def test_a_caller_that_cannot_be_written_to_has_gone() -> None:
+    """Which is no defect of ours: gRPC may let a write fail before it says that the caller is gone."""
+
+    class Host:
+        async def read(self) -> bytes:
+            return engine_pb2.TransferRequest(message=b"event").SerializeToString()
+
+    class Caller:
+        async def write(self, message: bytes) -> None:
+            raise RuntimeError('Failed "execute_batch"')
+
+    future = asyncio.get_running_loop().create_future()
+    transfer = transfers._Transfer(math.inf, None, future, future, None)
+    with pytest.raises(asyncio.CancelledError):
+        await transfers._from_host(transfer, 0, Caller(), Host())  # type: ignore[arg-type]
 
 
 async def test_unknown_transfer(cluster: FakeCluster) -> None:
