@@ -32,7 +32,7 @@ CLIENTS = {
     "worker-1": "tests.chaos.worker",
     "caller": "tests.chaos.caller",
 }
-LEASE = 15.0  # seconds; more than any fault lasts that is not meant to outlast it
+LEASE = 15.0  # seconds
 LONG_RUN = 300.0  # seconds from which on faults may last longer than the lease
 DRAIN = 60.0  # seconds that clients get at the end to hear of everything
 _STARTING = 20.0
@@ -41,12 +41,13 @@ _STARTING = 20.0
 class Run:
     """One run."""
 
-    def __init__(self, folder: Path, seed: int, seconds: float, every: float) -> None:
+    def __init__(self, folder: Path, seed: int, seconds: float, every: float, lease: float) -> None:
         """Make the machines of it."""
         self._folder = folder
         self._seconds = seconds
+        self._lease = lease
         links = network.make([*HOSTS, *CLIENTS])
-        self._machines = Machines(folder, links, HOSTS, CLIENTS, LEASE, seed)
+        self._machines = Machines(folder, links, HOSTS, CLIENTS, lease, seed)
         self._faults = Faults(self._machines, links)
         kinds = set(schedule.KINDS)
         if not links.has_links:
@@ -59,7 +60,7 @@ class Run:
             kinds -= schedule.LONG
         self.left_out = sorted(set(schedule.KINDS) - kinds)
         self._plan = schedule.plan(
-            seed, seconds, hosts=HOSTS, clients=list(CLIENTS), kinds=kinds, lease=LEASE, every=every
+            seed, seconds, hosts=HOSTS, clients=list(CLIENTS), kinds=kinds, lease=lease, every=every
         )
 
     def run(self) -> Verdict:
@@ -122,7 +123,7 @@ class Run:
             sent.extend(jobs.values())
             troubles.extend(more)
         runs = ledger.read_runs(self._folder / "ledger")
-        verdict = Judge(sent, runs, self._faults.events, lease=LEASE).judge()
+        verdict = Judge(sent, runs, self._faults.events, lease=self._lease).judge()
         killed = {pid for event in self._faults.events for pid in event.killed}
         for pid in {run.pid for run in runs} - killed - alive:
             last = max((run for run in runs if run.pid == pid), key=lambda run: run.time)
@@ -148,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0, help="how long faults happen (default: 30)")
     parser.add_argument("--seed", type=int, default=1, help="of everything that is drawn (default: 1)")
+    parser.add_argument("--lease", type=float, default=LEASE, help=f"in seconds (default: {LEASE:g})")
     parser.add_argument("--every", type=float, default=2.5, help="seconds between faults (default: 2.5)")
     parser.add_argument(
         "--folder", type=Path, help="keep notes and logs here (default: only if something broke)"
@@ -172,7 +174,7 @@ def main() -> int:
 
 
 def _inside(arguments: argparse.Namespace) -> int:
-    run = Run(arguments.folder, arguments.seed, arguments.minutes * 60, arguments.every)
+    run = Run(arguments.folder, arguments.seed, arguments.minutes * 60, arguments.every, arguments.lease)
     if run.left_out:
         _say(f"left out on this machine or in so short a run: {', '.join(run.left_out)}")
     verdict = run.run()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 THREADS = 3
 ATTEMPT = 8.0  # seconds of one rpc; then the same again
+PATIENCE = 40.0  # seconds of calling again, after which something must be wrong
 PAUSE = 0.2  # seconds before calling again
 Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -69,6 +70,7 @@ class Caller:
         self._name = name
         self._notes = notes
         self._dice = dice
+        self._complain_at = 0.0
         info = json.loads((folder / "state" / "client.json").read_text())
         credentials = grpc.ssl_channel_credentials(root_certificates=info["ca_pem"].encode())
         options = [*_OPTIONS, ("grpc.ssl_target_name_override", info["server_name"])]
@@ -114,6 +116,7 @@ class Caller:
             ("enginery-operation-id", operation_id),
         )
         way = self._dice.choice([self._execute, self._attach, self._wait])
+        self._complain_at = time.monotonic() + PATIENCE
         while True:
             try:
                 end = way(request, metadata, operation_id)
@@ -123,8 +126,15 @@ class Caller:
                 if failed is not None:
                     end = failed
                     break
-                time.sleep(PAUSE)
+                self._pause(job, error)
         self._hear(job, end)
+
+    def _pause(self, what: object, error: grpc.RpcError) -> None:
+        """Wait before calling again, and say so if that takes very long."""
+        if time.monotonic() > self._complain_at:
+            self._notes.trouble(f"{what} is called in vain: {error.code().name} {error.details()}")
+            self._complain_at = float("inf")
+        time.sleep(PAUSE)
 
     def _execute(self, request: engine_pb2.ExecuteRequest, metadata: Metadata, _: str) -> End:
         answer = self._engine.Execute(request, metadata=metadata, timeout=ATTEMPT)
@@ -164,7 +174,7 @@ class Caller:
                 failed = _end_of(error)
                 if failed is not None:
                     return failed
-                time.sleep(PAUSE)
+                self._pause(operation_id, error)
 
     def _events(self, asked: operation_pb2.AttachRequest) -> Iterator[operation_pb2.OperationEvent]:
         for batch in self._engine.Attach(asked, metadata=(self._token,), timeout=ATTEMPT):

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 UNKNOWN = "?"
 """The machine of an engine that has not come back to a new controller yet, and so not said where it is."""
-UNSURE = frozenset({"OPERATION_NOT_FOUND", "ENGINE_AWAY"})
+AWAY = "ENGINE_AWAY"
+UNSURE = frozenset({"OPERATION_NOT_FOUND", AWAY})
 """Answers to a question for an operation, after which it may still turn up."""
 
 

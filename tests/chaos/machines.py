@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from tests.chaos.network import Network
 
 ENGINES = 2  # of each host
-DISK = 48 << 20  # bytes of the controller's disk, which can be filled up
+DISK = 64 << 20  # bytes of the controller's disk, which can be filled up
+JOURNAL = "8M"  # of it, so that it is never full by itself
 _CLOCK = "CHAOS_CLOCK"
 _STOPPING = 20.0  # seconds that a process gets to end
 
@@ -96,7 +97,16 @@ class Machines:
         level = ["--log-level", os.environ.get("CHAOS_LOG", "info")]
         if name == CONTROLLER:
             where = ["--state-dir", str(state), "--bind", self._network.address]
-            return ["-m", "controller_service", *where, "--lease", str(self._lease), *level]
+            return [
+                "-m",
+                "controller_service",
+                *where,
+                "--lease",
+                str(self._lease),
+                "--journal-limit",
+                JOURNAL,
+                *level,
+            ]
         if name in self.hosts:
             label = ["--property", f'machine="{name}"']
             file = ["--connection-file", str(state / "engine.json"), "--no-direct"]

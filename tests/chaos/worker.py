@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 WINDOW = 5  # jobs outstanding on each engine
 PACE = 0.15  # seconds between looks at all engines
 CONNECTING = 60.0  # seconds
-LAST_ASKING = 15.0  # seconds in which it still asks, at the end, for what nobody knew
+LAST_ASKING = 4.0  # seconds in which it still asks, at the end, for what nobody knew
 
 
 class Worker:
@@ -41,6 +41,7 @@ class Worker:
         self._orphans = {sent.name: sent for sent in earlier.values() if sent.is_open}
         self._notes = ledger.Notes(folder / f"notes-{name}")
         self._client = _connect(folder / "state" / "client.json")
+        self._away: set[str] = set()  # orphans that may belong to an engine that is away
         self._count = 0
         self._outstanding: dict[str, tuple[jobs.Job, int]] = {}  # by name, with the engine
         self._done: queue.SimpleQueue[tuple[jobs.Job, Any]] = queue.SimpleQueue()
@@ -53,9 +54,9 @@ class Worker:
             self._fill()
             self._listen(PACE)
         deadline = time.monotonic() + LAST_ASKING
-        while self._outstanding or (self._orphans and time.monotonic() < deadline):
+        while self._outstanding or self._away or (self._orphans and time.monotonic() < deadline):
             self._adopt_orphans()
-            self._listen(2.0)
+            self._listen(1.0)
         self._client.close()
 
     def _fill(self) -> None:
@@ -143,6 +144,10 @@ class Worker:
 
     def _heard(self, name: str, outcome: str, nonce: str = "", text: str = "") -> None:
         self._notes.heard(name, outcome, nonce, text)
+        if outcome == ledger.AWAY:
+            self._away.add(name)
+            return
+        self._away.discard(name)
         if outcome not in ledger.UNSURE:
             self._orphans.pop(name, None)
 
