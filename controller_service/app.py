@@ -192,7 +192,7 @@ class Controller:
         match event.kind:
             case EventKind.GONE:
                 self.journal.drop_engine(event.engine, retired=self.registry.save_ids)
-            case EventKind.AWAY:
+            case EventKind.AWAY | EventKind.STATE_CHANGED:
                 pass
             case EventKind.PROPERTIES_CHANGED:
                 self.journal.put_engine(event.engine, at_once=False)
@@ -380,7 +380,7 @@ def _guard(identity: ClusterIdentity) -> Guard:
 
 
 def _log(event: EngineEvent) -> None:
-    if event.kind is EventKind.PROPERTIES_CHANGED:
+    if event.kind in (EventKind.PROPERTIES_CHANGED, EventKind.STATE_CHANGED):
         return
     facts = event.engine.facts
     what = event.kind.name.lower().replace("_", " ")

@@ -104,6 +104,7 @@ class EventKind(enum.Enum):
     GONE = enum.auto()
     KERNEL_CHANGED = enum.auto()
     PROPERTIES_CHANGED = enum.auto()
+    STATE_CHANGED = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,12 +205,15 @@ class Registry:
         for status in statuses:
             engine = self._mine(stream, status.engine_id)
             if engine is not None:
+                before = _look(engine)
                 if engine.state is State.UNRESPONSIVE:
                     logger.info("heartbeats come again", extra=_logs.about(engine=engine.engine_id))
                 engine.lease.heard(now)
                 engine.status = status
                 if status.draining and engine.draining_since is None:
                     engine.draining_since = now
+                if _look(engine) != before:
+                    self.observers.tell(EngineEvent(EventKind.STATE_CHANGED, engine))
 
     def kernel_changed(self, stream: int, engine_id: int, incarnation: str, pid: int, reason: str) -> None:
         """Note that an engine of `stream` has a new kernel; PROTOCOL_ERROR if it is not new."""
@@ -265,6 +268,7 @@ class Registry:
                     self._remove(engine, DeliveryError("ENGINE_LOST", engine_id=engine.engine_id, cause=cause))
                 case Input.SILENT:
                     logger.warning("%s", engine.lease.reason, extra=_logs.about(engine=engine.engine_id))
+                    self.observers.tell(EngineEvent(EventKind.STATE_CHANGED, engine))
                 case _:
                     pass
 
@@ -401,3 +405,9 @@ class Registry:
         self._last_epoch = max(self._last_epoch, epoch)
         self._epochs[engine_id] = epoch
         return epoch
+
+
+def _look(engine: Registration) -> tuple[State, bool, bool]:
+    """Return what of an engine its shown state goes by."""
+    is_busy = engine.status is not None and bool(engine.status.operation_id)
+    return engine.state, is_busy, engine.draining_since is not None

@@ -83,6 +83,10 @@ class _EngineEventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Engin
     """It has a new kernel, and so a new namespace."""
     ENGINE_EVENT_KIND_PROPERTIES_CHANGED: _EngineEventKind.ValueType  # 6
     """Its properties changed."""
+    ENGINE_EVENT_KIND_STATE_CHANGED: _EngineEventKind.ValueType  # 7
+    """Its `state` changed with a heartbeat, or for want of one. Comes with every change of READY and BUSY that lasts over
+    a heartbeat, each 5 seconds.
+    """
 
 class EngineEventKind(_EngineEventKind, metaclass=_EngineEventKindEnumTypeWrapper):
     """EngineEventKind says what happened to an engine. May grow; treat an unknown value as a change of `engine`."""
@@ -101,6 +105,10 @@ ENGINE_EVENT_KIND_KERNEL_CHANGED: EngineEventKind.ValueType  # 5
 """It has a new kernel, and so a new namespace."""
 ENGINE_EVENT_KIND_PROPERTIES_CHANGED: EngineEventKind.ValueType  # 6
 """Its properties changed."""
+ENGINE_EVENT_KIND_STATE_CHANGED: EngineEventKind.ValueType  # 7
+"""Its `state` changed with a heartbeat, or for want of one. Comes with every change of READY and BUSY that lasts over
+a heartbeat, each 5 seconds.
+"""
 Global___EngineEventKind: _TypeAlias = EngineEventKind  # noqa: Y015
 
 @_typing.final

@@ -259,6 +259,25 @@ def test_impossible_wishes_are_refused(engine_id: int | None, epoch: int | None)
     assert (reason(error), len(floor.registry)) == ("BAD_REQUEST", 0)
 
 
+def test_a_change_of_state_is_told_once() -> None:
+    """Whoever watches hears that an engine is busy, idle, draining or silent when it becomes so, not again."""
+    floor = Floor()
+    floor.hello("a", 1)
+    told: list[EventKind] = []
+    floor.registry.observers.subscribe(lambda event: told.append(event.kind))
+    idle = engine_pb2.EngineStatus(engine_id=0)
+    busy = engine_pb2.EngineStatus(engine_id=0, operation_id="x")
+    draining = engine_pb2.EngineStatus(engine_id=0, draining=True)
+    for number, (status, changes) in enumerate(((idle, 0), (busy, 1), (busy, 0), (idle, 1), (draining, 1))):
+        told.clear()
+        floor.registry.heartbeat(1, [status], now=number)
+        assert told == [EventKind.STATE_CHANGED] * changes, number
+    told.clear()
+    for number in range(4, 50):
+        floor.registry.tick(number)
+    assert told == [EventKind.STATE_CHANGED]
+
+
 def test_silence_is_reported_and_heals() -> None:
     """No heartbeat for 30 seconds: unresponsive; the next one heals it. Never unregistered for that."""
     floor = Floor()
