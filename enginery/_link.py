@@ -47,6 +47,7 @@ T = TypeVar("T")
 _FIRST_DELAY = 0.1  # seconds before the connection is opened again
 _GROWTH = 1.5
 _LONGEST_DELAY = 2.0
+_LASTING = 5.0  # seconds after which a connection was a good one
 _TRANSFERS = 4  # at a time: more share the same wire
 _FLUSH = 5.0  # seconds that `close` gives what was submitted to be sent
 _LINGER = 0.5  # seconds that `close` gives the controller to take what was sent
@@ -143,13 +144,18 @@ class Link:
         return connection
 
     async def _keep(self, connection: Connection) -> None:
+        delay = _FIRST_DELAY / 2
         while True:
+            opened = time.monotonic()
             cause = await self._serve(connection)
+            # One that broke soon may do so again: a copy of this process may have the same session.
+            lasted = time.monotonic() - opened
+            delay = min(delay * 2, _LONGEST_DELAY) if lasted < _LASTING else _FIRST_DELAY
             left = self.session.disconnected(cause, time.monotonic())
             if self._closing:
                 return
             self._say_broken(connection, cause, left)
-            connection = await self._reopen(cause)
+            connection = await self._reopen(cause, delay)
             self.reconnects += 1
             logger.log(
                 logging.WARNING if left else logging.INFO,
@@ -190,8 +196,7 @@ class Link:
             await asyncio.gather(reader, watcher, writer, return_exceptions=True)
         return cause_of(ended[0])
 
-    async def _reopen(self, cause: str) -> Connection:
-        delay = _FIRST_DELAY
+    async def _reopen(self, cause: str, delay: float) -> Connection:
         while True:
             self.session.expire(time.monotonic(), self.reconnect_timeout, cause)
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - spreads clients, hides nothing

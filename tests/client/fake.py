@@ -355,6 +355,8 @@ class FakeController:
         """Break an attached stream after so many events."""
         self.messages: list[int] = []
         self.sessions: list[bytes] = []
+        self.ends_sessions = False
+        """Whether sessions end as soon as they are welcome."""
         self.shut_down = threading.Event()
         self.upload_failure: DeliveryError | None = None
         self.upload_gate: asyncio.Event | None = None
@@ -502,6 +504,8 @@ class FakeController:
         yield cluster_pb2.SessionResponse(
             welcome=cluster_pb2.SessionWelcome(cluster_id=self.cluster_id, controller_epoch=1)
         )
+        if self.ends_sessions:
+            return
         replies: asyncio.Queue[frame_pb2.Reply] = asyncio.Queue()
         reader = asyncio.create_task(self._read(requests, replies, first.hello.session_id))
         try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import enginery
-from enginery import _connection_file, _find
+from enginery import _connection_file, _find, _link
 from enginery._state_dir import VARIABLE, StateDirectory
 from enginery.errors import (
     ConnectionFileError,
@@ -217,6 +217,24 @@ def test_calls_go_on_when_the_controller_is_back(
     assert client[1].execute("3").value == 3
     assert client.statistics()["reconnects"] == 1
     assert len(set(controller.sessions)) == 1
+
+
+def test_connections_that_do_not_last_are_not_opened_in_a_rush(
+    controller: FakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each that breaks at once is followed by a longer pause, up to two seconds."""
+    pauses: list[float] = []
+    reopen = _link.Link._reopen
+
+    async def noted(link: _link.Link, cause: str, delay: float) -> object:
+        pauses.append(delay)
+        return await reopen(link, cause, 0.001)
+
+    monkeypatch.setattr(_link.Link, "_reopen", noted)
+    controller.ends_sessions = True
+    with enginery.connect(controller.path):
+        wait(lambda: len(pauses) > 7)
+    assert pauses[:7] == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]
 
 
 def test_a_call_waits_for_a_connection_only_so_long(controller: FakeController) -> None:
