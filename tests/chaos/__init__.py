@@ -10,5 +10,6 @@ jobs.py       what clients have engines do
 ledger.py     what engines write down when they run something, and clients when they send and when they hear
 worker.py     a client: Python's own
 caller.py     a client of another language: plain unary calls, nothing of our library's session
+auditor.py    reads answers again when all is over
 verdict.py    reads the logs and says what was broken
 """

@@ -115,6 +115,9 @@ class Run:
         for name in CLIENTS:
             self._endings[name] = self._machines.wait(name, max(0.1, deadline - time.monotonic()))
 
+        command = [sys.executable, "-m", "tests.chaos.auditor", str(self._folder), *CLIENTS]
+        self._audit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
     def _judge(self, alive: set[int]) -> Verdict:
         sent: list[ledger.Sent] = []
         troubles: list[str] = []
@@ -123,7 +126,10 @@ class Run:
             sent.extend(jobs.values())
             troubles.extend(more)
         runs = ledger.read_runs(self._folder / "ledger")
-        verdict = Judge(sent, runs, self._faults.events, lease=self._lease).judge()
+        again = ledger.read_again(self._folder / "notes-again")
+        verdict = Judge(sent, runs, self._faults.events, lease=self._lease, again=again).judge()
+        if self._audit.returncode != 0:
+            verdict.broken["the auditor fails"].append(self._audit.stderr)
         killed = {pid for event in self._faults.events for pid in event.killed}
         for pid in {run.pid for run in runs} - killed - alive:
             last = max((run for run in runs if run.pid == pid), key=lambda run: run.time)

@@ -85,6 +85,10 @@ class Notes:
         """Note an answer."""
         self._write("heard", name=name, outcome=outcome, nonce=nonce, text=text[:400])
 
+    def again(self, name: str, outcome: str, nonce: str = "") -> None:
+        """Note an answer that was asked for once more."""
+        self._write("again", name=name, outcome=outcome, nonce=nonce)
+
     def trouble(self, text: str) -> None:
         """Note something that should not have happened."""
         self._write("trouble", text=text[:2000])
@@ -112,6 +116,12 @@ def read_notes(path: Path) -> tuple[dict[str, Sent], list[str]]:
         else:
             troubles.append(f"{path.name}: {note['text']}")
     return jobs, troubles
+
+
+def read_again(path: Path) -> dict[str, Heard]:
+    """Return the answers that were asked for once more, by name."""
+    notes = [json.loads(line) for line in _lines(path)]
+    return {note["name"]: Heard(note["outcome"], note["nonce"], "", note["t"]) for note in notes}
 
 
 def read_runs(folder: Path) -> list[Ran]:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from tests.chaos.network import Network
 
 ENGINES = 2  # of each host
-DISK = 64 << 20  # bytes of the controller's disk, which can be filled up
-JOURNAL = "8M"  # of it, so that it is never full by itself
+DISK = 96 << 20  # bytes of the controller's disk, which can be filled up
+JOURNAL = "24M"  # of it, so that it is never full by itself
 _CLOCK = "CHAOS_CLOCK"
 _STOPPING = 20.0  # seconds that a process gets to end
 

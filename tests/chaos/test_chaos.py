@@ -132,6 +132,20 @@ def test_a_loss_is_excused_by_the_death_of_its_own_kernel_alone() -> None:
     assert broken(lost, [ran()], [Event("kernel frozen", "host-0", 115.0, 117.0)])
 
 
+def test_what_is_read_again_is_what_was_heard() -> None:
+    """Unless the journal could not have it: then it may be forgotten, but never be another."""
+    answered = [sent(1, heard("ok", "n1"))]
+
+    def broken_by(again: Heard, *events: Event) -> set[str]:
+        return set(Judge(answered, [ran()], list(events), lease=LEASE, again={"w.0.1": again}).judge().broken)
+
+    forgotten, killed = heard("OPERATION_NOT_FOUND"), Event("controller killed", "controller", 119.0, 121.0)
+    assert not broken_by(heard("ok", "n1", time=200.0))
+    assert not broken_by(forgotten, killed)
+    assert broken_by(forgotten) == {"told otherwise later"}
+    assert broken_by(heard("ok", "n2"), killed) == {"told otherwise later"}
+
+
 def test_a_loss_is_excused_by_a_lease_that_ended() -> None:
     """Only if its machine, or the controller, was out of reach for that long on end."""
     lost = [sent(1, heard("ENGINE_LOST", time=160.0))]

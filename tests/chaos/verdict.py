@@ -15,10 +15,10 @@ from tests.chaos.ledger import UNKNOWN
 from tests.chaos.schedule import CONTROLLER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from tests.chaos.faults import Event
-    from tests.chaos.ledger import Ran, Sent
+    from tests.chaos.ledger import Heard, Ran, Sent
 
 ANSWERED = frozenset({"ok", "raised"})
 STOPPED = frozenset({"OPERATION_CANCELLED", "OPERATION_TIMED_OUT"})
@@ -48,6 +48,10 @@ class Verdict:
     """Called lost, and rightly: there was no way to the engine for longer than the lease."""
     lost_with_disk: int = 0
     """Called lost, and rightly: the disk was full when the controller had to write down who its engines are."""
+    read_again: int = 0
+    """Answers that were asked for once more at the end."""
+    forgotten: int = 0
+    """Of these, those that could not be written down before their host was gone."""
     broken: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     """What was broken: what it is called, and each case of it."""
 
@@ -73,6 +77,7 @@ class Verdict:
         ]
         excuses = {"engine": self.lost_with_engine, "lease": self.lost_with_lease, "disk": self.lost_with_disk}
         lines.append("excused    lost with its " + ", ".join(f"{what} {n}" for what, n in excuses.items()))
+        lines.append(f"read again {self.read_again}, of which {self.forgotten} were rightly forgotten")
         for what, cases in sorted(self.broken.items()):
             lines.append(f"BROKEN     {what}: {len(cases)}")
             lines.extend(f"           {case}" for case in cases[:_KEPT_EXAMPLES])
@@ -82,8 +87,17 @@ class Verdict:
 class Judge:
     """Judges one run from its notes."""
 
-    def __init__(self, sent: Iterable[Sent], runs: list[Ran], events: list[Event], *, lease: float) -> None:
-        """Take what was sent and heard, what ran, and what was done to the machines."""
+    def __init__(
+        self,
+        sent: Iterable[Sent],
+        runs: list[Ran],
+        events: list[Event],
+        *,
+        lease: float,
+        again: Mapping[str, Heard] | None = None,
+    ) -> None:
+        """Take what was sent and heard, what ran, what was done to the machines, and what was read `again`."""
+        self._again = again or {}
         self._sent = {one.name: one for one in sent}
         self._runs: dict[str, list[Ran]] = defaultdict(list)
         self._engine_of = {}
@@ -110,6 +124,8 @@ class Judge:
                 if run.engine_id != run.file_id:
                     self._break("ran elsewhere", f"{run}")
         self._judge_order()
+        for name, heard in self._again.items():
+            self._judge_memory(self._sent[name], heard)
         return verdict
 
     def _break(self, what: str, case: str) -> None:
@@ -197,6 +213,25 @@ class Judge:
             reached = max(reached, stop)
             longest = max(longest, reached - begin)
         return longest >= self._lease
+
+    def _judge_memory(self, job: Sent, again: Heard) -> None:
+        """What is read again is what was heard, if it could be written down before its host was gone."""
+        assert job.answer is not None
+        self._verdict.read_again += 1
+        if (again.outcome, again.nonce) == (job.answer.outcome, job.answer.nonce):
+            return
+        if again.outcome == "OPERATION_NOT_FOUND" and self._was_not_written(job.answer.time):
+            self._verdict.forgotten += 1
+        else:
+            self._break("told otherwise later", f"{job}: {again}")
+
+    def _was_not_written(self, time: float) -> bool:
+        """Return whether an answer of `time` may be missing. On a full disk what is old makes room for what is new."""
+        return any(
+            (event.kind == "disk full" and time <= event.end + WRITTEN)
+            or (event.kind == "controller killed" and event.begin - WRITTEN <= time <= event.end)
+            for event in self._events
+        )
 
     def _judge_order(self) -> None:
         """Answered jobs of one life of a client ran on one engine in the order in which they were sent."""
