@@ -226,7 +226,7 @@ class Judge:
             self._break("told otherwise later", f"{job}: {again}")
 
     def _was_not_written(self, time: float) -> bool:
-        """Return whether an answer of `time` may be missing. On a full disk what is old makes room for what is new."""
+        """Return whether an answer of `time` may be missing: on a full disk the old makes room for the new."""
         return any(
             (event.kind == "disk full" and time <= event.end + WRITTEN)
             or (event.kind == "controller killed" and event.begin - WRITTEN <= time <= event.end)
