@@ -343,11 +343,11 @@ class Store:
     def _make_room(self, database: sqlite3.Connection, added: int) -> set[bytes]:
         """Remove the oldest results until the bounds hold, and return those whose answers are files.
 
-        The journal takes no more of its disk than it leaves free. Where others leave too little, it shrinks by
-        as much as it grows, and does not empty itself for them.
+        The journal takes no more of its disk than it leaves free. Where others leave too little, what is new
+        replaces what is old, and the journal does not empty itself for them.
         """
         kept = _kept_bytes(database)
-        excess = max(kept - self._bounds.size, min((kept - self._free_bytes(self._path)) // 2, 2 * added))
+        excess = max(kept - self._bounds.size, min((kept - self._free_bytes(self._path)) // 2, added))
         oldest = self._clock.now_ms() - self._bounds.age * 1000
         last, files = 0, set()
         cursor = database.execute(
