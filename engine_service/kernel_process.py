@@ -38,6 +38,7 @@ from engine_service.kernel_messages import (
 from engine_service.kernel_pipes import OutputPipes
 from engine_service.kernel_wire import read_from_kernel, write_command, write_start
 from enginery import _ids
+from enginery._channel import environment
 from enginery._engine import DEFAULT_VALUE_LIMIT
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ class KernelProcess:
                 stderr=self._pipes.write_end("stderr"),
                 pass_fds=descriptors,
                 cwd=options.directory,
+                env=environment(),
                 start_new_session=True,  # so that a signal to its group takes what it started along
             )
         except BaseException:

@@ -59,6 +59,7 @@ CLIENT_OPTIONS: Options = [
 ]
 
 _EXPERIMENTS = "-event_engine_client,-event_engine_listener"
+_ours: set[str] = set()  # variables that the user had not set
 _EXPERIMENTS_KNOWN = ((1, 80), (1, 86))  # first version that was measured, first that was not
 
 
@@ -67,11 +68,23 @@ def prepare_grpc() -> None:
     if "grpc" in sys.modules:
         return
     # User code and the launchers fork; gRPC's fork handlers print noise then, and have crashed the child.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    if "GRPC_EXPERIMENTS" not in os.environ and _experiments_known():
+    defaults = {"GRPC_ENABLE_FORK_SUPPORT": "0", "GRPC_VERBOSITY": "ERROR"}
+    if _experiments_known():
         # Halves the round trip. Unknown names would make gRPC complain, hence the guard.
-        os.environ["GRPC_EXPERIMENTS"] = _EXPERIMENTS
+        defaults["GRPC_EXPERIMENTS"] = _EXPERIMENTS
+    for name, value in defaults.items():
+        if name not in os.environ:
+            os.environ[name] = value
+            _ours.add(name)
+
+
+def environment() -> dict[str, str]:
+    """Return the environment for another program: without what `prepare_grpc` set for this one.
+
+    Kernels get this, since user code may use gRPC in its own way; so do services, which would else take for the
+    user's what was ours.
+    """
+    return {name: value for name, value in os.environ.items() if name not in _ours}
 
 
 def _experiments_known() -> bool:

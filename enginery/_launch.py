@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from enginery import _logs
+from enginery._channel import environment
 from enginery._connection_file import ConnectionInfo, read
 from enginery._state_dir import StateDirectory, runtime_directory
 from enginery.errors import ConnectionFileError, EngineryError, FileTimeoutError, StateDirectoryInUse
@@ -215,6 +216,7 @@ class Launched:
                 stdin=subprocess.PIPE if self._attached else subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=fd,  # a crash before logging is set up, or in C, is found there too
+                env=environment(),
                 start_new_session=True,  # Ctrl-C in the terminal goes to the starter alone
             )
         finally:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Self
 
 import typer
 
+from enginery._channel import environment
 from enginery._launch import Launched, LaunchOptions, temporary_state
 from enginery._state_dir import VARIABLE
 from enginery.cli import launching
@@ -67,10 +68,10 @@ def run(
 
 
 def _run(launched: Launched, command: list[str]) -> int:
-    environment = {**os.environ, VARIABLE: str(launched.state.path)}
+    variables = {**environment(), VARIABLE: str(launched.state.path)}
     python = [sys.executable, "-I", "-c", _PRELUDE, str(os.getpid()), sys.executable]
     with _Signals() as signals:
-        process = subprocess.Popen([*python, *command], env=environment)
+        process = subprocess.Popen([*python, *command], env=variables)
         signals.pass_to(process)
         code = process.wait()
     return code if code >= 0 else 128 - code
