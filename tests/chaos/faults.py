@@ -67,7 +67,8 @@ class Faults:
         what, _, how = event.kind.removesuffix(" for long").partition(" ")
         machine = event.machine
         if how in ("killed", "stopped") and what != "kernel":
-            self._machines.start(machine)
+            if not self._machines.is_running(machine):  # else another fault has ended before this one
+                self._machines.start(machine)
         elif how == "frozen":
             self._machines.thaw(machine)
         elif how in ("cut", "half open"):
