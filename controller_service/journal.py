@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+MAX_CALLED = 32_768
+"""Named calls without a result that are remembered, the newest."""
 MAX_PENDING = 64 << 20
 """Bytes of results that wait for the disk at most; what comes beyond that is kept by its host alone."""
 _GROUP = 0.2  # seconds from the first record of a group to its commit: hosts keep the answers until then
@@ -82,6 +84,13 @@ class AnyJournal(Protocol):
         error: bytes,
     ) -> None:
         """Keep how an operation ended; the first result of an id stays. Costs next to nothing, never raises."""
+
+    def note_call(self, operation_id: bytes, epoch: int) -> int:
+        """Keep, at once, that a call which its caller named goes to the engine of that epoch.
+
+        Returns the epoch of the engine to which it went the first time, maybe from another controller: a call
+        that comes again means that one. An epoch of 0 keeps nothing. Forgotten with the result.
+        """
 
     def put_engine(self, engine: Registration, *, at_once: bool = True) -> None:
         """Keep who an engine is, and that it is registered; `at_once` does not wait for a group."""
@@ -159,6 +168,7 @@ class Journal:
         self._store = Store(path, cluster_id, bounds or Bounds(), power=power)
         self._max_pending = max_pending
         self._group = _Group()
+        self._called: dict[bytes, int] = {}
         self._reported_dropped = 0
         self._kept_bytes = 0
         self._broken: BaseException | None = None
@@ -180,6 +190,7 @@ class Journal:
         """
         try:
             kept = await self._run(self._store.load)
+            self._called = await self._run(self._store.called)
         except Exception as error:
             self._note_failure(error)
             kept = Kept()
@@ -218,8 +229,25 @@ class Journal:
                 batch.results[operation_id] = (
                     engine_id, method, session_id, outcome, time.time_ns() // 1_000_000, response, error,
                 )  # fmt: skip
+                if self._called and self._called.pop(operation_id, None) is not None:
+                    batch.answered.append(operation_id)
         if not self._wake.is_set():
             self._wake.set()
+
+    def note_call(self, operation_id: bytes, epoch: int) -> int:
+        """Keep which engine a named call goes to; see AnyJournal."""
+        known = self._called.get(operation_id)
+        if known is not None or not epoch:
+            return known or 0
+        self._called[operation_id] = epoch
+        if len(self._called) > MAX_CALLED:
+            del self._called[next(iter(self._called))]
+        batch = self._group.collecting
+        if len(batch.called) < MAX_CALLED:  # while the disk refuses
+            batch.called[operation_id] = epoch
+            self._added(batch)
+            self._hurry.set()
+        return epoch
 
     def put_engine(self, engine: Registration, *, at_once: bool = True) -> None:
         """Keep who an engine is; see AnyJournal."""
@@ -387,6 +415,10 @@ class NoJournal:
         error: bytes,
     ) -> None:
         """Keep nothing."""
+
+    def note_call(self, operation_id: bytes, epoch: int) -> int:
+        """Keep nothing."""
+        return epoch
 
     def put_engine(self, engine: Registration, *, at_once: bool = True) -> None:
         """Keep nothing."""

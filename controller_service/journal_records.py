@@ -122,6 +122,10 @@ class Batch:
     results: dict[bytes, Pending] = field(default_factory=dict)
     forgotten: set[bytes] = field(default_factory=set)
     engines: dict[int, EngineRow] = field(default_factory=dict)
+    called: dict[bytes, int] = field(default_factory=dict)
+    """Operations that callers named and that go to an engine now, with its epoch."""
+    answered: list[bytes] = field(default_factory=list)
+    """Such operations whose results are known by now."""
 
 
 def kept(rows: Collection[EngineRow]) -> Kept:

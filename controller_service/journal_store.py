@@ -36,7 +36,7 @@ DEFAULT_AGE = 24 * 3600.0
 DEFAULT_LIMIT = 1 << 30
 LARGE = 64 << 10
 """Bytes above which an answer is a file."""
-_VERSION = 2  # as the schema sets it
+_VERSION = 3  # as the schema sets it
 _OVERHEAD = 256  # bytes that a result costs on disk beside its answer
 _WAL_BYTES = 16 << 20  # to which the write-ahead log shrinks again after a burst
 _CACHE_KIB = 8 << 10
@@ -45,7 +45,7 @@ _HIGHEST = (1 << 63) - 1
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 _SCHEMA = """
-PRAGMA user_version = 2;
+PRAGMA user_version = 3;
 CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 INSERT INTO meta VALUES ('kept_bytes', 0);
 CREATE TABLE engines (
@@ -58,6 +58,9 @@ CREATE TABLE results (
     kept_ms INTEGER NOT NULL, size INTEGER NOT NULL, is_file INTEGER NOT NULL, is_error INTEGER NOT NULL,
     answer BLOB NOT NULL
 );
+CREATE TABLE calls (
+    operation_id BLOB PRIMARY KEY, epoch INTEGER NOT NULL, kept_ms INTEGER NOT NULL
+) WITHOUT ROWID;
 CREATE INDEX files ON results (operation_id) WHERE is_file;
 CREATE TRIGGER kept AFTER INSERT ON results BEGIN
     UPDATE meta SET value = value + NEW.size WHERE name = 'kept_bytes';
@@ -147,6 +150,7 @@ class Store:
             database.executemany(_INSERT, rows)
             gone |= self._make_room(database, batch.size)
             self._write_engines(database, batch.engines)
+            self._write_calls(database, batch)
             kept_bytes = _kept_bytes(database)
             database.execute("COMMIT")
         except sqlite3.Error as error:
@@ -157,6 +161,12 @@ class Store:
             with contextlib.suppress(OSError):  # it is removed when the journal is opened the next time
                 self._answer(operation_id).unlink()
         return kept_bytes
+
+    def called(self) -> dict[bytes, int]:
+        """Return the named calls without a result that are not too old, with the epochs of their engines."""
+        oldest = self._clock.now_ms() - self._bounds.age * 1000
+        self._query("DELETE FROM calls WHERE kept_ms < ?", (oldest,))
+        return dict(self._query("SELECT operation_id, epoch FROM calls ORDER BY kept_ms", ()))
 
     def find(self, operation_id: bytes) -> Result | None:
         """Return the result of an operation."""
@@ -284,6 +294,15 @@ class Store:
         database.executemany(
             "INSERT OR REPLACE INTO engines VALUES (?, ?, ?, ?, ?, ?, ?, ?)", map(dataclasses.astuple, rows)
         )
+
+    def _write_calls(self, database: sqlite3.Connection, batch: Batch) -> None:
+        if batch.called:
+            now = self._clock.now_ms()
+            rows = [(operation_id, epoch, now) for operation_id, epoch in batch.called.items()]
+            database.executemany("INSERT OR IGNORE INTO calls VALUES (?, ?, ?)", rows)
+        if batch.answered:
+            answered = [(operation_id,) for operation_id in batch.answered]
+            database.executemany("DELETE FROM calls WHERE operation_id = ?", answered)
 
     # Results
 

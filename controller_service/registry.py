@@ -75,7 +75,6 @@ class Registry:
         self._streams: dict[int, _Stream] = {}
         self._newest: dict[str, int] = {}  # stream of each host
         self._retired: set[int] = set()
-        self._held_back: dict[int, float | None] = {}  # ids, and until when they are given to nobody
         self._lowest = 0  # no id below is free
         self._first_epoch = 0
         self._last_epoch = 0
@@ -125,11 +124,6 @@ class Registry:
     def ids(self) -> list[int]:
         """Return the registered ids, rising."""
         return sorted(self._engines)
-
-    @property
-    def held_back(self) -> frozenset[int]:
-        """Ids that are given to nobody for now: their engines never came back to this controller."""
-        return frozenset(self._held_back)
 
     def find(self, engine_id: int) -> Registration | None:
         """Return the engine of that id, None if there is none."""
@@ -265,8 +259,6 @@ class Registry:
         If it was not called for longer, this process was stopped, or its machine: that time does not count.
         """
         asleep, self._ticked = now - (now if self._ticked is None else self._ticked), now
-        if self._held_back:
-            self._let_go(now)
         for engine in self._engines.values() if asleep > _ASLEEP else ():
             engine.lease.excuse(asleep)
         for engine in list(self._engines.values()):
@@ -301,10 +293,6 @@ class Registry:
         del self._incarnations[engine.incarnation]
         if self.save_ids:
             self._retired.add(engine_id)
-        elif engine.stream == 0:
-            # It never came back to this controller, which does not know what ran there: a call for it that is
-            # made again must not find another engine, at least for as long as it would have been waited for.
-            self._held_back[engine_id] = None
         else:
             self._lowest = min(self._lowest, engine_id)
         reason = cause.metadata.get("cause", cause.text)
@@ -392,30 +380,18 @@ class Registry:
         self._remove(holder, DeliveryError("ENGINE_LOST", engine_id=holder.engine_id, cause=cause), fenced=True)
         return hello
 
-    def _let_go(self, now: float) -> None:
-        """Free the ids that were held back for a lease."""
-        for engine_id, until in list(self._held_back.items()):
-            if until is None:
-                self._held_back[engine_id] = now + self.lease
-            elif now >= until:
-                del self._held_back[engine_id]
-                self._lowest = min(self._lowest, engine_id)
-
     def _choose_id(self, hello: HelloReceived) -> int:
         wanted = hello.engine_id
         # A return may have its own id again even if ids are retired.
         if wanted is not None and wanted not in self._engines:
             if hello.epoch is not None:
                 self._retired.discard(wanted)
-                self._held_back.pop(wanted, None)
-            if wanted not in self._retired and wanted not in self._held_back:
+            if wanted not in self._retired:
                 return wanted
         free = next(
             engine_id
             for engine_id in itertools.count(self._lowest)
-            if engine_id not in self._engines
-            and engine_id not in self._retired
-            and engine_id not in self._held_back
+            if engine_id not in self._engines and engine_id not in self._retired
         )
         self._lowest = free
         return free

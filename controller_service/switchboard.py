@@ -14,7 +14,9 @@ from controller_service.config import DEFAULT_WAITING_LIMIT
 from controller_service.events import EngineEvent, EventKind, HelloReceived, Registration
 from controller_service.journal import NoJournal
 from controller_service.reference import EngineFromReference, call_reply
+from enginery._methods import OPERATIONS
 from enginery._reasons import DeliveryError
+from enginery.v1 import frame_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from controller_service.registry import Registry
     from controller_service.router import Receiver
     from enginery._engine import CallContext, CallReply
-    from enginery.v1 import engine_pb2, frame_pb2
+    from enginery.v1 import engine_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +147,9 @@ class Switchboard:
         """
         if engine_id is not None and self._closed is None and not (context.is_new and not context.epoch):
             reference = self._references.get(engine_id)
+            if not context.epoch and (method in OPERATIONS or method == frame_pb2.METHOD_SUBMIT):
+                epoch = 0 if reference is None else reference.epoch
+                context = context._replace(epoch=self.journal.note_call(context.operation_id, epoch))
             is_meant = reference is not None and context.epoch in (0, reference.epoch)
             if reference is None or not (is_meant and reference.is_first and reference.is_connected):
                 may_wait = reference is not None and is_meant and reference.is_first

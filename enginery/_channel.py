@@ -68,14 +68,17 @@ def prepare_grpc() -> None:
     if "grpc" in sys.modules:
         return
     # User code and the launchers fork; gRPC's fork handlers print noise then, and have crashed the child.
-    defaults = {"GRPC_ENABLE_FORK_SUPPORT": "0", "GRPC_VERBOSITY": "ERROR"}
+    _set_default("GRPC_ENABLE_FORK_SUPPORT", "0")
+    _set_default("GRPC_VERBOSITY", "ERROR")
     if _experiments_known():
         # Halves the round trip. Unknown names would make gRPC complain, hence the guard.
-        defaults["GRPC_EXPERIMENTS"] = _EXPERIMENTS
-    for name, value in defaults.items():
-        if name not in os.environ:
-            os.environ[name] = value
-            _ours.add(name)
+        _set_default("GRPC_EXPERIMENTS", _EXPERIMENTS)
+
+
+def _set_default(name: str, value: str) -> None:
+    if name not in os.environ:
+        os.environ[name] = value
+        _ours.add(name)
 
 
 def environment() -> dict[str, str]:

@@ -326,6 +326,31 @@ async def test_engines_whose_host_process_has_ended_are_not_waited_for(tmp_path:
     living.release()
 
 
+async def test_a_named_call_means_its_engine_after_the_death_of_controller_and_host(tmp_path: Path) -> None:
+    """Nobody knows any more whether it has run; so, made again, it is lost, and runs on nobody else."""
+    state, name = tmp_path / "state", _ids.show(_new_ids.mint())
+    async with running(state) as cluster:
+        host = cluster.host()
+        host.answer = silent
+        await host.hello()
+        waiting = cluster.engines.Keys(
+            engine_pb2.KeysRequest(), metadata=cluster.to(0, enginery_operation_id=name)
+        )
+        await until(lambda: host.calls)
+        lock = HostLock(cluster.controller.state.processes_directory, host.host_id)
+        os.close(lock._fd)  # as the system does when a process is killed
+    with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):  # its channel was closed
+        await waiting
+    async with running(state) as cluster:
+        another = cluster.host()
+        await another.hello()
+        again = cluster.to(0, enginery_operation_id=name)
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await cluster.engines.Keys(engine_pb2.KeysRequest(), metadata=again)
+        assert _status.from_rpc(error.value).reason == "ENGINE_LOST"
+        assert not another.calls
+
+
 async def test_an_answer_that_its_host_released_comes_from_the_journal(patient: FakeCluster) -> None:
     """The same call again gets its answer, and a Submit of it how it stands; another method is another call."""
     host = patient.host()

@@ -141,6 +141,24 @@ async def test_a_result_is_found_at_once_and_after_a_restart(path: Path) -> None
         assert await journal.find(name(3)) is None
 
 
+async def test_a_named_call_means_the_engine_of_its_first_time(path: Path) -> None:
+    """Over restarts, until its result is known; a call without an engine is not kept."""
+    async with opened(path) as journal:
+        assert journal.note_call(name(1), 7) == 7
+        assert journal.note_call(name(1), 8) == 7
+        assert journal.note_call(name(2), 0) == 0
+        assert journal.note_call(name(3), 7) == 7
+        await safe(journal)
+    async with opened(path) as journal:
+        assert journal.note_call(name(1), 9) == 7
+        assert journal.note_call(name(2), 9) == 9
+        add(journal, 3, b"done")
+        await safe(journal)
+    async with opened(path) as journal:
+        assert journal.note_call(name(3), 0) == 0
+        assert journal.note_call(name(2), 0) == 9
+
+
 async def test_the_first_result_stays(path: Path) -> None:
     """Somebody was told it: a second one, of an engine that was given up too early, changes nothing."""
     async with opened(path) as journal:

@@ -259,21 +259,6 @@ def test_impossible_wishes_are_refused(engine_id: int | None, epoch: int | None)
     assert (reason(error), len(floor.registry)) == ("BAD_REQUEST", 0)
 
 
-def test_the_id_of_an_engine_that_never_came_back_is_held_back() -> None:
-    """What ran on it is not known, so a call that is made again must not find another engine, for one lease."""
-    floor = Floor(lease=10)
-    floor.hello("a", 1)
-    floor.restart()
-    floor.registry.unregister(0)
-    assert floor.hello("b", 2)[0] == 1
-    assert floor.hello("c", 3, engine_id=0)[0] == 2
-    floor.registry.tick(1)
-    floor.registry.tick(10.9)
-    assert floor.hello("d", 4)[0] == 3
-    floor.registry.tick(11)
-    assert floor.hello("e", 5)[0] == 0
-
-
 def test_a_change_of_state_is_told_once() -> None:
     """Whoever watches hears that an engine is busy, idle, draining or silent when it becomes so, not again."""
     floor = Floor()
@@ -519,7 +504,7 @@ class RegistryMachine(RuleBasedStateMachine):
         epoch = None
         if claim and (host, slot) in self.welcomes:
             wish, epoch = self.welcomes[host, slot]
-        before, held_back = set(self.floor.registry.ids()), self.floor.registry.held_back
+        before = set(self.floor.registry.ids())
         kernel = f"{host}{slot}" if same else ""
         refused_as = ""
         try:
@@ -530,8 +515,7 @@ class RegistryMachine(RuleBasedStateMachine):
             assert refused_as in {"FENCED", "PROTOCOL_ERROR", "SUPERSEDED"}
             return
         if welcome[0] not in before:
-            taken = before | held_back
-            free = next(n for n in itertools.count() if n not in taken)
+            free = next(n for n in itertools.count() if n not in before)
             assert welcome[0] in {wish, free}
             assert welcome[1] > self.last_epoch
         self.last_epoch = max(self.last_epoch, welcome[1])
