@@ -214,7 +214,9 @@ def _end_of(error: grpc.RpcError) -> End | None:
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info):
             reason = info.reason
-    return None if error.code() in _RETRIED else End(reason=reason, text=error.details() or "")
+    stopped_just_then = reason == grpc.StatusCode.CANCELLED.name  # without a reason of ours
+    again = error.code() in _RETRIED or stopped_just_then
+    return None if again else End(reason=reason, text=error.details() or "")
 
 
 def main(folder: Path, name: str, life: int, seed: int) -> None:
