@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from controller_service.events import Kept
-from controller_service.journal_records import Batch, EngineRow, Pending, Result
+from controller_service.journal_records import Batch, EngineRow, NamedCall, Pending, Result
 from controller_service.journal_store import Bounds, Store
 from enginery._reasons import DeliveryError
 from enginery.v1 import frame_pb2
@@ -85,11 +85,11 @@ class AnyJournal(Protocol):
     ) -> None:
         """Keep how an operation ended; the first result of an id stays. Costs next to nothing, never raises."""
 
-    def note_call(self, operation_id: bytes, epoch: int) -> int:
-        """Keep, at once, that a call which its caller named goes to the engine of that epoch.
+    def note_call(self, operation_id: bytes, engine_id: int, epoch: int) -> int:
+        """Keep, at once, that a call which its caller named goes to that engine, registered under that epoch.
 
-        Returns the epoch of the engine to which it went the first time, maybe from another controller: a call
-        that comes again means that one. An epoch of 0 keeps nothing. Forgotten with the result.
+        Returns the epoch under which the engine was registered the first time, maybe with another controller: a
+        call that comes again means that one. An epoch of 0 keeps nothing. Forgotten with the result.
         """
 
     def put_engine(self, engine: Registration, *, at_once: bool = True) -> None:
@@ -168,7 +168,7 @@ class Journal:
         self._store = Store(path, cluster_id, bounds or Bounds(), power=power)
         self._max_pending = max_pending
         self._group = _Group()
-        self._called: dict[bytes, int] = {}
+        self._called: dict[NamedCall, int] = {}
         self._reported_dropped = 0
         self._kept_bytes = 0
         self._broken: BaseException | None = None
@@ -229,22 +229,24 @@ class Journal:
                 batch.results[operation_id] = (
                     engine_id, method, session_id, outcome, time.time_ns() // 1_000_000, response, error,
                 )  # fmt: skip
-                if self._called and self._called.pop(operation_id, None) is not None:
-                    batch.answered.append(operation_id)
+                if self._called and self._called.pop((operation_id, engine_id), None) is not None:
+                    batch.answered.append((operation_id, engine_id))
         if not self._wake.is_set():
             self._wake.set()
 
-    def note_call(self, operation_id: bytes, epoch: int) -> int:
+    def note_call(self, operation_id: bytes, engine_id: int, epoch: int) -> int:
         """Keep which engine a named call goes to; see AnyJournal."""
-        known = self._called.get(operation_id)
+        call = operation_id, engine_id
+        known = self._called.get(call)
         if known is not None or not epoch:
             return known or 0
-        self._called[operation_id] = epoch
-        if len(self._called) > MAX_CALLED:
-            del self._called[next(iter(self._called))]
         batch = self._group.collecting
-        if len(batch.called) < MAX_CALLED:  # while the disk refuses
-            batch.called[operation_id] = epoch
+        if len(batch.called) < MAX_CALLED:  # else the disk refuses
+            self._called[call] = batch.called[call] = epoch
+            if len(self._called) > MAX_CALLED:
+                oldest = next(iter(self._called))
+                del self._called[oldest]
+                batch.answered.append(oldest)
             self._added(batch)
             self._hurry.set()
         return epoch
@@ -416,7 +418,7 @@ class NoJournal:
     ) -> None:
         """Keep nothing."""
 
-    def note_call(self, operation_id: bytes, epoch: int) -> int:
+    def note_call(self, operation_id: bytes, engine_id: int, epoch: int) -> int:
         """Keep nothing."""
         return epoch
 

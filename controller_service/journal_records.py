@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _MOST_HELLO = 64 << 10  # bytes
 
+NamedCall: TypeAlias = tuple[bytes, int]
+"""An operation that its caller named, and the id of the engine that was to run it."""
 Pending: TypeAlias = tuple[int, int, bytes, int, int, bytes, bytes]
 """The fields of a Result behind its id, as they wait: a tuple, since one is made for every reply."""
 
@@ -122,10 +124,10 @@ class Batch:
     results: dict[bytes, Pending] = field(default_factory=dict)
     forgotten: set[bytes] = field(default_factory=set)
     engines: dict[int, EngineRow] = field(default_factory=dict)
-    called: dict[bytes, int] = field(default_factory=dict)
-    """Operations that callers named and that go to an engine now, with its epoch."""
-    answered: list[bytes] = field(default_factory=list)
-    """Such operations whose results are known by now."""
+    called: dict[NamedCall, int] = field(default_factory=dict)
+    """Calls that go to their engine now, with its epoch."""
+    answered: list[NamedCall] = field(default_factory=list)
+    """Such calls that need not be kept any more."""
 
 
 def kept(rows: Collection[EngineRow]) -> Kept:

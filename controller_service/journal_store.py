@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from controller_service.events import Kept
-    from controller_service.journal_records import Batch
+    from controller_service.journal_records import Batch, NamedCall
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ DEFAULT_AGE = 24 * 3600.0
 DEFAULT_LIMIT = 1 << 30
 LARGE = 64 << 10
 """Bytes above which an answer is a file."""
-_VERSION = 3  # as the schema sets it
+_VERSION = 4  # as the schema sets it
 _OVERHEAD = 256  # bytes that a result costs on disk beside its answer
 _WAL_BYTES = 16 << 20  # to which the write-ahead log shrinks again after a burst
 _CACHE_KIB = 8 << 10
@@ -45,7 +45,7 @@ _HIGHEST = (1 << 63) - 1
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 _SCHEMA = """
-PRAGMA user_version = 3;
+PRAGMA user_version = 4;
 CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 INSERT INTO meta VALUES ('kept_bytes', 0);
 CREATE TABLE engines (
@@ -59,7 +59,8 @@ CREATE TABLE results (
     answer BLOB NOT NULL
 );
 CREATE TABLE calls (
-    operation_id BLOB PRIMARY KEY, epoch INTEGER NOT NULL, kept_ms INTEGER NOT NULL
+    operation_id BLOB NOT NULL, engine_id INTEGER NOT NULL, epoch INTEGER NOT NULL, kept_ms INTEGER NOT NULL,
+    PRIMARY KEY (operation_id, engine_id)
 ) WITHOUT ROWID;
 CREATE INDEX files ON results (operation_id) WHERE is_file;
 CREATE TRIGGER kept AFTER INSERT ON results BEGIN
@@ -162,11 +163,12 @@ class Store:
                 self._answer(operation_id).unlink()
         return kept_bytes
 
-    def called(self) -> dict[bytes, int]:
+    def called(self) -> dict[NamedCall, int]:
         """Return the named calls without a result that are not too old, with the epochs of their engines."""
         oldest = self._clock.now_ms() - self._bounds.age * 1000
         self._query("DELETE FROM calls WHERE kept_ms < ?", (oldest,))
-        return dict(self._query("SELECT operation_id, epoch FROM calls ORDER BY kept_ms", ()))
+        rows = self._query("SELECT operation_id, engine_id, epoch FROM calls ORDER BY kept_ms", ())
+        return {(operation_id, engine_id): epoch for operation_id, engine_id, epoch in rows}
 
     def find(self, operation_id: bytes) -> Result | None:
         """Return the result of an operation."""
@@ -298,11 +300,9 @@ class Store:
     def _write_calls(self, database: sqlite3.Connection, batch: Batch) -> None:
         if batch.called:
             now = self._clock.now_ms()
-            rows = [(operation_id, epoch, now) for operation_id, epoch in batch.called.items()]
-            database.executemany("INSERT OR IGNORE INTO calls VALUES (?, ?, ?)", rows)
-        if batch.answered:
-            answered = [(operation_id,) for operation_id in batch.answered]
-            database.executemany("DELETE FROM calls WHERE operation_id = ?", answered)
+            rows = [(*call, epoch, now) for call, epoch in batch.called.items()]
+            database.executemany("INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?)", rows)
+        database.executemany("DELETE FROM calls WHERE operation_id = ? AND engine_id = ?", batch.answered)
 
     # Results
 

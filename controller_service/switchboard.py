@@ -149,7 +149,7 @@ class Switchboard:
             reference = self._references.get(engine_id)
             if not context.epoch and (method in OPERATIONS or method == frame_pb2.METHOD_SUBMIT):
                 epoch = 0 if reference is None else reference.epoch
-                context = context._replace(epoch=self.journal.note_call(context.operation_id, epoch))
+                context = context._replace(epoch=self.journal.note_call(context.operation_id, engine_id, epoch))
             is_meant = reference is not None and context.epoch in (0, reference.epoch)
             if reference is None or not (is_meant and reference.is_first and reference.is_connected):
                 may_wait = reference is not None and is_meant and reference.is_first

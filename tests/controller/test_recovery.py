@@ -349,6 +349,9 @@ async def test_a_named_call_means_its_engine_after_the_death_of_controller_and_h
             await cluster.engines.Keys(engine_pb2.KeysRequest(), metadata=again)
         assert _status.from_rpc(error.value).reason == "ENGINE_LOST"
         assert not another.calls
+        await cluster.host().hello()  # the same id on another engine is another call
+        again = cluster.to(1, enginery_operation_id=name)
+        await cluster.engines.Keys(engine_pb2.KeysRequest(), metadata=again)
 
 
 async def test_an_answer_that_its_host_released_comes_from_the_journal(patient: FakeCluster) -> None:

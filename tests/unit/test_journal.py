@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from controller_service import file_system, journal_store
+from controller_service import journal as journal_module
 from controller_service.events import Facts, Kept, Registration
 from controller_service.journal import Journal, NoJournal
 from controller_service.journal_records import Batch, Result
@@ -142,21 +143,34 @@ async def test_a_result_is_found_at_once_and_after_a_restart(path: Path) -> None
 
 
 async def test_a_named_call_means_the_engine_of_its_first_time(path: Path) -> None:
-    """Over restarts, until its result is known; a call without an engine is not kept."""
+    """Over restarts, until its result is known. On another engine it is another call; on none it is not kept."""
     async with opened(path) as journal:
-        assert journal.note_call(name(1), 7) == 7
-        assert journal.note_call(name(1), 8) == 7
-        assert journal.note_call(name(2), 0) == 0
-        assert journal.note_call(name(3), 7) == 7
+        assert journal.note_call(name(1), 3, 7) == 7
+        assert journal.note_call(name(1), 3, 8) == 7
+        assert journal.note_call(name(1), 4, 6) == 6
+        assert journal.note_call(name(2), 3, 0) == 0
+        assert journal.note_call(name(3), 3, 7) == 7
         await safe(journal)
     async with opened(path) as journal:
-        assert journal.note_call(name(1), 9) == 7
-        assert journal.note_call(name(2), 9) == 9
+        assert journal.note_call(name(1), 3, 9) == 7
+        assert journal.note_call(name(1), 4, 9) == 6
+        assert journal.note_call(name(2), 3, 9) == 9
         add(journal, 3, b"done")
         await safe(journal)
     async with opened(path) as journal:
-        assert journal.note_call(name(3), 0) == 0
-        assert journal.note_call(name(2), 0) == 9
+        assert journal.note_call(name(3), 3, 0) == 0
+        assert journal.note_call(name(2), 3, 0) == 9
+
+
+async def test_named_calls_without_a_result_are_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused ones never get one: the oldest go, on disk as well."""
+    monkeypatch.setattr(journal_module, "MAX_CALLED", 3)
+    async with opened(path) as journal:
+        for number in range(10):
+            journal.note_call(name(number), 3, 7)
+            await safe(journal)
+    async with opened(path) as journal:
+        assert [number for number in range(10) if journal.note_call(name(number), 3, 0)] == [7, 8, 9]
 
 
 async def test_the_first_result_stays(path: Path) -> None:
