@@ -14,6 +14,7 @@ from controller_service.events import Facts, HelloReceived, Registration
 from controller_service.link import Link
 from controller_service.stream import Stream
 from enginery._reasons import DeliveryError
+from enginery._requests import parse
 from enginery._status import to_bytes
 from enginery.errors import CertificateError
 from enginery.v1 import engine_pb2
@@ -78,10 +79,7 @@ class _Connection:
 
     def receive(self, data: bytes) -> None:
         """Handle one serialized EngineMessage, field by field in the order of their numbers, goodbyes last."""
-        try:
-            message = engine_pb2.EngineMessage.FromString(data)
-        except Exception as error:  # protobuf's DecodeError differs in class between its implementations
-            raise DeliveryError("MALFORMED_MESSAGE", message="enginery.v1.EngineMessage") from error
+        message = parse(engine_pb2.EngineMessage, data)
         if not self._greeted and not message.hellos:
             raise DeliveryError("PROTOCOL_ERROR", cause="the first message must hold a hello")
         self._greeted = True

@@ -13,10 +13,11 @@ import grpc.aio
 
 from controller_service.answers import outcome_message
 from controller_service.journal_records import Result
-from controller_service.operations import ATTACH, UNARY, Operations, parse
+from controller_service.operations import ATTACH, UNARY, Operations
 from enginery import _ids
 from enginery._metadata import cancels_on_disconnect, read_call
 from enginery._methods import ENGINE_SERVICE, METHODS, OPERATION_ID_KEY, OPERATIONS, STREAMING
+from enginery._requests import parse
 from enginery.v1 import operation_pb2
 
 if TYPE_CHECKING:

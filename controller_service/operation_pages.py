@@ -14,6 +14,7 @@ from enginery import _ids, _pages
 from enginery._methods import METHODS
 from enginery._outcomes import STATES
 from enginery._reasons import DeliveryError
+from enginery._requests import parse, read_session_id
 from enginery.v1 import operation_pb2
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ _GET = METHODS["GetOperation"]
 _DEFAULT_PAGE = 100
 _LARGEST_PAGE = 1_000
 _JOURNAL = "journal."  # begins the tokens of pages of the journal
-_SESSION_BYTES = 8
 _DIGITS = 18  # of a 63-bit number
 
 _Request = operation_pb2.ListOperationsRequest
@@ -40,7 +40,8 @@ async def page(switchboard: Switchboard, data: bytes) -> operation_pb2.ListOpera
 
     Raises DeliveryError: BAD_PAGE_TOKEN, BAD_REQUEST, MALFORMED_MESSAGE, JOURNAL_UNAVAILABLE.
     """
-    request = _parse(data)
+    request = parse(_Request, data)
+    session_id = read_session_id(request.session_id)
     size = min(request.page_size or _DEFAULT_PAGE, _LARGEST_PAGE)
     response = _Response()
     before = 0
@@ -51,7 +52,7 @@ async def page(switchboard: Switchboard, data: bytes) -> operation_pb2.ListOpera
         await _add_of_engines(_connected(switchboard), request, size, response)
         if response.next_page_token:
             return response
-    await _add_of_journal(switchboard, request, size, before, response)
+    await _add_of_journal(switchboard, request, session_id, size, before, response)
     return response
 
 
@@ -85,6 +86,7 @@ async def _add_of_engines(
 async def _add_of_journal(
     switchboard: Switchboard,
     request: operation_pb2.ListOperationsRequest,
+    session_id: bytes,
     size: int,
     before: int,
     response: operation_pb2.ListOperationsResponse,
@@ -98,7 +100,6 @@ async def _add_of_journal(
     if not room:
         response.next_page_token = f"{_JOURNAL}0"
         return
-    session_id = bytes.fromhex(request.session_id)
     results = await switchboard.journal.page(room, before=before, session_id=session_id, outcomes=outcomes)
     listed = {_ids.parse(one.operation_id) for one in response.operations}
     others = [one for one in results if one.operation_id not in listed]
@@ -129,21 +130,6 @@ async def _known(engines: list[EngineFromReference], results: Sequence[Result]) 
 
 def _position(operation: operation_pb2.Operation) -> _pages.Position:
     return operation.submit_time.ToNanoseconds(), _ids.parse(operation.operation_id)
-
-
-def _parse(data: bytes) -> operation_pb2.ListOperationsRequest:
-    try:
-        request = _Request.FromString(data)
-    except Exception as error:  # protobuf's DecodeError differs in class between its implementations
-        raise DeliveryError("MALFORMED_MESSAGE", message=_Request.DESCRIPTOR.full_name) from error
-    try:
-        session_id = bytes.fromhex(request.session_id)
-    except ValueError:
-        session_id = b"?"
-    if session_id and len(session_id) != _SESSION_BYTES:
-        cause = f"{request.session_id!r} is not {2 * _SESSION_BYTES} hexadecimal digits"
-        raise DeliveryError("BAD_REQUEST", field="session_id", cause=cause)
-    return request
 
 
 def _read(token: str) -> int:

@@ -6,7 +6,7 @@ themselves cost nothing for it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from controller_service import operation_pages
 from controller_service.answers import operation_of, outcome_message
@@ -15,6 +15,7 @@ from enginery import _ids
 from enginery._engine import CallContext, CallReply
 from enginery._methods import METHODS
 from enginery._reasons import DeliveryError
+from enginery._requests import parse, read_operation_id
 from enginery.v1 import frame_pb2, operation_pb2
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from controller_service.reference import EngineFromReference
     from controller_service.switchboard import Switchboard
 
-    M = TypeVar("M", bound=Message)
 
 ATTACH = METHODS["Attach"]
 _GET = METHODS["GetOperation"]
@@ -80,7 +80,7 @@ class Operations:
     ) -> EngineFromReference | Result:
         """Return the engine that knows the operation of an AttachRequest, or else how it ended."""
         attach = parse(operation_pb2.AttachRequest, request)
-        operation_id = parse_id(attach.operation_id)
+        operation_id = read_operation_id(attach.operation_id)
         question = operation_pb2.GetOperationRequest(operation_id=attach.operation_id).SerializeToString()
         if engine_id is None:
             found = await self._find(operation_id, _GET, question, 0.0)
@@ -132,7 +132,7 @@ class Operations:
         if len(ids) > _MAX_RELEASED:
             cause = f"{len(ids)} are more than {_MAX_RELEASED}"
             raise DeliveryError("BAD_REQUEST", field="operation_ids", cause=cause)
-        named = {parse_id(text) for text in ids}
+        named = {read_operation_id(text, "operation_ids") for text in ids}
         kept = {one for one in named if await self._answers.find(one) is not None}
         self._answers.forget(named)
         engines = self._switchboard.engines(engine_id)
@@ -156,29 +156,13 @@ async def _release_on(engines: list[EngineFromReference], operation_ids: set[byt
     return sum(one.released_count for one in responses)
 
 
-def parse(kind: type[M], data: bytes) -> M:
-    """Return the message in `data`; MALFORMED_MESSAGE if it is none."""
-    try:
-        return kind.FromString(data)
-    except Exception as error:  # protobuf's DecodeError differs in class between its implementations
-        raise DeliveryError("MALFORMED_MESSAGE", message=kind.DESCRIPTOR.full_name) from error
-
-
-def parse_id(text: str) -> bytes:
-    """Return an operation id; BAD_REQUEST if `text` is none."""
-    try:
-        return _ids.parse(text)
-    except ValueError:
-        raise DeliveryError("BAD_REQUEST", field="operation_id", cause=f"{text!r} is not a UUID") from None
-
-
 def _named(method: int, request: bytes) -> tuple[bytes, float]:
     """Return which operation a call names, and how many seconds it may wait for its end."""
     if method == _CANCEL:
-        return parse_id(parse(operation_pb2.CancelRequest, request).operation_id), 0.0
+        return read_operation_id(parse(operation_pb2.CancelRequest, request).operation_id), 0.0
     get = parse(operation_pb2.GetOperationRequest, request)
     seconds = get.wait.ToNanoseconds() / 1e9
-    return parse_id(get.operation_id), min(max(seconds, 0.0), _LONGEST_WAIT)
+    return read_operation_id(get.operation_id), min(max(seconds, 0.0), _LONGEST_WAIT)
 
 
 def _kept(method: int, result: Result) -> CallReply:

@@ -11,6 +11,7 @@ from controller_service.answers import undelivered
 from controller_service.stream import Stream
 from enginery import _ids, _logs
 from enginery._reasons import DeliveryError
+from enginery._requests import parse
 from enginery.v1 import cluster_pb2
 
 if TYPE_CHECKING:
@@ -110,10 +111,7 @@ class _Session:
 
     def receive(self, data: bytes) -> None:
         """Handle one serialized SessionRequest."""
-        try:
-            message = cluster_pb2.SessionRequest.FromString(data)
-        except Exception as error:  # protobuf's DecodeError differs in class between its implementations
-            raise DeliveryError("MALFORMED_MESSAGE", message="enginery.v1.SessionRequest") from error
+        message = parse(cluster_pb2.SessionRequest, data)
         if message.HasField("hello"):
             self._open(message.hello)
         elif not self.session_id:

@@ -22,6 +22,7 @@ from controller_service import frames
 from enginery._engine import DEFAULT_VALUE_LIMIT
 from enginery._methods import METHODS
 from enginery._reasons import Code, DeliveryError
+from enginery._requests import parse
 from enginery._serving import abort
 from enginery._status import DETAILS_KEY, to_proto
 from enginery.v1 import engine_pb2
@@ -120,10 +121,7 @@ class Transfers:
     async def accept(self, _requests: object, context: _Context) -> None:
         """Serve ControllerService.Transfer: the host's end of one streaming call."""
         data = await context.read()  # a host that says nothing is noticed by keepalive
-        try:
-            message = engine_pb2.TransferRequest.FromString(data if isinstance(data, bytes) else b"")
-        except Exception as error:  # protobuf's DecodeError differs in class between its implementations
-            raise DeliveryError("MALFORMED_MESSAGE", message="enginery.v1.TransferRequest") from error
+        message = parse(engine_pb2.TransferRequest, data if isinstance(data, bytes) else b"")
         if message.WhichOneof("kind") != "accept":
             raise DeliveryError("PROTOCOL_ERROR", cause="the first message must hold accept")
         transfer = self._offered.pop(message.accept.transfer_id, None)

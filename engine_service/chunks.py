@@ -8,8 +8,8 @@ import zlib
 from typing import TYPE_CHECKING
 
 from engine_service.blobs import read_chunks
-from engine_service.requests import parse
 from enginery._reasons import DeliveryError
+from enginery._requests import parse
 from enginery.v1 import engine_pb2, value_pb2
 
 if TYPE_CHECKING:

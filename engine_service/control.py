@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from engine_service.requests import parse, read_operation_id
 from engine_service.responses import own_error, set_time_ns
 from enginery import _ids, _values
 from enginery._engine import CallContext, CallReply
 from enginery._methods import PYTHON_NAMES
 from enginery._reasons import DeliveryError
+from enginery._requests import parse, read_operation_id
 from enginery.v1 import engine_pb2, frame_pb2
 
 if TYPE_CHECKING:

@@ -22,13 +22,14 @@ from engine_service.operation import QUEUED, Answer, Done, Operation, StopCause
 from engine_service.operations import Operations
 from engine_service.queue import OperationQueue, QueueFullError
 from engine_service.records import Records
-from engine_service.requests import LARGE, ROWS, Row, parse
+from engine_service.requests import LARGE, ROWS, Row
 from engine_service.responses import set_time_ns
 from engine_service.runner import Runner
 from enginery import _ids
 from enginery._engine import DEFAULT_VALUE_LIMIT, CallContext, CallReply
 from enginery._methods import NAMES, PYTHON_NAMES, STREAMING
 from enginery._reasons import DeliveryError
+from enginery._requests import parse
 from enginery.v1 import engine_pb2, frame_pb2, operation_pb2
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from engine_service import events
-from engine_service.requests import parse, read_operation_id
 from enginery import _ids
 from enginery._reasons import DeliveryError
+from enginery._requests import parse, read_operation_id
 from enginery.v1 import operation_pb2
 
 if TYPE_CHECKING:

@@ -7,12 +7,13 @@ import logging
 from typing import TYPE_CHECKING
 
 from engine_service import events
-from engine_service.requests import ROWS, parse, read_operation_id
+from engine_service.requests import ROWS
 from engine_service.responses import MAX_RESPONSE
 from enginery import _pages
 from enginery._engine import MAX_SECONDS, CallContext, CallReply
 from enginery._methods import OPERATIONS
 from enginery._reasons import DeliveryError
+from enginery._requests import parse, read_operation_id, read_session_id
 from enginery.v1 import engine_pb2, frame_pb2, operation_pb2
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ _PAGE = 100
 _MAX_PAGE = 1_000
 _MAX_PAGE_BYTES = 2 << 20
 _LARGEST_EVENT = 512 << 10
-_SESSION_BYTES = 8
 
 
 def _reply(response: Message) -> CallReply:
@@ -108,7 +108,7 @@ def list_operations(engine: Engine, request: bytes, context: CallContext, done: 
     """Return a page of operations, the newest first."""
     message = parse(operation_pb2.ListOperationsRequest, request)
     position = _pages.read(message.page_token)
-    session_id = _session(message.session_id)
+    session_id = read_session_id(message.session_id)
     states = frozenset(message.states)
     most = min(message.page_size or _PAGE, _MAX_PAGE)
     response = operation_pb2.ListOperationsResponse()
@@ -158,18 +158,6 @@ def _seconds(duration: Duration, field: str) -> float:
             "BAD_REQUEST", field=field, cause=f"{seconds:g} s is not within 0 and {MAX_SECONDS:g}"
         )
     return seconds
-
-
-def _session(text: str) -> bytes:
-    try:
-        session_id = bytes.fromhex(text)
-    except ValueError:
-        session_id = b"?"
-    if session_id and len(session_id) != _SESSION_BYTES:
-        raise DeliveryError(
-            "BAD_REQUEST", field="session_id", cause=f"{text!r} is not {2 * _SESSION_BYTES} hexadecimal digits"
-        )
-    return session_id
 
 
 _METHODS: dict[str, int] = {field: method for method, field in OPERATIONS.items()}

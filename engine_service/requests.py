@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from enginery import _ids, _values
+from enginery import _values
 from enginery._encoded import Codec, Encoded, Stored
 from enginery._reasons import DeliveryError
 from enginery.v1 import engine_pb2, frame_pb2
@@ -41,22 +41,6 @@ class Row:
     fields: Callable[[Any, Blobs], Fields]
     summary: Callable[[Any], str]
     blobs: Callable[[Any], Sequence[value_pb2.Blob]] = lambda message: ()
-
-
-def parse(message: type[Message], data: bytes) -> Any:
-    """Return the message in `data`; MALFORMED_MESSAGE if there is none."""
-    try:
-        return message.FromString(data)
-    except Exception as error:  # protobuf's DecodeError differs in class between its implementations
-        raise DeliveryError("MALFORMED_MESSAGE", message=message.DESCRIPTOR.full_name) from error
-
-
-def read_operation_id(text: str, field: str = "operation_id") -> bytes:
-    """Return the operation that a person named; BAD_REQUEST if it is not a UUID."""
-    try:
-        return _ids.parse(text)
-    except ValueError:
-        raise DeliveryError("BAD_REQUEST", field=field, cause=f"{text!r} is not a UUID") from None
 
 
 def _refuse(field: str, cause: str) -> DeliveryError:

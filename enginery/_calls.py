@@ -119,8 +119,8 @@ def _request(
     return Request(METHODS[name], payload, response, decode, tuple(uploads.blobs) if uploads else ())
 
 
-def _nothing(_: Answer) -> None:
-    return None
+def nothing(_: Answer) -> None:
+    """Decode an answer that says nothing but that it was done."""
 
 
 # ---- code
@@ -211,7 +211,7 @@ def push(namespace: Mapping[str, object]) -> Request[None]:
         if blob is None
         else engine_pb2.PushRequest(blob=blob)
     )
-    return _request("Push", message, _nothing, uploads)
+    return _request("Push", message, nothing, uploads)
 
 
 def push_function(namespace: Mapping[str, Callable[..., object]]) -> Request[None]:
@@ -224,14 +224,14 @@ def push_function(namespace: Mapping[str, Callable[..., object]]) -> Request[Non
         if blob is None
         else engine_pb2.PushFunctionRequest(blob=blob)
     )
-    return _request("PushFunction", message, _nothing, uploads)
+    return _request("PushFunction", message, nothing, uploads)
 
 
 def push_serialized(namespace: Mapping[str, object]) -> Request[None]:
     """Put values into the namespace that each have their own form."""
     uploads = _Collector()
     values = {key: uploads.value(serialize(value).encoded) for key, value in _checked(namespace).items()}
-    return _request("PushSerialized", engine_pb2.PushSerializedRequest(values=values), _nothing, uploads)
+    return _request("PushSerialized", engine_pb2.PushSerializedRequest(values=values), nothing, uploads)
 
 
 def pull(keys: str | Sequence[str]) -> Request[Any]:
@@ -272,12 +272,12 @@ def keys() -> Request[list[str]]:
 
 def reset() -> Request[None]:
     """Empty the engine."""
-    return _request("Reset", engine_pb2.ResetRequest(), _nothing)
+    return _request("Reset", engine_pb2.ResetRequest(), nothing)
 
 
 def kill() -> Request[None]:
     """Stop the engine; losing it on the way is success."""
-    request = _request("Kill", engine_pb2.KillRequest(), _nothing)
+    request = _request("Kill", engine_pb2.KillRequest(), nothing)
     request.success_reasons = frozenset({"ENGINE_STOPPED", "ENGINE_LOST", "KERNEL_DIED", "CONTROLLER_LOST"})
     return request
 
@@ -341,7 +341,7 @@ def set_properties(properties: Mapping[str, object]) -> Request[None]:
             f"properties of {size} bytes are over the limit of {MAX_PROPERTIES}: push them instead"
         )
     values = {key: _values.to_value(value) for key, value in encoded.items()}
-    return _request("SetProperties", engine_pb2.SetPropertiesRequest(properties=values), _nothing)
+    return _request("SetProperties", engine_pb2.SetPropertiesRequest(properties=values), nothing)
 
 
 def _property(key: str, value: object) -> Encoded:
@@ -371,12 +371,12 @@ def has_properties(keys: str | Sequence[str]) -> Request[list[bool]]:
 
 def del_properties(keys: str | Sequence[str]) -> Request[None]:
     """Remove properties."""
-    return _request("DelProperties", engine_pb2.DelPropertiesRequest(keys=_names(keys)), _nothing)
+    return _request("DelProperties", engine_pb2.DelPropertiesRequest(keys=_names(keys)), nothing)
 
 
 def clear_properties() -> Request[None]:
     """Remove all properties."""
-    return _request("ClearProperties", engine_pb2.ClearPropertiesRequest(), _nothing)
+    return _request("ClearProperties", engine_pb2.ClearPropertiesRequest(), nothing)
 
 
 # ---- control

@@ -26,11 +26,11 @@ from enginery._methods import (
     TIMEOUT_KEY,
 )
 from enginery._reasons import DeliveryError
+from enginery._requests import read_operation_id, read_session_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_SESSION_BYTES = 8
 _OPERATIONS = _ids.OperationIds()  # for callers that name none
 
 
@@ -41,9 +41,10 @@ def read_call(metadata: Iterable[tuple[str, str | bytes]]) -> tuple[int | None, 
     """
     given = _given(metadata)
     engine_id = _integer(given, ENGINE_ID_KEY)
-    session_id = _session(given)
+    session_id = read_session_id(given.get(SESSION_ID_KEY, ""), f"metadata {SESSION_ID_KEY}")
     grace = _seconds(given, GRACE_KEY)
-    operation_id = _operation(given)
+    named = given.get(OPERATION_ID_KEY)
+    operation_id = read_operation_id(named, f"metadata {OPERATION_ID_KEY}") if named else b""
     context = CallContext(
         operation_id=operation_id or _OPERATIONS.mint(),
         session_id=session_id,
@@ -80,25 +81,6 @@ def _integer(given: dict[str, str], key: str) -> int | None:
         return int(text)
     except ValueError:
         raise _refuse(key, f"{text!r} is not an integer") from None
-
-
-def _operation(given: dict[str, str]) -> bytes:
-    text = given.get(OPERATION_ID_KEY, "")
-    try:
-        return _ids.parse(text) if text else b""
-    except ValueError:
-        raise _refuse(OPERATION_ID_KEY, f"{text!r} is not a UUID") from None
-
-
-def _session(given: dict[str, str]) -> bytes:
-    text = given.get(SESSION_ID_KEY, "")
-    try:
-        session_id = bytes.fromhex(text)
-    except ValueError:
-        session_id = b"?"
-    if session_id and len(session_id) != _SESSION_BYTES:
-        raise _refuse(SESSION_ID_KEY, f"{text!r} is not {2 * _SESSION_BYTES} hexadecimal digits")
-    return session_id
 
 
 def _flag(given: dict[str, str], key: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from enginery import _calls, _codec, operations
-from enginery._methods import OPERATIONS, PYTHON_NAMES
+from enginery._methods import NAMES, OPERATIONS, PYTHON_NAMES
 from enginery._outcomes import STATES
 from enginery._reasons import TABLE, DeliveryError
 from enginery.serialized import Serialized
@@ -26,10 +26,6 @@ _OUTCOMES = {
     if outcome in (frame_pb2.OUTCOME_CANCELLED, frame_pb2.OUTCOME_TIMED_OUT)
 }
 """Outcomes of operations that have a response."""
-
-
-def _nothing(_: Answer) -> None:
-    return None
 
 
 def _functions(answer: Answer) -> object:
@@ -58,9 +54,9 @@ def request_of(method: str) -> Request[Any]:
     """
     if method not in _NUMBERS:
         raise DeliveryError("UNKNOWN_METHOD", method=method)
-    name = "".join(part.title() for part in method.split("_"))
-    response = getattr(engine_pb2, f"{name}Response")
-    return _calls.Request(_NUMBERS[method], b"", response, _DECODERS.get(method, _nothing))
+    number = _NUMBERS[method]
+    response = getattr(engine_pb2, f"{NAMES[number]}Response")
+    return _calls.Request(number, b"", response, _DECODERS.get(method, _calls.nothing))
 
 
 def answer_of(outcome: operation_pb2.OperationOutcome) -> tuple[int, Any]:

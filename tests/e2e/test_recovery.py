@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
-import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 import grpc
@@ -49,6 +49,13 @@ def ran(tmp_path: Path) -> Path:
 def counted(ran: Path, name: str, seconds: float = 0) -> str:
     """Return code that writes down its name, prints, sleeps, and has its name as its value."""
     return COUNTED.format(path=str(ran), name=name, seconds=seconds)
+
+
+def journaled(state: Path, operation_id: str) -> bool:
+    """Return whether the journal has the result of an operation on disk."""
+    with closing(sqlite3.connect(f"file:{state / 'journal' / 'journal.db'}?mode=ro", uri=True)) as journal:
+        rows = journal.execute("SELECT 1 FROM results WHERE operation_id = ?", (_ids.parse(operation_id),))
+        return rows.fetchone() is not None
 
 
 @contextmanager
@@ -124,7 +131,7 @@ def test_a_result_outlives_its_engine_and_its_controller(state: Path) -> None:
             client.wait_for_engines(1, timeout=PATIENCE)
             operation = client[0].execute("print('from beyond'); 6 * 7", block=False)
             assert operation.result(PATIENCE).value == 42
-            time.sleep(0.6)  # written behind the reply, within a group commit
+            until(lambda: journaled(state, operation.id), "the result to be in the journal")  # behind the reply
         engine_host.kill()
         first.kill()
     with controller(state), enginery.connect(state / "client.json") as client:

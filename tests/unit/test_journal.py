@@ -143,7 +143,7 @@ async def test_a_result_is_found_at_once_and_after_a_restart(path: Path) -> None
 
 
 async def test_a_named_call_means_the_engine_of_its_first_time(path: Path) -> None:
-    """Over restarts, until its result is known. On another engine it is another call; on none it is not kept."""
+    """Over restarts, until its result is known. On another engine it is another; on none it is not kept."""
     async with opened(path) as journal:
         assert journal.note_call(name(1), 3, 7) == 7
         assert journal.note_call(name(1), 3, 8) == 7
