@@ -81,13 +81,13 @@ async def test_a_late_interrupt_never_hits_the_next_operation() -> None:
                 pass
             assert kernel.kernel.interrupt(number.to_bytes(16, "big"))
             failure = (await ended).failure
-            moment *= 0.98 if failure is None else 1.02
+            moment = min(max(moment * (0.98 if failure is None else 1.02), 1e-6), 1e-3)
             if failure is not None:
                 hits += 1
                 assert failure.category == "INTERRUPTED"
             victim = await _begin(kernel, number + 1, "execute", "pass")
             assert victim.failure is None, (number, victim.failure)
-        assert 1_000 < hits < 9_000  # else the moments were not chosen well
+        assert 0 < hits < 10_000  # how many depends on who has the processor; both must have been tried
 
 
 def _begin(kernel: Driver, number: int, method: str, code: str = "") -> asyncio.Future[Reply]:

@@ -125,6 +125,7 @@ async def test_whatever_runs_can_be_interrupted(kernel: Driver, what: str) -> No
 async def test_whatever_refuses_is_killed(what: str) -> None:
     """What no interrupt stops ends with its kernel after two graces, and the end says why."""
     async with running() as kernel:
+        await kernel.ok("import numpy")  # which fails for good if an interrupt comes amid it
         stopped = await _stop(kernel, "print('begun')\n" + _stubborn(_BY_THE_KILL[what]), 0.1)
         assert isinstance(stopped.answer, KernelExited)
         assert stopped.interrupts == 2
