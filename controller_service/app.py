@@ -21,6 +21,7 @@ from controller_service.engine_router import EngineRouter
 from controller_service.events import EngineEvent, EventKind
 from controller_service.journal import Journal, NoJournal
 from controller_service.journal_store import Bounds
+from controller_service.lease import State
 from controller_service.registry import Registry
 from controller_service.session_endpoint import SessionEndpoint
 from controller_service.streams import OpenStreams
@@ -63,6 +64,7 @@ CONTROLLER_SERVICE: ServiceDescriptor = engine_pb2.DESCRIPTOR.services_by_name["
 _LEAVING = 8.0  # seconds that dismissed engines get to say goodbye
 _REPORT = 60.0  # seconds between lines of counts, at log level debug
 _LAST_WORDS = 0.5  # seconds that open calls get to see how they end
+_LEASE_PART, _LONGEST_PART = 0.1, 60.0  # of a lease, and seconds: as much a killed controller may forget of it
 _WILDCARDS = frozenset({"0.0.0.0", "::", "[::]"})  # noqa: S104 - recognised, not bound
 
 
@@ -83,7 +85,7 @@ class Controller:
         self._switchboard: Switchboard | None = None
         self._server: grpc.aio.Server | None = None
         self._health: HealthServicer | None = None
-        self._reporter: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._streams = OpenStreams()
         self._transfers = Transfers(self.config.value_limit)
         self._stopping: asyncio.Task[None] | None = None
@@ -157,8 +159,9 @@ class Controller:
         await self._drop_ended()
         await self._server.start()
         self._switchboard.start()
+        self._tasks.append(asyncio.create_task(self._keep_leases()))
         if logger.isEnabledFor(logging.DEBUG):
-            self._reporter = asyncio.create_task(self._report())
+            self._tasks.append(asyncio.create_task(self._report()))
         state.remember_port(self.port)
         self._write_files(identity, authority)
         logger.info("controller of cluster %s listens on %s", identity.cluster_id, self.address)
@@ -198,6 +201,14 @@ class Controller:
                 self.journal.put_engine(event.engine, at_once=False)
             case _:  # whoever saw it must find it after a crash
                 self.journal.put_engine(event.engine)
+
+    async def _keep_leases(self) -> None:
+        """Have the journal know now and then what has passed of leases: a restart must not renew them."""
+        while True:
+            await asyncio.sleep(min(self.config.lease * _LEASE_PART, _LONGEST_PART))
+            for engine in self.registry:
+                if engine.state is State.AWAY:
+                    self.journal.put_engine(engine, at_once=False)
 
     def _handlers(
         self, identity: ClusterIdentity, epoch: int, authority: Authority | None
@@ -350,9 +361,9 @@ class Controller:
         if self._server is not None:
             await self._server.stop(_LAST_WORDS)
         await self._transfers.close()
-        if self._reporter is not None:
-            self._reporter.cancel()
-            await asyncio.gather(self._reporter, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._switchboard is not None:
             await self._switchboard.stop()
         await self.journal.close()

@@ -82,6 +82,8 @@ class KeptEngine:
     properties: Mapping[str, value_pb2.Value]
     registered_ms: int
     is_first: bool = False
+    lease_used: float = 0.0
+    """Seconds of its lease that had passed, if it was away."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,9 @@ class AnyJournal(Protocol):
         call that comes again means that one. An epoch of 0 keeps nothing. Forgotten with the result.
         """
 
+    def calls_to(self, engine_id: int) -> list[bytes]:
+        """Return the operations that `note_call` keeps for an engine: named ones without a result."""
+
     def put_engine(self, engine: Registration, *, at_once: bool = True) -> None:
         """Keep who an engine is, and that it is registered; `at_once` does not wait for a group."""
 
@@ -251,9 +254,13 @@ class Journal:
             self._hurry.set()
         return epoch
 
+    def calls_to(self, engine_id: int) -> list[bytes]:
+        """Return the named operations of an engine that have no result; see AnyJournal."""
+        return [operation_id for operation_id, called in self._called if called == engine_id]
+
     def put_engine(self, engine: Registration, *, at_once: bool = True) -> None:
         """Keep who an engine is; see AnyJournal."""
-        self._add_engine(EngineRow.of(engine))
+        self._add_engine(EngineRow.of(engine, time.monotonic()))
         if at_once:
             self._hurry.set()
 
@@ -421,6 +428,10 @@ class NoJournal:
     def note_call(self, operation_id: bytes, engine_id: int, epoch: int) -> int:
         """Keep nothing."""
         return epoch
+
+    def calls_to(self, engine_id: int) -> list[bytes]:
+        """Return nothing."""
+        return []
 
     def put_engine(self, engine: Registration, *, at_once: bool = True) -> None:
         """Keep nothing."""

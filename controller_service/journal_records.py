@@ -53,6 +53,8 @@ class EngineRow:
     registered_ms: int = 0
     is_first: bool = False
     """Whether it is known that nobody held the id before."""
+    lease_used: float = 0.0
+    """Seconds of its lease that have passed, if it is away."""
 
     @classmethod
     def gone(cls, engine: Registration, *, retired: bool) -> Self:
@@ -60,8 +62,11 @@ class EngineRow:
         return cls(engine.engine_id, engine.epoch, retired)
 
     @classmethod
-    def of(cls, engine: Registration) -> Self:
-        """Return the row of a registered engine; large properties are left out, and come back with it."""
+    def of(cls, engine: Registration, now: float) -> Self:
+        """Return the row of a registered engine; large properties are left out, and come back with it.
+
+        `now` is by the clock of leases.
+        """
         facts = engine.facts
         hello = engine_pb2.Hello(
             slot=engine.slot,
@@ -86,6 +91,7 @@ class EngineRow:
             port=facts.port,
             registered_ms=engine.registered_ms,
             is_first=engine.is_first,
+            lease_used=engine.lease.used(now),
         )
 
     def engine(self) -> KeptEngine:
@@ -111,6 +117,7 @@ class EngineRow:
             properties=dict(hello.properties),
             registered_ms=self.registered_ms,
             is_first=bool(self.is_first),
+            lease_used=self.lease_used,
         )
 
 

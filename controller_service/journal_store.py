@@ -36,7 +36,7 @@ DEFAULT_AGE = 24 * 3600.0
 DEFAULT_LIMIT = 1 << 30
 LARGE = 64 << 10
 """Bytes above which an answer is a file."""
-_VERSION = 4  # as the schema sets it
+_VERSION = 5  # as the schema sets it
 _OVERHEAD = 256  # bytes that a result costs on disk beside its answer
 _WAL_BYTES = 16 << 20  # to which the write-ahead log shrinks again after a burst
 _CACHE_KIB = 8 << 10
@@ -45,12 +45,13 @@ _HIGHEST = (1 << 63) - 1
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 _SCHEMA = """
-PRAGMA user_version = 4;
+PRAGMA user_version = 5;
 CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 INSERT INTO meta VALUES ('kept_bytes', 0);
 CREATE TABLE engines (
     engine_id INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, retired INTEGER NOT NULL, hello BLOB NOT NULL,
-    ip TEXT NOT NULL, port INTEGER NOT NULL, registered_ms INTEGER NOT NULL, is_first INTEGER NOT NULL
+    ip TEXT NOT NULL, port INTEGER NOT NULL, registered_ms INTEGER NOT NULL, is_first INTEGER NOT NULL,
+    lease_used REAL NOT NULL
 );
 CREATE TABLE results (
     number INTEGER PRIMARY KEY, operation_id BLOB NOT NULL UNIQUE, engine_id INTEGER NOT NULL,
@@ -81,7 +82,7 @@ WHERE number < :before AND (:engine_id IS NULL OR engine_id = :engine_id)
     AND (:session_id = x'' OR session_id = :session_id) AND (1 << outcome) & :outcomes
 ORDER BY number DESC LIMIT :limit
 """
-_ENGINES = "SELECT engine_id, epoch, retired, hello, ip, port, registered_ms, is_first FROM engines"
+_ENGINES = "SELECT engine_id, epoch, retired, hello, ip, port, registered_ms, is_first, lease_used FROM engines"
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +295,7 @@ class Store:
             changed = self._engines
         rows = (self._engines[engine_id] for engine_id in changed)
         database.executemany(
-            "INSERT OR REPLACE INTO engines VALUES (?, ?, ?, ?, ?, ?, ?, ?)", map(dataclasses.astuple, rows)
+            "INSERT OR REPLACE INTO engines VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", map(dataclasses.astuple, rows)
         )
 
     def _write_calls(self, database: sqlite3.Connection, batch: Batch) -> None:

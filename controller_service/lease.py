@@ -10,6 +10,8 @@ import math
 
 SILENCE = 30.0
 """Seconds without a heartbeat after which a connected engine counts as unresponsive."""
+RETURN = 8.0
+"""Seconds that a kept lease has left at least: hosts try to reach a controller every 6 s."""
 
 
 class State(enum.Enum):
@@ -65,10 +67,14 @@ class Lease:
         """When the registration ends unless the engine comes back; infinite unless it is away."""
 
     @classmethod
-    def kept(cls, duration: float, now: float) -> Lease:
-        """Return the lease of an engine that an earlier controller registered: away, with all of its time."""
+    def kept(cls, duration: float, now: float, used: float = 0.0) -> Lease:
+        """Return the lease of an engine that an earlier controller registered: away, with what is left of it.
+
+        `used` is what of it had passed under the controllers before, in seconds. RETURN is always left.
+        """
         lease = cls(duration, now)
         lease.stream_ended(now, "the controller was started again, and it did not come back yet")
+        lease.ends = now + max(duration - used, min(duration, RETURN))
         return lease
 
     def __repr__(self) -> str:
@@ -79,6 +85,10 @@ class Lease:
     def is_connected(self) -> bool:
         """Whether it has a stream."""
         return self.state in (State.CONNECTED, State.UNRESPONSIVE)
+
+    def used(self, now: float) -> float:
+        """Return the seconds of the lease that have passed."""
+        return 0.0 if math.isinf(self.ends) else self._duration - (self.ends - now)
 
     def heard(self, now: float) -> None:
         """A heartbeat came."""

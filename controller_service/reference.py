@@ -238,9 +238,15 @@ class EngineFromReference(EngineBase):
         calls, submitted = self._router.lose()
         is_final = failure.outcome in FINAL
         if is_final:
-            operations = [(one.operation_id, one.method, one.session_id) for one in calls if one.is_operation]
-            operations += [(one, SUBMIT, session_id) for one, session_id in submitted.items()]
-            self._answers.lost(operations, self._engine_id, failure)
+            # Those that an earlier controller was called for, and nobody since: of them no more is known.
+            lost = {one: (one, SUBMIT, b"") for one in self._journal.calls_to(self._engine_id)}
+            lost |= {one: (one, SUBMIT, session_id) for one, session_id in submitted.items()}
+            lost |= {
+                one.operation_id: (one.operation_id, one.method, one.session_id)
+                for one in calls
+                if one.is_operation
+            }
+            self._answers.lost(lost.values(), self._engine_id, failure)
         self._tell_lost(deque(calls), failure, is_final=is_final)
         self._changed.set()
 

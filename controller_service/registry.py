@@ -88,7 +88,7 @@ class Registry:
         self._first_epoch = self._last_epoch = controller_epoch
 
     def restore(self, kept: Kept, *, now: float) -> None:
-        """Take over what an earlier controller knew: its engines are away, with a whole lease."""
+        """Take over what an earlier controller knew: its engines are away, and their leases go on."""
         self._retired |= kept.retired
         self._epochs.update(kept.epochs)
         self._last_epoch = max(self._last_epoch, *kept.epochs.values(), 0)
@@ -103,7 +103,7 @@ class Registry:
                 facts=known.facts,
                 properties=known.properties,
                 registered_ms=known.registered_ms,
-                lease=Lease.kept(self.lease, now),
+                lease=Lease.kept(self.lease, now, known.lease_used),
                 is_first=known.is_first,
             )
             self._add(engine)

@@ -89,7 +89,7 @@ class DiskJournal(NoJournal):
 
     def put_engine(self, engine: Registration, *, at_once: bool = True) -> None:
         """Keep who is registered."""
-        row = EngineRow.of(engine)
+        row = EngineRow.of(engine, time.monotonic())
         self._add(lambda: self._disk.engines.__setitem__(engine.engine_id, row))
         if at_once:
             self.commit()

@@ -150,6 +150,7 @@ async def test_a_named_call_means_the_engine_of_its_first_time(path: Path) -> No
         assert journal.note_call(name(1), 4, 6) == 6
         assert journal.note_call(name(2), 3, 0) == 0
         assert journal.note_call(name(3), 3, 7) == 7
+        assert journal.calls_to(3) == [name(1), name(3)]
         await safe(journal)
     async with opened(path) as journal:
         assert journal.note_call(name(1), 3, 9) == 7

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller_service.lease import SILENCE, TRANSITIONS, Input, Lease, State
+from controller_service.lease import RETURN, SILENCE, TRANSITIONS, Input, Lease, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,6 +91,19 @@ def test_an_engine_of_an_earlier_controller_has_a_whole_lease() -> None:
     lease = Lease.kept(DURATION, 1_000.0)
     assert (lease.state, lease.ends, lease.is_connected) == (State.AWAY, 1_060.0, False)
     assert "started again" in lease.reason
+
+
+def test_a_restart_does_not_renew_a_lease() -> None:
+    """What had passed of it has passed, but a host gets the time that it takes to come back."""
+    lease = lease_in(State.AWAY)
+    assert lease.used(25.0) == 25.0
+    kept = Lease.kept(DURATION, 1_000.0, used=25.0)
+    assert (kept.ends, kept.used(1_001.0)) == (1_035.0, 26.0)
+    assert Lease.kept(DURATION, 1_000.0, used=59.0).ends == 1_000.0 + RETURN
+    assert Lease.kept(0.5, 1_000.0, used=0.4).ends == 1_000.5, "never more than a whole one"
+    assert lease_in(State.CONNECTED).used(25.0) == 0.0
+    endless = Lease.kept(math.inf, 0.0)
+    assert (endless.used(1e9), endless.tick(1e9)) == (0.0, None)
 
 
 @settings(max_examples=50, deadline=None)

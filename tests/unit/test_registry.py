@@ -44,7 +44,7 @@ class Floor:
         if event.kind is EventKind.GONE:
             self.rows[engine.engine_id] = EngineRow.gone(engine, retired=self.registry.save_ids)
         else:
-            self.rows[engine.engine_id] = EngineRow.of(engine)
+            self.rows[engine.engine_id] = EngineRow.of(engine, self.now)
 
     def restart(self) -> None:
         """Let the controller die, and start another a second later."""
