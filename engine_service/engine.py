@@ -18,7 +18,7 @@ from engine_service.blobs import BlobStore
 from engine_service.event_log import EventLog
 from engine_service.keeper import KernelKeeper, StartKernel
 from engine_service.kernel_process import KernelExited, KernelOptions, KernelProcess
-from engine_service.operation import QUEUED, Answer, Done, Operation, StopCause
+from engine_service.operation import QUEUED, SMALL_REQUEST, Answer, Done, Operation, StopCause
 from engine_service.operations import Operations
 from engine_service.queue import OperationQueue, QueueFullError
 from engine_service.records import Records
@@ -325,6 +325,7 @@ class Engine:
             context,
             len(request),
             hash(request),
+            request if len(request) <= SMALL_REQUEST else b"",
             EventLog(self.options.output_limit),
             self.operations.submission_time(now),
         )

@@ -47,7 +47,9 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 }
 """Where an operation may go from each state; from any other there is no way on."""
 
-_KEPT_MESSAGE = 1 << 10  # bytes of a request up to which it is kept for people to read its arguments
+SMALL_REQUEST = 1 << 10
+"""Bytes up to which the request of an operation that has ended is kept, for people to read its arguments."""
+_KEPT_COST = 2 << 10  # bytes of memory of one that has ended, beside its answer and output, about
 
 
 class StopCause(enum.Enum):
@@ -80,10 +82,13 @@ class Operation:
     method: int
     row: Row
     message: Any
+    """Its request, parsed; None once it has ended."""
     context: CallContext
     size: int
     fingerprint: int
     """Hash of the request as it came."""
+    request: bytes
+    """As it came if it is small, else empty. It stays in place of the message, which takes more memory."""
     log: EventLog
     submitted_at: int
     blobs: dict[str, Stored] = field(default_factory=dict)
@@ -117,7 +122,8 @@ class Operation:
     @property
     def arguments(self) -> str:
         """Its arguments, shortened for people to read."""
-        return self._arguments if self.message is None else self.row.summary(self.message)
+        message = self._message()
+        return self._arguments if message is None else self.row.summary(message)
 
     @property
     def outcome(self) -> int:
@@ -133,7 +139,7 @@ class Operation:
         if method != self.method:
             return False
         return hash(request) == self.fingerprint or (
-            len(request) <= LARGE and _canonical(message) == (self._canonical or _canonical(self.message))
+            len(request) <= LARGE and _canonical(message) == (self._canonical or _canonical(self._message()))
         )
 
     def begin(self, now: int, incarnation: str) -> None:
@@ -164,12 +170,12 @@ class Operation:
         self.ladder = None
         self.log.ended(now / 1e9)
         self.fields = None
-        if self.size > _KEPT_MESSAGE:
+        if self.size > SMALL_REQUEST:
             self._arguments = self.row.summary(self.message)
             self._canonical = _canonical(self.message) if self.size <= LARGE else -1
-            self.message = None
+        self.message = None
         response = len(answer.response) if isinstance(answer, CallReply) else 0
-        self.kept_bytes = response + self.log.size + _KEPT_MESSAGE
+        self.kept_bytes = response + self.log.size + _KEPT_COST
         self.close()
         waiting, self.waiting = self.waiting, []
         return waiting
@@ -179,6 +185,12 @@ class Operation:
         for stored in self.blobs.values():
             stored.close()
         self.blobs.clear()
+
+    def _message(self) -> Message | None:
+        if self.message is None and self.size <= SMALL_REQUEST:
+            return self.row.request.FromString(self.request)
+        message: Message | None = self.message
+        return message
 
     def _enter(self, state: State) -> None:
         if state not in TRANSITIONS.get(self.state, ()):

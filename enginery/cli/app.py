@@ -26,7 +26,7 @@ from enginery.cli import (  # noqa: E402 - they may import gRPC
     status,
     up,
 )
-from enginery.cli.common import Terminated  # noqa: E402
+from enginery.cli.common import Terminated, interrupt  # noqa: E402
 
 app = typer.Typer(
     name="enginery",
@@ -80,7 +80,7 @@ def _terminate(number: int, _frame: object) -> NoReturn:
 
 def run() -> int:
     """Run the command line; return its exit code: 2 wrong usage, 1 an error, 130 and 143 signals."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, interrupt)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _terminate)
     for name in ("stdout", "stderr"):

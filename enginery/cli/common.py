@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -86,6 +86,19 @@ class Terminated(BaseException):
     def __init__(self, number: int) -> None:
         """Take the signal's number."""
         self.number = number
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT came.
+
+    A class of our own: one plain KeyboardInterrupt that passes through an `eval` of text, of which imports are
+    full, makes CPython end the process by SIGINT even if it was caught, and the exit code would be lost.
+    """
+
+
+def interrupt(_number: int, _frame: object) -> NoReturn:
+    """Handle SIGINT."""
+    raise Interrupted
 
 
 def plural(count: int, noun: str) -> str:

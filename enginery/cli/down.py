@@ -12,7 +12,7 @@ import typer
 
 from enginery._engine import MAX_SECONDS
 from enginery._launch import STOP_GRACE
-from enginery.cli.common import StateDir, err, find_own_cluster, out, undisturbed
+from enginery.cli.common import StateDir, err, find_own_cluster, interrupt, out, undisturbed
 from enginery.errors import EngineryError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _stop(state: StateDirectory, grace: float) -> int:
 
 def _ask(state: StateDirectory, processes: list[psutil.Process], grace: float) -> None:
     """Let the controller stop everything; wait until it has, or Ctrl-C says not to wait for what runs."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
         with err.status(f"stopping; what runs has {grace:g} s to end, Ctrl-C ends it now"):
             _shut_down(state, grace)

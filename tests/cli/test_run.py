@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,15 @@ def test_killed(shell: Shell, tmp_path: Path) -> None:
         eventually(lambda: shell.processes() == [], shell.processes)
     Path(path).unlink()
     eventually(lambda: shell.left() == [], shell.left)
+
+
+def test_ctrl_c_while_something_is_imported(tmp_path: Path) -> None:
+    """Named tuples evaluate text; CPython dies of an interrupt there, even a caught one, unless it is ours."""
+    (tmp_path / "interrupted.py").write_text(
+        "import os, sys\nfrom enginery.cli import app\n"
+        "app.app.command('x')(lambda: eval('os.kill(os.getpid(), 2), [0 for _ in range(100_000)]'))\n"
+        "sys.argv = ['enginery', 'x']\nsys.exit(app.run())\n"
+    )
+    command = [sys.executable, "-m", "interrupted"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stderr.strip()) == (130, "")

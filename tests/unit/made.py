@@ -26,16 +26,18 @@ def operation(
     submitted_at: int = 1,
 ) -> Operation:
     """Return a queued operation that executes nothing; `number` counts within its session."""
+    message = engine_pb2.ExecuteRequest(code="1 + 1")
     operation_id = _ids.operation_id(session or SESSION, next(_counter) if number is None else number)
     return Operation(
         operation_id,
         session,
         frame_pb2.METHOD_EXECUTE,
         ROWS[frame_pb2.METHOD_EXECUTE],
-        engine_pb2.ExecuteRequest(code="1 + 1"),
+        message,
         CallContext(operation_id, session, keep_queue=keep, any_incarnation=any_incarnation),
         size,
         hash(b"request"),
+        message.SerializeToString(),
         EventLog(1_000),
         submitted_at,
     )

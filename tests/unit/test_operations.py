@@ -92,7 +92,7 @@ def test_what_runs_is_released_when_it_ends() -> None:
 
 def test_settled_answers_are_bounded_by_count_bytes_and_age() -> None:
     """The oldest go first."""
-    by_count, by_bytes = Operations(max_count=2), Operations(max_bytes=6_000)
+    by_count, by_bytes = Operations(max_count=2), Operations(max_bytes=8_000)
     for table in (by_count, by_bytes):
         items = [run(table, CallReply(1, bytes(1_500))) for _ in range(3)]
         table.settle(item.operation_id for item in items)
@@ -114,14 +114,14 @@ def test_answers_that_no_journal_has_are_kept_for_longer() -> None:
     assert table.unsettled() == items[1:]
     table.settle([items[2].operation_id, bytes(16)])
     assert table.unsettled() == [items[1], items[3]]
-    by_bytes = Operations(max_unsettled_bytes=6_000)
+    by_bytes = Operations(max_unsettled_bytes=8_000)
     items = [run(by_bytes, CallReply(1, bytes(1_500))) for _ in range(3)]
     assert [is_known(by_bytes, item) for item in items] == [False, True, True]
 
 
 def test_the_newest_stays_however_large_it_is() -> None:
     """Else the answer of whoever writes a lot were gone at once, journaled or not."""
-    table = Operations(max_bytes=6_000, max_unsettled_bytes=6_000)
+    table = Operations(max_bytes=8_000, max_unsettled_bytes=8_000)
     small, large = run(table), run(table, CallReply(1, bytes(10_000)))
     assert table.unsettled() == [large]
     table.settle([small.operation_id, large.operation_id])
