@@ -94,6 +94,9 @@ class Run:
             heapq.heappush(due, (seconds, next(order), action))
 
         def begin(fault: schedule.Fault) -> None:
+            if self._faults.is_struck(fault.machine):  # the one before took longer than was planned
+                at(time.monotonic() - start + schedule.SETTLING, functools.partial(begin, fault))
+                return
             event = self._faults.begin(fault)
             now = time.monotonic() - start
             _say(f"{now:7.1f} {fault.kind} ({fault.machine}) for {fault.seconds:.1f} s {event.note}")

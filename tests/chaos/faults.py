@@ -43,6 +43,10 @@ class Faults:
         self._network = network
         self.events: list[Event] = []
 
+    def is_struck(self, machine: str) -> bool:
+        """Whether a machine has a fault now."""
+        return any(event.machine == machine and event.end == float("inf") for event in self.events)
+
     def begin(self, fault: Fault) -> Event:
         """Let it happen; `end` ends it."""
         event = Event(fault.kind, fault.machine, time.monotonic())
