@@ -111,7 +111,11 @@ class Run:
             action()
 
     def _finish(self) -> None:
-        self._missing = [name for name in self._machines.all if not self._machines.is_running(name)]
+        self._missing = [
+            name
+            for name in self._machines.all
+            if not self._machines.is_running(name) and not self._machines.was_fenced(name)
+        ]
         (self._folder / "finish").touch()
         deadline = time.monotonic() + DRAIN
         self._endings = {}

@@ -88,7 +88,11 @@ class Faults:
     def _strike_process(self, event: Event, how: str) -> None:
         machine = event.machine
         if not self._machines.is_running(machine):
-            event.note = f"{machine} had ended by itself"  # the verdict asks why
+            if self._machines.was_fenced(machine):  # as it should
+                event.kind = "host missed"
+                self._machines.start(machine)
+            else:
+                event.note = f"{machine} had ended by itself"  # the verdict asks why
             return
         if how == "frozen":
             process = self._machines.all[machine].process

@@ -154,8 +154,17 @@ class Machines:
 
     def has_registered(self, host: str) -> bool:
         """Whether the engines of the host that runs now were registered, as it says itself."""
-        said = (self._folder / "logs" / host).read_text(errors="replace")
-        return "registered: kernel" in said.rpartition("\n==== ")[2]
+        return "registered: kernel" in self._last_words(host)
+
+    def was_fenced(self, name: str) -> bool:
+        """Whether a host has ended since others took the ids of all its engines after their lease."""
+        words = self._last_words(name)
+        return "has another holder now" in words and "all engines have left" in words
+
+    def _last_words(self, name: str) -> str:
+        """Return what the last life of a machine has logged."""
+        said = (self._folder / "logs" / name).read_text(errors="replace")
+        return said.rpartition("\n==== ")[2]
 
     def freeze(self, name: str, pids: list[int]) -> None:
         """Stop processes of a machine in their tracks."""
