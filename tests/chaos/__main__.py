@@ -138,7 +138,7 @@ class Run:
         if self._audit.returncode != 0:
             verdict.broken["the auditor fails"].append(self._audit.stderr)
         killed = {pid for event in self._faults.events for pid in event.killed}
-        for pid in {run.pid for run in runs} - killed - alive:
+        for pid in {run.pid for run in runs} - killed - alive - self._machines.fenced_kernels():
             last = max((run for run in runs if run.pid == pid), key=lambda run: run.time)
             verdict.broken["a kernel ended without cause"].append(f"last ran {last}")
         for event in self._faults.events:

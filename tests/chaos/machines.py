@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -158,13 +159,20 @@ class Machines:
 
     def was_fenced(self, name: str) -> bool:
         """Whether a host has ended since others took the ids of all its engines after their lease."""
-        words = self._last_words(name)
-        return "has another holder now" in words and "all engines have left" in words
+        return _is_fenced(self._last_words(name))
+
+    def fenced_kernels(self) -> set[int]:
+        """Return the process ids of all kernels whose hosts ended for that."""
+        lives = [life for host in self.hosts for life in self._words(host) if _is_fenced(life)]
+        return {int(pid) for life in lives for pid in re.findall(r"pid (\d+)", life)}
 
     def _last_words(self, name: str) -> str:
         """Return what the last life of a machine has logged."""
-        said = (self._folder / "logs" / name).read_text(errors="replace")
-        return said.rpartition("\n==== ")[2]
+        return self._words(name)[-1]
+
+    def _words(self, name: str) -> list[str]:
+        """Return what each life of a machine has logged."""
+        return (self._folder / "logs" / name).read_text(errors="replace").split("\n==== ")
 
     def freeze(self, name: str, pids: list[int]) -> None:
         """Stop processes of a machine in their tracks."""
@@ -215,6 +223,10 @@ class Machines:
             if machine.process is not None:
                 machine.process.kill()
                 machine.process.wait()
+
+
+def _is_fenced(life: str) -> bool:
+    return "has another holder now" in life and "all engines have left" in life
 
 
 def _is_kernel(process: psutil.Process) -> bool:
