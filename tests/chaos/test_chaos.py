@@ -88,6 +88,10 @@ def test_what_went_well_is_no_complaint() -> None:
     assert not broken([sent(1, heard("ok", "n1")), sent(2, heard("QUEUE_CLEARED"))], [ran()])
     assert not broken([sent(1, heard("OPERATION_NOT_FOUND"))], [])
     assert not broken([sent(1, heard("OPERATION_TIMED_OUT"), kind="endless")], [ran()])
+    # Its host came back after the lease, was given another id, and went on with what waited.
+    cut = Event("link cut for long", "host-0", 101.0, 150.0)
+    late = [ran(1, pid=7), ran(2, "n2", pid=7, time=150.0, engine_id=5)]
+    assert not broken([sent(1, heard("ok", "n1")), sent(2, heard("ENGINE_LOST", time=140.0))], late, [cut])
 
 
 @pytest.mark.parametrize(

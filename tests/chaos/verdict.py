@@ -100,10 +100,12 @@ class Judge:
         self._again = again or {}
         self._sent = {one.name: one for one in sent}
         self._runs: dict[str, list[Ran]] = defaultdict(list)
-        self._engine_of = {}
+        self._ids_of: dict[int, set[int]] = defaultdict(
+            set
+        )  # of engines, by kernel: a lost one may get another
         for run in runs:
             self._runs[run.name].append(run)
-            self._engine_of[run.pid] = run.engine_id
+            self._ids_of[run.pid].add(run.engine_id)
         self._all_runs = runs
         self._events = events
         self._lease = lease
@@ -121,7 +123,7 @@ class Judge:
             if len(runs) > 1:
                 self._break("ran twice", f"{name} {self._sent.get(name)}: {runs}")
             for run in runs:
-                if run.engine_id != run.file_id:
+                if run.engine_id != run.file_id and run.file_id not in self._ids_of.get(run.pid, ()):
                     self._break("ran elsewhere", f"{run}")
         self._judge_order()
         for name, heard in self._again.items():
@@ -180,7 +182,7 @@ class Judge:
             return any(run.pid in event.killed for run in runs)
         if job.machine not in (event.machine, UNKNOWN):
             return False
-        return any(self._engine_of.get(pid, job.engine_id) == job.engine_id for pid in event.killed)
+        return any(job.engine_id in self._ids_of.get(pid, {job.engine_id}) for pid in event.killed)
 
     def _machines_of(self, job: Sent) -> set[str]:
         return {event.machine for event in self._events} if job.machine == UNKNOWN else {job.machine}
