@@ -103,7 +103,8 @@ class Faults:
         number = signal.SIGKILL if how == "killed" else signal.SIGTERM
         code = self._machines.end(machine, number)
         expected = -signal.SIGKILL if how == "killed" else 128 + signal.SIGTERM
-        if code != expected:
+        is_early = code == -signal.SIGTERM and not self._machines.has_spoken(machine)  # it was still starting
+        if code != expected and not is_early:
             event.note = f"ended with {code} instead of {expected}"
 
     def _strike_kernel(self, event: Event, how: str, fault: Fault) -> None:

@@ -157,6 +157,10 @@ class Machines:
         """Whether the engines of the host that runs now were registered, as it says itself."""
         return "registered: kernel" in self._last_words(host)
 
+    def has_spoken(self, name: str) -> bool:
+        """Whether the process of a machine that runs now has logged anything: its first line is the life's."""
+        return self._last_words(name).count("\n") > 1
+
     def was_fenced(self, name: str) -> bool:
         """Whether a host has ended since others took the ids of all its engines after their lease."""
         return _is_fenced(self._last_words(name))
