@@ -12,15 +12,20 @@ if TYPE_CHECKING:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`, readable by its owner only. A reader sees the old file or the whole new one."""
+    """Replace `path` by `data`, readable by its owner only. A reader sees the old file or the whole new one.
+
+    An OSError names the file, for one on a full disk.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     fd = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         raise
 
 

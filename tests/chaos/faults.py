@@ -63,7 +63,7 @@ class Faults:
             self._machines.set_clock(fault.machine, seconds)
             event.note = f"by {seconds} s"
         else:
-            self._strike_process(event, how)
+            self._strike_process(event, what, how)
         return event
 
     def end(self, event: Event) -> None:
@@ -85,11 +85,11 @@ class Faults:
             self._machines.set_clock(machine, 0)
         event.end = time.monotonic()
 
-    def _strike_process(self, event: Event, how: str) -> None:
+    def _strike_process(self, event: Event, what: str, how: str) -> None:
         machine = event.machine
         if not self._machines.is_running(machine):
-            if self._machines.was_fenced(machine):  # as it should
-                event.kind = "host missed"
+            if self._machines.was_fenced(machine) or self._machines.had_no_disk(machine):  # as it should
+                event.kind = f"{what} missed"
                 self._machines.start(machine)
             else:
                 event.note = f"{machine} had ended by itself"  # the verdict asks why

@@ -161,6 +161,10 @@ class Machines:
         """Whether the process of a machine that runs now has logged anything: its first line is the life's."""
         return self._last_words(name).count("\n") > 1
 
+    def had_no_disk(self, name: str) -> bool:
+        """Whether the process of a machine has ended since it could not write what it needs to start."""
+        return "enginery controller: [Errno 28]" in self._last_words(name)
+
     def was_fenced(self, name: str) -> bool:
         """Whether a host has ended since others took the ids of all its engines after their lease."""
         return _is_fenced(self._last_words(name))
