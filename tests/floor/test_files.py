@@ -19,7 +19,7 @@ def test_an_error_names_the_file_and_leaves_nothing(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
     try:
-        with pytest.raises(OSError, match="client.json") as error:
+        with pytest.raises(OSError, match=r"client\.json") as error:
             write_private(path, bytes(100))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
