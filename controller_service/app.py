@@ -209,6 +209,7 @@ class Controller:
             for engine in self.registry:
                 if engine.state is State.AWAY:
                     self.journal.put_engine(engine, at_once=False)
+                await asyncio.sleep(0)  # there may be a thousand, with properties
 
     def _handlers(
         self, identity: ClusterIdentity, epoch: int, authority: Authority | None

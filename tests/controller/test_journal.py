@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sqlite3
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from enginery import _status
-from enginery.v1 import cluster_pb2, engine_pb2
+from enginery import _ids, _status
+from enginery.v1 import cluster_pb2, engine_pb2, operation_pb2
 from tests.controller.fakes import FakeCluster, running, until
 from tests.controller.processes import controller_process, finish
 
@@ -30,6 +31,15 @@ async def safe(cluster: FakeCluster) -> None:
     """Wait until the journal has everything."""
     journal = cluster.controller.journal
     await until(lambda: journal.committed == journal.appended)
+
+
+def lease_used(state: Path) -> float:
+    """Return what the journal says to have passed of the lease of engine 0."""
+    database = sqlite3.connect(state / "journal" / "journal.db")
+    try:
+        return max((used for (used,) in database.execute("SELECT lease_used FROM engines")), default=0.0)
+    finally:
+        database.close()
 
 
 async def test_killed_controller_knows_its_engines_and_results_again(tmp_path: Path) -> None:
@@ -73,6 +83,45 @@ async def test_killed_controller_knows_its_engines_and_results_again(tmp_path: P
         resent = session.call(0, sent_epoch=welcome.epoch)
         resent.call_id = done.call_id
         assert (await session.ask(resent)).response == b"result"
+
+
+async def test_restarts_do_not_renew_a_lease(tmp_path: Path) -> None:
+    """A dead engine is waited for over restarts, as long as once; then what it was called for is lost.
+
+    That is told by the operation's id alone, though another engine is away and cannot be asked.
+    """
+    state, name, lease = tmp_path / "state", _ids.OperationIds().mint(), 4.0
+    async with running(state, lease=lease) as cluster:
+        host = cluster.host()
+        host.answer = lambda _call: None
+        await host.hello()
+        metadata = cluster.to(0, enginery_operation_id=_ids.show(name))
+        waiting = asyncio.ensure_future(cluster.engines.Push(engine_pb2.PushRequest(), metadata=metadata))
+        await until(lambda: host.calls)
+        await host.close()
+        await until(lambda: cluster.controller.registry.statistics().away == 1)
+        engine = cluster.controller.registry.find(0)
+        assert engine is not None
+        engine.lease.excuse(-3.0)  # as if so long had passed
+        await until(lambda: lease_used(state) > 3.0)
+    with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):  # its channel was closed
+        await waiting
+    lease = 20.0
+    async with running(state, lease=lease) as cluster:
+        engine = cluster.controller.registry.find(0)
+        assert engine is not None
+        assert lease - 4.0 < engine.lease.ends - engine.lease.since < lease - 3.0
+        other = cluster.host()
+        await other.hello()
+        await other.close()
+        await until(lambda: cluster.controller.registry.statistics().away == 2)
+        engine.lease.excuse(-lease)
+        await until(lambda: cluster.controller.registry.ids() == [1])
+        found = await cluster.engines.GetOperation(
+            operation_pb2.GetOperationRequest(operation_id=_ids.show(name)), metadata=cluster.metadata
+        )
+        assert found.operation.state == operation_pb2.OPERATION_STATE_LOST
+        assert found.outcome.error.reason == "ENGINE_LOST"
 
 
 async def test_who_said_goodbye_is_not_waited_for(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import sqlite3
 from typing import TYPE_CHECKING
 from unittest.mock import ANY
 
@@ -58,15 +57,6 @@ async def away(cluster: FakeCluster, host: FakeHost) -> None:
     """Cut the connection of a host."""
     await host.close()
     await until(lambda: cluster.controller.registry.statistics().away == 1)
-
-
-def lease_used(state: Path) -> float:
-    """Return what the journal says to have passed of the lease of engine 0."""
-    database = sqlite3.connect(state / "journal" / "journal.db")
-    try:
-        return max((used for (used,) in database.execute("SELECT lease_used FROM engines")), default=0.0)
-    finally:
-        database.close()
 
 
 async def gone(cluster: FakeCluster, host: FakeHost) -> None:
@@ -450,44 +440,6 @@ async def test_a_call_that_means_one_registration_reaches_no_other(patient: Fake
             await patient.engines.Push(engine_pb2.PushRequest(), metadata=metadata)
         assert _status.from_rpc(error.value).reason == "ENGINE_LOST"
     assert not another.calls
-
-
-async def test_restarts_do_not_renew_a_lease(tmp_path: Path) -> None:
-    """A dead engine is waited for over restarts, as long as once; then what it was called for is lost.
-
-    That is told by the operation's id alone, though another engine is away and cannot be asked.
-    """
-    state, name, lease = tmp_path / "state", _new_ids.mint(), 4.0
-    async with running(state, lease=lease) as cluster:
-        host = cluster.host()
-        host.answer = silent
-        await host.hello()
-        metadata = cluster.to(0, enginery_operation_id=_ids.show(name))
-        waiting = asyncio.ensure_future(cluster.engines.Push(engine_pb2.PushRequest(), metadata=metadata))
-        await until(lambda: host.calls)
-        await away(cluster, host)
-        engine = cluster.controller.registry.find(0)
-        assert engine is not None
-        engine.lease.excuse(-3.0)  # as if so long had passed
-        await until(lambda: lease_used(state) > 3.0)
-    with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):  # its channel was closed
-        await waiting
-    lease = 20.0
-    async with running(state, lease=lease) as cluster:
-        engine = cluster.controller.registry.find(0)
-        assert engine is not None
-        assert lease - 4.0 < engine.lease.ends - engine.lease.since < lease - 3.0
-        other = cluster.host()
-        await other.hello()
-        await other.close()
-        await until(lambda: cluster.controller.registry.statistics().away == 2)
-        engine.lease.excuse(-lease)
-        await until(lambda: cluster.controller.registry.ids() == [1])
-        found = await cluster.engines.GetOperation(
-            operation_pb2.GetOperationRequest(operation_id=_ids.show(name)), metadata=cluster.metadata
-        )
-        assert found.operation.state == operation_pb2.OPERATION_STATE_LOST
-        assert found.outcome.error.reason == "ENGINE_LOST"
 
 
 async def test_who_lost_an_operation_is_told_again(tmp_path: Path) -> None:
