@@ -10,11 +10,15 @@ OPERATION_ID_KEY = "enginery-operation-id"
 SESSION_ID_KEY = "enginery-session-id"
 KEEP_QUEUE_KEY = "enginery-keep-queue"
 INLINE_LIMIT_KEY = "enginery-inline-limit"
+TASK_KEY = "enginery-task"
 TIMEOUT_KEY = "enginery-timeout"
 GRACE_KEY = "enginery-grace"
 INTERRUPT_ONLY_KEY = "enginery-interrupt-only"
 ANY_INCARNATION_KEY = "enginery-any-incarnation"
 CANCEL_ON_DISCONNECT_KEY = "enginery-cancel-on-disconnect"
+
+ANY_ENGINE = -1
+"""The engine id of a task: the controller chooses. In metadata it is `any`."""
 
 ENGINE_SERVICE = engine_pb2.DESCRIPTOR.services_by_name["EngineService"]
 

@@ -13,6 +13,7 @@ STATES: dict[int, operation_pb2.OperationState.ValueType] = {
     frame_pb2.OUTCOME_OK: operation_pb2.OPERATION_STATE_SUCCEEDED,
     frame_pb2.OUTCOME_USER_ERROR: operation_pb2.OPERATION_STATE_FAILED,
     frame_pb2.OUTCOME_NOT_DELIVERED: operation_pb2.OPERATION_STATE_FAILED,
+    frame_pb2.OUTCOME_REJECTED: operation_pb2.OPERATION_STATE_FAILED,
     frame_pb2.OUTCOME_CANCELLED: operation_pb2.OPERATION_STATE_CANCELLED,
     frame_pb2.OUTCOME_TIMED_OUT: operation_pb2.OPERATION_STATE_TIMED_OUT,
     frame_pb2.OUTCOME_LOST: operation_pb2.OPERATION_STATE_LOST,

@@ -79,6 +79,10 @@ TABLE: dict[str, Entry] = {
     "OPERATION_NOT_FOUND": Entry(Code.NOT_FOUND, errors.OperationNotFound, "no operation {operation_id}: no engine that is connected knows it, nor does the journal", Retry.NEVER),
     "JOURNAL_UNAVAILABLE": Entry(Code.UNAVAILABLE, errors.OperationError, "the journal cannot be read now ({cause}): call again", Retry.SAME_CALL),
     "OPERATION_RELEASED": Entry(Code.FAILED_PRECONDITION, errors.OperationError, "operation {operation_id} has run, and its answer was released: it is not run again", Retry.NEVER),
+    # The task
+    "DEPENDENCY_FAILED": Entry(Code.FAILED_PRECONDITION, errors.DependencyFailed, "task {operation_id} was not run, since operation {dependency}, after which it comes, {state}", Retry.REBUILD),
+    "TASK_NOT_PLACED": Entry(Code.DEADLINE_EXCEEDED, errors.TaskNotPlaced, "task {operation_id} was not run: within {timeout} s there was no engine for it ({cause})", Retry.SAME_CALL),
+    "TASK_LOST": Entry(Code.ABORTED, errors.TaskLost, "task {operation_id} was lost {attempts} times, so it is not run again; the last time on engine {engine_id}: {cause}", Retry.NEVER),
     # The value
     "VALUE_TOO_LARGE": Entry(Code.RESOURCE_EXHAUSTED, errors.ValueTooLarge, "{size} bytes are over the limit of {limit} bytes, set by {option}", Retry.NEVER),
     "REPLY_TOO_LARGE": Entry(Code.RESOURCE_EXHAUSTED, errors.ValueTooLarge, "the reply is {size} bytes, over the limit of {limit}: ask for less, or accept CODEC_PICKLE", Retry.NEVER),

@@ -23,7 +23,11 @@
     │   ├── QueueFull                         the engine's queue is at its limit
     │   ├── OperationCancelled                it was stopped by `cancel`
     │   ├── OperationTimedOut (also TimeoutError)  it was stopped at its timeout
-    │   └── OperationNotFound (also LookupError)   no engine that is connected knows it, nor does the journal
+    │   ├── OperationNotFound (also LookupError)   no engine that is connected knows it, nor does the journal
+    │   └── TaskError                         a task could not be run
+    │       ├── DependencyFailed              what it comes after did not succeed
+    │       ├── TaskNotPlaced (also TimeoutError)  no engine was there for it in time
+    │       └── TaskLost                      it was lost with its kernel or engine as often as it may be run
     ├── SerializationError                    a value does not fit any accepted codec
     │   ├── UnpickleableException             a remote exception that cannot be pickled
     │   ├── InvalidProperty (also ValueError) a property value that cannot be pickled
@@ -180,6 +184,29 @@ class OperationTimedOut(OperationError, TimeoutError):
 
 class OperationNotFound(OperationError, LookupError):
     """No engine that is connected knows the operation, nor does the journal: it was released, or never was."""
+
+
+class TaskError(OperationError):
+    """A task could not be run, or not to its end."""
+
+
+class DependencyFailed(TaskError):
+    """An operation that the task comes after did not succeed. The task did not run."""
+
+
+class TaskNotPlaced(TaskError, TimeoutError):
+    """There was no engine for the task within its `placement_timeout`. It did not run."""
+
+
+class TaskLost(TaskError):
+    """The task was lost with its kernel or engine as often as it may be run. It may be what kills them."""
+
+
+class TaskReject(Exception):
+    """Raised by user code in a task that cannot run on this engine: it is then run on another.
+
+    If no engine is left for it, the task fails with it.
+    """
 
 
 class SerializationError(EngineryError):

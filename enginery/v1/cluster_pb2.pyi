@@ -419,6 +419,8 @@ class GetClusterInfoResponse(_message.Message):
     VALUE_LIMIT_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
+    WAITING_TASK_COUNT_FIELD_NUMBER: _builtins.int
+    PLACED_TASK_COUNT_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
     """(Required) The cluster, as a UUID. Kept with the controller's state directory."""
     controller_epoch: _builtins.int
@@ -433,6 +435,10 @@ class GetClusterInfoResponse(_message.Message):
     """(Required) Largest value in bytes that may be uploaded."""
     pid: _builtins.int
     """(Required) Process id of the controller."""
+    waiting_task_count: _builtins.int
+    """(Optional) Tasks that wait to be placed."""
+    placed_task_count: _builtins.int
+    """(Optional) Tasks that are on an engine."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """(Required) When the controller started."""
@@ -458,10 +464,12 @@ class GetClusterInfoResponse(_message.Message):
         value_limit: _builtins.int = ...,
         pid: _builtins.int = ...,
         capabilities: _abc.Iterable[_builtins.str] | None = ...,
+        waiting_task_count: _builtins.int = ...,
+        placed_task_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "cluster_id", b"cluster_id", "controller_epoch", b"controller_epoch", "engine_count", b"engine_count", "enginery_version", b"enginery_version", "lease", b"lease", "pid", b"pid", "python_version", b"python_version", "start_time", b"start_time", "value_limit", b"value_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "cluster_id", b"cluster_id", "controller_epoch", b"controller_epoch", "engine_count", b"engine_count", "enginery_version", b"enginery_version", "lease", b"lease", "pid", b"pid", "placed_task_count", b"placed_task_count", "python_version", b"python_version", "start_time", b"start_time", "value_limit", b"value_limit", "waiting_task_count", b"waiting_task_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

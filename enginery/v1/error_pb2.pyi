@@ -47,6 +47,8 @@ class _ErrorCategoryEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorCa
     """The operation was stopped by Cancel; this is what its code raised then."""
     ERROR_CATEGORY_TIMED_OUT: _ErrorCategory.ValueType  # 7
     """The operation was stopped at its timeout; this is what its code raised then."""
+    ERROR_CATEGORY_REJECTED: _ErrorCategory.ValueType  # 8
+    """User code refused to run here, by raising `enginery.TaskReject`."""
 
 class ErrorCategory(_ErrorCategory, metaclass=_ErrorCategoryEnumTypeWrapper):
     """ErrorCategory says what kind of thing happened."""
@@ -67,6 +69,8 @@ ERROR_CATEGORY_CANCELLED: ErrorCategory.ValueType  # 6
 """The operation was stopped by Cancel; this is what its code raised then."""
 ERROR_CATEGORY_TIMED_OUT: ErrorCategory.ValueType  # 7
 """The operation was stopped at its timeout; this is what its code raised then."""
+ERROR_CATEGORY_REJECTED: ErrorCategory.ValueType  # 8
+"""User code refused to run here, by raising `enginery.TaskReject`."""
 Global___ErrorCategory: _TypeAlias = ErrorCategory  # noqa: Y015
 
 @_typing.final

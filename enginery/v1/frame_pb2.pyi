@@ -7,9 +7,12 @@ Both the client's Session and the engine's registration stream carry these. A fr
 and `error` are serialized messages that no relay opens.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -175,6 +178,11 @@ class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Outcome.Value
     """User code raised. `response` is set and holds a RemoteError."""
     OUTCOME_NOT_DELIVERED: _Outcome.ValueType  # 3
     """The call was not delivered, or not accepted. `error` is set."""
+    OUTCOME_REJECTED: _Outcome.ValueType  # 4
+    """The function refused to run on this engine: it raised `enginery.TaskReject`. `response` is set and holds a
+    RemoteError of category ERROR_CATEGORY_REJECTED. A task is then run on another engine; only if no engine is left is
+    this how it ends.
+    """
     OUTCOME_CANCELLED: _Outcome.ValueType  # 5
     """The operation was stopped by Cancel or taken out of the queue. `response` is set if it had begun to run and its
     kernel lives, else `error`.
@@ -201,6 +209,11 @@ OUTCOME_USER_ERROR: Outcome.ValueType  # 2
 """User code raised. `response` is set and holds a RemoteError."""
 OUTCOME_NOT_DELIVERED: Outcome.ValueType  # 3
 """The call was not delivered, or not accepted. `error` is set."""
+OUTCOME_REJECTED: Outcome.ValueType  # 4
+"""The function refused to run on this engine: it raised `enginery.TaskReject`. `response` is set and holds a
+RemoteError of category ERROR_CATEGORY_REJECTED. A task is then run on another engine; only if no engine is left is
+this how it ends.
+"""
 OUTCOME_CANCELLED: Outcome.ValueType  # 5
 """The operation was stopped by Cancel or taken out of the queue. `response` is set if it had begun to run and its
 kernel lives, else `error`.
@@ -229,11 +242,15 @@ class Call(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     SENT_EPOCH_FIELD_NUMBER: _builtins.int
     KNOWN_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
     call_id: _builtins.int
     """(Required) Correlates the reply. Minted by the sender of the frame and unique within its stream."""
     engine_id: _builtins.int
-    """(Required) The engine that is to answer."""
+    """(Required) The engine that is to answer. -1 lets the controller choose: then the call is a task, and its method
+    METHOD_EXECUTE or METHOD_APPLY. Ignored if `targets` are given.
+    """
     method: Global___Method.ValueType
     """(Required) The method to call."""
     operation_id: _builtins.bytes
@@ -247,7 +264,8 @@ class Call(_message.Message):
     """
     sent_epoch: _builtins.int
     """(Optional) Set on a call that was sent before, on a stream that broke: the epoch of the engine at that time. If
-    its epoch is another now, the call is answered from the journal or fails with ENGINE_LOST; it is not sent.
+    its epoch is another now, the call is answered from the journal or fails with ENGINE_LOST; it is not sent. On a task:
+    the `controller_epoch` of the session on which it was sent first.
     """
     known: _builtins.bool
     """(Optional) True if the host said in its hello that it knows this operation: `request` is empty, and the reply is
@@ -258,6 +276,18 @@ class Call(_message.Message):
     @_builtins.property
     def options(self) -> Global___CallOptions:
         """(Optional) How to run it. Absent means defaults."""
+
+    @_builtins.property
+    def task(self) -> Global___TaskOptions:
+        """(Optional) Set on a task, even if it has no options: from the client how it is to be placed, from the controller
+        to the host that the call neither clears a queue nor is cleared, and may be handed to the kernel ahead of time.
+        """
+
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Target]:
+        """(Optional) On a Session alone: the engines of a call to many. The call of the target at position i has `call_id` + i,
+        and so an operation id of its own; each gets a reply. Absent means the one of `engine_id`.
+        """
 
     def __init__(
         self,
@@ -270,15 +300,108 @@ class Call(_message.Message):
         options: Global___CallOptions | None = ...,
         sent_epoch: _builtins.int = ...,
         known: _builtins.bool = ...,
+        task: Global___TaskOptions | None = ...,
+        targets: _abc.Iterable[Global___Target] | None = ...,
         request: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "engine_id", b"engine_id", "known", b"known", "method", b"method", "operation_id", b"operation_id", "options", b"options", "request", b"request", "sent_epoch", b"sent_epoch", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "engine_id", b"engine_id", "known", b"known", "method", b"method", "operation_id", b"operation_id", "options", b"options", "request", b"request", "sent_epoch", b"sent_epoch", "session_id", b"session_id", "targets", b"targets", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Call: _TypeAlias = Call  # noqa: Y015
+
+@_typing.final
+class Target(_message.Message):
+    """Target is one engine of a call to many."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENGINE_ID_FIELD_NUMBER: _builtins.int
+    SENT_EPOCH_FIELD_NUMBER: _builtins.int
+    engine_id: _builtins.int
+    """(Required) The engine."""
+    sent_epoch: _builtins.int
+    """(Optional) As `Call.sent_epoch`."""
+    def __init__(
+        self,
+        *,
+        engine_id: _builtins.int = ...,
+        sent_epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine_id", b"engine_id", "sent_epoch", b"sent_epoch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Target: _TypeAlias = Target  # noqa: Y015
+
+@_typing.final
+class TaskOptions(_message.Message):
+    """TaskOptions say how the controller places a task. Unary callers send `enginery-engine-id: any` and, if there is
+    anything to say, this message in protobuf's JSON form as metadata `enginery-task`:
+    `{"retries": 2, "where": {"gpu": true}}`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RETRIES_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    WHERE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    AFTER_ANY_OUTCOME_FIELD_NUMBER: _builtins.int
+    PLACEMENT_TIMEOUT_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    retries: _builtins.int
+    """(Optional) How often it may be run again if it raised, or was lost with its kernel or engine. Absent means never: what
+    was lost may have run. Each attempt is an operation of its own; the first has the task's id. A rejection is no attempt.
+    """
+    priority: _builtins.int
+    """(Optional) Tasks of a higher priority are placed first; those of one priority in the order in which they came.
+    Absent means 0. From -1,000 to 1,000.
+    """
+    after_any_outcome: _builtins.bool
+    """(Optional) True: those of `after` may have ended in any way. Absent means that they must have succeeded; if one did not
+    the task is not run and ends with DEPENDENCY_FAILED.
+    """
+    label: _builtins.str
+    """(Optional) A name, for people. At most 200 characters."""
+    @_builtins.property
+    def where(self) -> _struct_pb2.Struct:
+        """(Optional) Properties that its engine must have, with these values. Numbers are equal as numbers. Absent means any
+        engine. While there is no such engine it waits.
+        """
+
+    @_builtins.property
+    def after(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """(Optional) Operations, UUIDs, that must have ended before it is placed; at most 1,000. They must be known when the
+        task comes: OPERATION_NOT_FOUND.
+        """
+
+    @_builtins.property
+    def placement_timeout(self) -> _duration_pb2.Duration:
+        """(Optional) How long it may wait to be placed; then it ends with TASK_NOT_PLACED. Absent means for ever."""
+
+    def __init__(
+        self,
+        *,
+        retries: _builtins.int = ...,
+        priority: _builtins.int = ...,
+        where: _struct_pb2.Struct | None = ...,
+        after: _abc.Iterable[_builtins.str] | None = ...,
+        after_any_outcome: _builtins.bool = ...,
+        placement_timeout: _duration_pb2.Duration | None = ...,
+        label: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["placement_timeout", b"placement_timeout", "where", b"where"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "after_any_outcome", b"after_any_outcome", "label", b"label", "placement_timeout", b"placement_timeout", "priority", b"priority", "retries", b"retries", "where", b"where"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskOptions: _TypeAlias = TaskOptions  # noqa: Y015
 
 @_typing.final
 class CallOptions(_message.Message):
@@ -346,12 +469,18 @@ class Reply(_message.Message):
 
     CALL_ID_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
+    ENGINE_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     RESPONSE_FIELD_NUMBER: _builtins.int
     call_id: _builtins.int
     """(Required) The `call_id` of the call."""
     outcome: Global___Outcome.ValueType
     """(Required) How it went."""
+    engine_id: _builtins.int
+    """(Optional) The engine that ran it last, if the call was a task and any did."""
+    attempts: _builtins.int
+    """(Optional) How often a task was run, counted from 1. Absent if the call was none."""
     error: _builtins.bytes
     """(Optional) A serialized google.rpc.Status. Set if and only if there is no response; `outcome` says when."""
     response: _builtins.bytes
@@ -361,13 +490,17 @@ class Reply(_message.Message):
         *,
         call_id: _builtins.int = ...,
         outcome: Global___Outcome.ValueType = ...,
+        engine_id: _builtins.int | None = ...,
+        attempts: _builtins.int = ...,
         error: _builtins.bytes = ...,
         response: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_engine_id", b"_engine_id", "engine_id", b"engine_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_engine_id", b"_engine_id", "attempts", b"attempts", "call_id", b"call_id", "engine_id", b"engine_id", "error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__engine_id: _TypeAlias = _typing.Literal["engine_id"]  # noqa: Y015
+    _WhichOneofArgType__engine_id: _TypeAlias = _typing.Literal["_engine_id", b"_engine_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__engine_id) -> _WhichOneofReturnType__engine_id | None: ...
 
 Global___Reply: _TypeAlias = Reply  # noqa: Y015

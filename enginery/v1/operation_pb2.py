@@ -29,45 +29,45 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65nginery/v1/operation.proto\x12\x0b\x65nginery.v1\x1a\x17\x65nginery/v1/error.proto\x1a\x17\x65nginery/v1/value.proto\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb1\x03\n\tOperation\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.enginery.v1.OperationState\x12\x11\n\tengine_id\x18\x03 \x01(\x11\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\x12\x0e\n\x06method\x18\x05 \x01(\t\x12\x11\n\targuments\x18\x06 \x01(\t\x12\x12\n\nsession_id\x18\x07 \x01(\t\x12/\n\x0bsubmit_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1e\n\x11progress_fraction\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rprogress_text\x18\x0c \x01(\t\x12\x15\n\rlast_sequence\x18\r \x01(\x04\x12\x10\n\x08stopping\x18\x0e \x01(\x08\x42\x14\n\x12_progress_fraction\"\x93\x01\n\x10OperationOutcome\x12*\n\x05state\x18\x01 \x01(\x0e\x32\x1b.enginery.v1.OperationState\x12&\n\x08response\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\x12+\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1c.enginery.v1.DeliveryFailure\"\xf1\x02\n\x0eOperationEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x07started\x18\x03 \x01(\x0b\x32\x1d.enginery.v1.OperationStartedH\x00\x12\x10\n\x06stdout\x18\x04 \x01(\tH\x00\x12\x10\n\x06stderr\x18\x05 \x01(\tH\x00\x12\'\n\x07\x64isplay\x18\x06 \x01(\x0b\x32\x14.enginery.v1.DisplayH\x00\x12\x32\n\x08progress\x18\x07 \x01(\x0b\x32\x1e.enginery.v1.OperationProgressH\x00\x12\x30\n\x07\x64ropped\x18\x08 \x01(\x0b\x32\x1d.enginery.v1.OperationDroppedH\x00\x12\x30\n\x07outcome\x18\t \x01(\x0b\x32\x1d.enginery.v1.OperationOutcomeH\x00\x42\x06\n\x04kind\"\'\n\x10OperationStarted\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\"3\n\x11OperationProgress\x12\x10\n\x08\x66raction\x18\x01 \x01(\x01\x12\x0c\n\x04text\x18\x02 \x01(\t\";\n\x10OperationDropped\x12\x13\n\x0b\x65vent_count\x18\x01 \x01(\x04\x12\x12\n\nbyte_count\x18\x02 \x01(\x04\"\x84\x01\n\x13GetOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\'\n\x04wait\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x0e\x61\x66ter_sequence\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x11\n\x0f_after_sequence\"\x9e\x01\n\x14GetOperationResponse\x12)\n\toperation\x18\x01 \x01(\x0b\x32\x16.enginery.v1.Operation\x12.\n\x07outcome\x18\x02 \x01(\x0b\x32\x1d.enginery.v1.OperationOutcome\x12+\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x1b.enginery.v1.OperationEvent\"\x7f\n\x15ListOperationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12+\n\x06states\x18\x03 \x03(\x0e\x32\x1b.enginery.v1.OperationState\x12\x12\n\nsession_id\x18\x04 \x01(\t\"]\n\x16ListOperationsResponse\x12*\n\noperations\x18\x01 \x03(\x0b\x32\x16.enginery.v1.Operation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"=\n\rAttachRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\"=\n\x0e\x41ttachResponse\x12+\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.enginery.v1.OperationEvent\"\x7f\n\rCancelRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12(\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x0einterrupt_only\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x11\n\x0f_interrupt_only\";\n\x0e\x43\x61ncelResponse\x12)\n\toperation\x18\x01 \x01(\x0b\x32\x16.enginery.v1.Operation\"\'\n\x0eReleaseRequest\x12\x15\n\roperation_ids\x18\x01 \x03(\t\")\n\x0fReleaseResponse\x12\x16\n\x0ereleased_count\x18\x01 \x01(\r*\xfd\x01\n\x0eOperationState\x12\x1f\n\x1bOPERATION_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16OPERATION_STATE_QUEUED\x10\x01\x12\x1b\n\x17OPERATION_STATE_RUNNING\x10\x02\x12\x1d\n\x19OPERATION_STATE_SUCCEEDED\x10\x03\x12\x1a\n\x16OPERATION_STATE_FAILED\x10\x04\x12\x1d\n\x19OPERATION_STATE_CANCELLED\x10\x05\x12\x1d\n\x19OPERATION_STATE_TIMED_OUT\x10\x06\x12\x18\n\x14OPERATION_STATE_LOST\x10\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65nginery/v1/operation.proto\x12\x0b\x65nginery.v1\x1a\x17\x65nginery/v1/error.proto\x1a\x17\x65nginery/v1/value.proto\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd2\x03\n\tOperation\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.enginery.v1.OperationState\x12\x11\n\tengine_id\x18\x03 \x01(\x11\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\x12\x0e\n\x06method\x18\x05 \x01(\t\x12\x11\n\targuments\x18\x06 \x01(\t\x12\x12\n\nsession_id\x18\x07 \x01(\t\x12/\n\x0bsubmit_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1e\n\x11progress_fraction\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rprogress_text\x18\x0c \x01(\t\x12\x15\n\rlast_sequence\x18\r \x01(\x04\x12\x10\n\x08stopping\x18\x0e \x01(\x08\x12\x10\n\x08\x61ttempts\x18\x0f \x01(\r\x12\r\n\x05label\x18\x10 \x01(\tB\x14\n\x12_progress_fraction\"\x93\x01\n\x10OperationOutcome\x12*\n\x05state\x18\x01 \x01(\x0e\x32\x1b.enginery.v1.OperationState\x12&\n\x08response\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\x12+\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1c.enginery.v1.DeliveryFailure\"\xf1\x02\n\x0eOperationEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x07started\x18\x03 \x01(\x0b\x32\x1d.enginery.v1.OperationStartedH\x00\x12\x10\n\x06stdout\x18\x04 \x01(\tH\x00\x12\x10\n\x06stderr\x18\x05 \x01(\tH\x00\x12\'\n\x07\x64isplay\x18\x06 \x01(\x0b\x32\x14.enginery.v1.DisplayH\x00\x12\x32\n\x08progress\x18\x07 \x01(\x0b\x32\x1e.enginery.v1.OperationProgressH\x00\x12\x30\n\x07\x64ropped\x18\x08 \x01(\x0b\x32\x1d.enginery.v1.OperationDroppedH\x00\x12\x30\n\x07outcome\x18\t \x01(\x0b\x32\x1d.enginery.v1.OperationOutcomeH\x00\x42\x06\n\x04kind\"\'\n\x10OperationStarted\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\"3\n\x11OperationProgress\x12\x10\n\x08\x66raction\x18\x01 \x01(\x01\x12\x0c\n\x04text\x18\x02 \x01(\t\";\n\x10OperationDropped\x12\x13\n\x0b\x65vent_count\x18\x01 \x01(\x04\x12\x12\n\nbyte_count\x18\x02 \x01(\x04\"\x84\x01\n\x13GetOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\'\n\x04wait\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x0e\x61\x66ter_sequence\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x11\n\x0f_after_sequence\"\x9e\x01\n\x14GetOperationResponse\x12)\n\toperation\x18\x01 \x01(\x0b\x32\x16.enginery.v1.Operation\x12.\n\x07outcome\x18\x02 \x01(\x0b\x32\x1d.enginery.v1.OperationOutcome\x12+\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x1b.enginery.v1.OperationEvent\"\x7f\n\x15ListOperationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12+\n\x06states\x18\x03 \x03(\x0e\x32\x1b.enginery.v1.OperationState\x12\x12\n\nsession_id\x18\x04 \x01(\t\"]\n\x16ListOperationsResponse\x12*\n\noperations\x18\x01 \x03(\x0b\x32\x16.enginery.v1.Operation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"=\n\rAttachRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\"=\n\x0e\x41ttachResponse\x12+\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.enginery.v1.OperationEvent\"\x7f\n\rCancelRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12(\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x0einterrupt_only\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x11\n\x0f_interrupt_only\";\n\x0e\x43\x61ncelResponse\x12)\n\toperation\x18\x01 \x01(\x0b\x32\x16.enginery.v1.Operation\"\'\n\x0eReleaseRequest\x12\x15\n\roperation_ids\x18\x01 \x03(\t\")\n\x0fReleaseResponse\x12\x16\n\x0ereleased_count\x18\x01 \x01(\r*\xfd\x01\n\x0eOperationState\x12\x1f\n\x1bOPERATION_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16OPERATION_STATE_QUEUED\x10\x01\x12\x1b\n\x17OPERATION_STATE_RUNNING\x10\x02\x12\x1d\n\x19OPERATION_STATE_SUCCEEDED\x10\x03\x12\x1a\n\x16OPERATION_STATE_FAILED\x10\x04\x12\x1d\n\x19OPERATION_STATE_CANCELLED\x10\x05\x12\x1d\n\x19OPERATION_STATE_TIMED_OUT\x10\x06\x12\x18\n\x14OPERATION_STATE_LOST\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'enginery.v1.operation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OPERATIONSTATE']._serialized_start=2220
-  _globals['_OPERATIONSTATE']._serialized_end=2473
+  _globals['_OPERATIONSTATE']._serialized_start=2253
+  _globals['_OPERATIONSTATE']._serialized_end=2506
   _globals['_OPERATION']._serialized_start=187
-  _globals['_OPERATION']._serialized_end=620
-  _globals['_OPERATIONOUTCOME']._serialized_start=623
-  _globals['_OPERATIONOUTCOME']._serialized_end=770
-  _globals['_OPERATIONEVENT']._serialized_start=773
-  _globals['_OPERATIONEVENT']._serialized_end=1142
-  _globals['_OPERATIONSTARTED']._serialized_start=1144
-  _globals['_OPERATIONSTARTED']._serialized_end=1183
-  _globals['_OPERATIONPROGRESS']._serialized_start=1185
-  _globals['_OPERATIONPROGRESS']._serialized_end=1236
-  _globals['_OPERATIONDROPPED']._serialized_start=1238
-  _globals['_OPERATIONDROPPED']._serialized_end=1297
-  _globals['_GETOPERATIONREQUEST']._serialized_start=1300
-  _globals['_GETOPERATIONREQUEST']._serialized_end=1432
-  _globals['_GETOPERATIONRESPONSE']._serialized_start=1435
-  _globals['_GETOPERATIONRESPONSE']._serialized_end=1593
-  _globals['_LISTOPERATIONSREQUEST']._serialized_start=1595
-  _globals['_LISTOPERATIONSREQUEST']._serialized_end=1722
-  _globals['_LISTOPERATIONSRESPONSE']._serialized_start=1724
-  _globals['_LISTOPERATIONSRESPONSE']._serialized_end=1817
-  _globals['_ATTACHREQUEST']._serialized_start=1819
-  _globals['_ATTACHREQUEST']._serialized_end=1880
-  _globals['_ATTACHRESPONSE']._serialized_start=1882
-  _globals['_ATTACHRESPONSE']._serialized_end=1943
-  _globals['_CANCELREQUEST']._serialized_start=1945
-  _globals['_CANCELREQUEST']._serialized_end=2072
-  _globals['_CANCELRESPONSE']._serialized_start=2074
-  _globals['_CANCELRESPONSE']._serialized_end=2133
-  _globals['_RELEASEREQUEST']._serialized_start=2135
-  _globals['_RELEASEREQUEST']._serialized_end=2174
-  _globals['_RELEASERESPONSE']._serialized_start=2176
-  _globals['_RELEASERESPONSE']._serialized_end=2217
+  _globals['_OPERATION']._serialized_end=653
+  _globals['_OPERATIONOUTCOME']._serialized_start=656
+  _globals['_OPERATIONOUTCOME']._serialized_end=803
+  _globals['_OPERATIONEVENT']._serialized_start=806
+  _globals['_OPERATIONEVENT']._serialized_end=1175
+  _globals['_OPERATIONSTARTED']._serialized_start=1177
+  _globals['_OPERATIONSTARTED']._serialized_end=1216
+  _globals['_OPERATIONPROGRESS']._serialized_start=1218
+  _globals['_OPERATIONPROGRESS']._serialized_end=1269
+  _globals['_OPERATIONDROPPED']._serialized_start=1271
+  _globals['_OPERATIONDROPPED']._serialized_end=1330
+  _globals['_GETOPERATIONREQUEST']._serialized_start=1333
+  _globals['_GETOPERATIONREQUEST']._serialized_end=1465
+  _globals['_GETOPERATIONRESPONSE']._serialized_start=1468
+  _globals['_GETOPERATIONRESPONSE']._serialized_end=1626
+  _globals['_LISTOPERATIONSREQUEST']._serialized_start=1628
+  _globals['_LISTOPERATIONSREQUEST']._serialized_end=1755
+  _globals['_LISTOPERATIONSRESPONSE']._serialized_start=1757
+  _globals['_LISTOPERATIONSRESPONSE']._serialized_end=1850
+  _globals['_ATTACHREQUEST']._serialized_start=1852
+  _globals['_ATTACHREQUEST']._serialized_end=1913
+  _globals['_ATTACHRESPONSE']._serialized_start=1915
+  _globals['_ATTACHRESPONSE']._serialized_end=1976
+  _globals['_CANCELREQUEST']._serialized_start=1978
+  _globals['_CANCELREQUEST']._serialized_end=2105
+  _globals['_CANCELRESPONSE']._serialized_start=2107
+  _globals['_CANCELRESPONSE']._serialized_end=2166
+  _globals['_RELEASEREQUEST']._serialized_start=2168
+  _globals['_RELEASEREQUEST']._serialized_end=2207
+  _globals['_RELEASERESPONSE']._serialized_start=2209
+  _globals['_RELEASERESPONSE']._serialized_end=2250
 # @@protoc_insertion_point(module_scope)

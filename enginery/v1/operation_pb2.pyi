@@ -97,12 +97,14 @@ class Operation(_message.Message):
     PROGRESS_TEXT_FIELD_NUMBER: _builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     STOPPING_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.str
     """(Required) Its id, a UUID."""
     state: Global___OperationState.ValueType
     """(Required) How it stands."""
     engine_id: _builtins.int
-    """(Required) Engine that it was submitted to."""
+    """(Required) Engine that it was submitted to; -1 for a task that was not placed yet."""
     incarnation: _builtins.str
     """(Optional) Kernel that ran it, as a UUID. Absent until it begins to run."""
     method: _builtins.str
@@ -119,6 +121,10 @@ class Operation(_message.Message):
     """(Required) Sequence of its newest event; zero means none yet."""
     stopping: _builtins.bool
     """(Optional) True once it was asked to stop, by Cancel or by its timeout."""
+    attempts: _builtins.int
+    """(Optional) How often it was run, if it is a task; 0 for one that was not placed yet, and for all others."""
+    label: _builtins.str
+    """(Optional) Its label, if it is a task that has one."""
     @_builtins.property
     def submit_time(self) -> _timestamp_pb2.Timestamp:
         """(Optional) When its engine accepted it. Absent if only the journal knows it."""
@@ -148,10 +154,12 @@ class Operation(_message.Message):
         progress_text: _builtins.str = ...,
         last_sequence: _builtins.int = ...,
         stopping: _builtins.bool = ...,
+        attempts: _builtins.int = ...,
+        label: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_progress_fraction", b"_progress_fraction", "end_time", b"end_time", "progress_fraction", b"progress_fraction", "start_time", b"start_time", "submit_time", b"submit_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress_fraction", b"_progress_fraction", "arguments", b"arguments", "end_time", b"end_time", "engine_id", b"engine_id", "incarnation", b"incarnation", "last_sequence", b"last_sequence", "method", b"method", "operation_id", b"operation_id", "progress_fraction", b"progress_fraction", "progress_text", b"progress_text", "session_id", b"session_id", "start_time", b"start_time", "state", b"state", "stopping", b"stopping", "submit_time", b"submit_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress_fraction", b"_progress_fraction", "arguments", b"arguments", "attempts", b"attempts", "end_time", b"end_time", "engine_id", b"engine_id", "incarnation", b"incarnation", "label", b"label", "last_sequence", b"last_sequence", "method", b"method", "operation_id", b"operation_id", "progress_fraction", b"progress_fraction", "progress_text", b"progress_text", "session_id", b"session_id", "start_time", b"start_time", "state", b"state", "stopping", b"stopping", "submit_time", b"submit_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__progress_fraction: _TypeAlias = _typing.Literal["progress_fraction"]  # noqa: Y015
     _WhichOneofArgType__progress_fraction: _TypeAlias = _typing.Literal["_progress_fraction", b"_progress_fraction"]  # noqa: Y015
