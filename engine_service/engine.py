@@ -300,7 +300,7 @@ class Engine:
 
     def enter(self, method: int, row: Row, message: Any, request: bytes, context: CallContext) -> Operation:
         """Return the operation that a call names; a new one is queued, to be begun by `begin_next`."""
-        operation = self.operations.join(context.operation_id, known=False)
+        operation = self.operations.join(context.operation_id, known=False, is_task=context.is_task)
         if operation is not None:
             if not operation.is_same(method, message, request):
                 raise DeliveryError("OPERATION_EXISTS", operation_id=_ids.show(context.operation_id))

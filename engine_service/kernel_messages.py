@@ -88,7 +88,8 @@ class Shown:
 class Failure:
     """What user code raised; the contract's RemoteError without what only the host knows.
 
-    `category` is the contract's without its prefix: USER, INTERRUPTED, SERIALIZATION or RESOURCE.
+    `category` is the contract's without its prefix: USER, INTERRUPTED, SERIALIZATION,
+    RESOURCE or REJECTED.
     """
 
     errors: tuple[RaisedError, ...]

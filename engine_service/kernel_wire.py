@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 _CODECS = {int(codec): codec for codec in Codec}  # faster than Codec(number)
 _MAX_SIZE = 1 << 62
-_CATEGORIES = frozenset({"USER", "INTERRUPTED", "SERIALIZATION", "RESOURCE"})
+_CATEGORIES = frozenset({"USER", "INTERRUPTED", "SERIALIZATION", "RESOURCE", "REJECTED"})
 
 
 # ---- writing

@@ -291,8 +291,11 @@ class Link:
                     raise DeliveryError("INVALID_ENGINE_ID", engine_id=call.engine_id, engine_ids=ids)
                 if len(operation_id) != _OPERATION_BYTES:
                     raise DeliveryError("BAD_REQUEST", field="operation_id", cause="it has 16 bytes")
-                if call.known or call.HasField("options"):
-                    context = read_context(operation_id, call.session_id, call.options, known=call.known)
+                is_task = call.HasField("task")
+                if is_task or call.known or call.HasField("options"):
+                    context = read_context(
+                        operation_id, call.session_id, call.options, known=call.known, is_task=is_task
+                    )
                 else:
                     context = CallContext(operation_id, call.session_id)
             except DeliveryError as error:

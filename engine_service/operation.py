@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from engine_service.event_log import EventLog
+    from engine_service.kernel_messages import Failure
     from engine_service.ladder import Ladder
     from engine_service.requests import Row
     from enginery._encoded import Stored
@@ -156,11 +157,13 @@ class Operation:
         self.stop_cause = cause
         self.ladder = ladder
 
-    def outcome_of_reply(self, *, failed: bool) -> int:
+    def outcome_of_reply(self, failure: Failure | None) -> int:
         """Return the outcome of a reply of the kernel: what raises after it was asked to stop has stopped."""
-        if not failed:
+        if failure is None:
             return frame_pb2.OUTCOME_OK
-        return frame_pb2.OUTCOME_USER_ERROR if self.stop_cause is None else self.stop_cause.outcome
+        if self.stop_cause is not None:
+            return self.stop_cause.outcome
+        return frame_pb2.OUTCOME_REJECTED if failure.category == "REJECTED" else frame_pb2.OUTCOME_USER_ERROR
 
     def end(self, answer: Answer, now: int) -> list[Done]:
         """It ends; return who waits for its answer."""

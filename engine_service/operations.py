@@ -75,13 +75,14 @@ class Operations:
             raise DeliveryError("OPERATION_NOT_FOUND", operation_id=_ids.show(operation_id))
         return operation
 
-    def join(self, operation_id: bytes, *, known: bool) -> Operation | None:
+    def join(self, operation_id: bytes, *, known: bool, is_task: bool = False) -> Operation | None:
         """Return the operation that a call names, None if it is new.
 
-        OPERATION_RELEASED if it was here, or must have been since the call says that it is `known`.
+        OPERATION_RELEASED if it was here, or must have been since the call says that it is `known`. A task may
+        come long after those that were called with it: it is new unless it is remembered itself.
         """
         operation = self._known.get(operation_id)
-        if operation is None and (known or operation_id in self._seen):
+        if operation is None and (known or self._seen.has(operation_id, exactly=is_task)):
             raise DeliveryError("OPERATION_RELEASED", operation_id=_ids.show(operation_id))
         return operation
 

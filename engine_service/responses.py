@@ -310,6 +310,7 @@ _CATEGORIES: dict[str, error_pb2.ErrorCategory.ValueType] = {
     "KERNEL_DIED": error_pb2.ERROR_CATEGORY_KERNEL_DIED,
     "CANCELLED": error_pb2.ERROR_CATEGORY_CANCELLED,
     "TIMED_OUT": error_pb2.ERROR_CATEGORY_TIMED_OUT,
+    "REJECTED": error_pb2.ERROR_CATEGORY_REJECTED,
 }
 
 

@@ -185,7 +185,7 @@ class Runner:
             engine.records.add(operation.number, response)
         elif operation.method == frame_pb2.METHOD_RESET and not failed:
             engine.records.clear()
-        return CallReply(operation.outcome_of_reply(failed=failed), response)
+        return CallReply(operation.outcome_of_reply(reply.failure), response)
 
     def _give_up(self, error: Exception, operation: Operation, composer: Composer, reply: Reply) -> Answer:
         """Drop what could not be composed, and return the error that is the answer then."""

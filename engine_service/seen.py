@@ -1,8 +1,9 @@
 """Which operations were here, remembered for longer than their answers, so that none runs twice.
 
 A session counts its operations, so that one bit says it of each. An id that the bits cannot tell, since it is
-far older than the session's newest, counts as one that was here. Ids that share their first half with no other,
-such as random ones, are remembered one by one: they must not push the sessions out.
+far older than the session's newest, counts as one that was here, unless its call is one that may come late. Such
+ids, and those that share their first half with no other, such as random ones, are remembered one by one: they must
+not push the sessions out.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 _MAX_SESSIONS = 256
-_MAX_SINGLE = 1 << 15  # operations that are the only one of their session
+_MAX_SINGLE = 1 << 15  # operations that are the only one of their session, and as many that came late
 _WINDOW = 1 << 16  # operations of one session: 8 KiB of bits
 
 
@@ -21,12 +22,20 @@ class SeenOperations:
         """Begin with none."""
         self._sessions: OrderedDict[bytes, _Counters] = OrderedDict()  # the least recently used first
         self._single: OrderedDict[bytes, int] = OrderedDict()
+        self._late: OrderedDict[bytes, None] = OrderedDict()  # added when the bits could not tell any more
 
-    def __contains__(self, operation_id: bytes) -> bool:
-        """Return whether that operation was here, as far as is remembered."""
+    def has(self, operation_id: bytes, *, exactly: bool = False) -> bool:
+        """Return whether that operation was here, as far as is remembered.
+
+        One that is too old to tell counts as one that was, but not if it is to be known `exactly`.
+        """
         session, counter = operation_id[:8], _counter(operation_id)
         counters = self._sessions.get(session)
-        return self._single.get(session) == counter if counters is None else counter in counters
+        if counters is None:
+            return self._single.get(session) == counter
+        if exactly and counters.is_too_old(counter):
+            return operation_id in self._late
+        return counter in counters
 
     def add(self, operation_id: bytes) -> None:
         """Remember an operation, and forget the session that was not used for longest if there are too many."""
@@ -34,7 +43,7 @@ class SeenOperations:
         counters = self._sessions.get(session)
         if counters is not None:
             self._sessions.move_to_end(session)
-            counters.add(counter)
+            self._count(counters, counter, operation_id)
             return
         other = self._single.pop(session, counter)
         if other == counter:
@@ -44,9 +53,17 @@ class SeenOperations:
             return
         counters = self._sessions[session] = _Counters()
         counters.add(other)
-        counters.add(counter)
+        self._count(counters, counter, operation_id)
         if len(self._sessions) > _MAX_SESSIONS:
             self._sessions.popitem(last=False)
+
+    def _count(self, counters: _Counters, counter: int, operation_id: bytes) -> None:
+        if not counters.is_too_old(counter):
+            counters.add(counter)
+            return
+        self._late[operation_id] = None
+        if len(self._late) > _MAX_SINGLE:
+            self._late.popitem(last=False)
 
 
 def _counter(operation_id: bytes) -> int:
@@ -65,11 +82,14 @@ class _Counters:
     def __contains__(self, counter: int) -> bool:
         if counter > self._newest:
             return False
-        return counter <= self._newest - _WINDOW or bool(self._bits[_place(counter)] & _bit(counter))
+        return self.is_too_old(counter) or bool(self._bits[_place(counter)] & _bit(counter))
+
+    def is_too_old(self, counter: int) -> bool:
+        """Return whether there is no bit any more that would tell."""
+        return counter <= self._newest - _WINDOW
 
     def add(self, counter: int) -> None:
-        if counter <= self._newest - _WINDOW:
-            return
+        """Remember one that is not too old."""
         if counter > self._newest:
             self._clear(max(self._newest + 1, counter - _WINDOW + 1), counter)
             self._newest = counter

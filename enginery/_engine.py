@@ -33,7 +33,8 @@ class CallContext(NamedTuple):  # a frozen dataclass takes a microsecond more fo
 
     `timeout` (None for ever) and `grace` are in seconds; see CallOptions in frame.proto. `known` says that the
     request is empty, since the engine knows the operation; `is_new` that its caller did not name it, so that it
-    cannot have been called before. `epoch` is that of the registration that alone is meant, 0 for any.
+    cannot have been called before. `epoch` is that of the registration that alone is meant, 0 for any. `is_task`
+    says that the controller chose the engine: see Call.task in frame.proto.
     """
 
     operation_id: bytes
@@ -47,6 +48,7 @@ class CallContext(NamedTuple):  # a frozen dataclass takes a microsecond more fo
     known: bool = False
     is_new: bool = False
     epoch: int = 0
+    is_task: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,13 @@ def context_options(context: CallContext) -> CallOptions | None:
     return options if options.ByteSize() else None
 
 
-def read_context(operation_id: bytes, session_id: bytes, options: CallOptions, *, known: bool) -> CallContext:
-    """Return the context of a call frame that has options; BAD_REQUEST if one of them makes no sense."""
+def read_context(
+    operation_id: bytes, session_id: bytes, options: CallOptions, *, known: bool, is_task: bool = False
+) -> CallContext:
+    """Return the context of a call frame that has options; BAD_REQUEST if one of them makes no sense.
+
+    A task belongs to no session, and needs no namespace of one: whatever it says, it may run on a new kernel.
+    """
     timeout = options.timeout.ToNanoseconds() / 1e9 if options.HasField("timeout") else None
     grace = options.grace.ToNanoseconds() / 1e9 if options.HasField("grace") else DEFAULT_GRACE
     for name, seconds in (("timeout", timeout), ("grace", grace)):
@@ -95,12 +102,13 @@ def read_context(operation_id: bytes, session_id: bytes, options: CallOptions, *
             )
     return CallContext(
         operation_id,
-        session_id,
+        b"" if is_task else session_id,
         keep_queue=options.keep_queue,
         inline_limit=min(options.inline_limit or DEFAULT_INLINE_LIMIT, MAX_INLINE_LIMIT),
         timeout=timeout,
         grace=grace,
         interrupt_only=options.interrupt_only,
-        any_incarnation=options.any_incarnation,
+        any_incarnation=options.any_incarnation or is_task,
         known=known,
+        is_task=is_task,
     )

@@ -22,7 +22,7 @@ prepare_grpc()
 import grpc  # noqa: E402 - after prepare_grpc
 import grpc.aio  # noqa: E402
 
-from enginery import _answer, _calls, _loop, _status  # noqa: E402
+from enginery import _answer, _calls, _loop, _outcomes, _status  # noqa: E402
 from enginery._connection import Connection, cause_of, open_connection, translated  # noqa: E402
 from enginery._operation_calls import OperationCalls  # noqa: E402
 from enginery._reasons import Code, DeliveryError, public  # noqa: E402
@@ -51,7 +51,7 @@ _LASTING = 5.0  # seconds after which a connection was a good one
 _TRANSFERS = 4  # at a time: more share the same wire
 _FLUSH = 5.0  # seconds that `close` gives what was submitted to be sent
 _LINGER = 0.5  # seconds that `close` gives the controller to take what was sent
-_ANSWERED = frozenset({frame_pb2.OUTCOME_OK, frame_pb2.OUTCOME_USER_ERROR})
+_ANSWERED = frozenset({frame_pb2.OUTCOME_OK, *_outcomes.RAISED})
 _STOPPED = frozenset({frame_pb2.OUTCOME_CANCELLED, frame_pb2.OUTCOME_TIMED_OUT})
 _BROKEN = frozenset({"CONTROLLER_LOST", "NOT_SENT", "ENGINE_AWAY", "SHUTTING_DOWN"})  # transfers begin again
 

@@ -19,6 +19,8 @@ STATES: dict[int, operation_pb2.OperationState.ValueType] = {
     frame_pb2.OUTCOME_LOST: operation_pb2.OPERATION_STATE_LOST,
 }
 """The state in which each outcome leaves an operation."""
+RAISED = frozenset({frame_pb2.OUTCOME_USER_ERROR, frame_pb2.OUTCOME_REJECTED})
+"""Outcomes whose response says what user code raised."""
 _BY_REASON: dict[str, frame_pb2.Outcome.ValueType] = {
     "OPERATION_CANCELLED": frame_pb2.OUTCOME_CANCELLED,
     "QUEUE_CLEARED": frame_pb2.OUTCOME_CANCELLED,

@@ -11,7 +11,7 @@ from enginery import _calls, _ids, _loop, _methods, _options
 from enginery._decode import to_exception, to_remote_error
 from enginery._engine import MAX_SEQUENCE
 from enginery._late import Late
-from enginery._outcomes import STATES, outcome_of
+from enginery._outcomes import RAISED, STATES, outcome_of
 from enginery._reasons import DeliveryError, public
 from enginery.errors import CompositeError, EngineryError, OperationNotFound
 from enginery.operations import EventStream, Feed, from_message, state_name
@@ -220,7 +220,7 @@ class Operation(Late[T]):
         answer = self._answer
         assert answer is not None
         try:
-            if answer.outcome == frame_pb2.OUTCOME_USER_ERROR:
+            if answer.outcome in RAISED:
                 raise to_exception(answer.remote_error(), self.errors)
             if answer.outcome != frame_pb2.OUTCOME_OK:
                 raise self._stopped(answer)

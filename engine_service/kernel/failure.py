@@ -13,7 +13,7 @@ from engine_service.kernel.display import cut, module_name, type_name
 from engine_service.kernel_messages import Failure
 from enginery import _codec
 from enginery._codec import decode, encode
-from enginery.errors import RaisedError, RemoteFrame, SerializationError, ValueTooLarge
+from enginery.errors import RaisedError, RemoteFrame, SerializationError, TaskReject, ValueTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +51,8 @@ def describe(error: BaseException, *, interrupted: bool) -> Failure:
         category = "SERIALIZATION"
     elif issubclass(kind, MemoryError | ValueTooLarge):
         category = "RESOURCE"
+    elif issubclass(kind, TaskReject):
+        category = "REJECTED"
     else:
         category = "USER"
     text = _outline(described) if _is_outsized(described) else _render(error, described)

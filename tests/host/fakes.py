@@ -34,7 +34,8 @@ IDS = _ids.OperationIds()
 
 
 class FakeKernel:
-    """Answers `execute` by what the code says: `fail`, `die`, `wait`, `deaf`, `print TEXT`, `set KEY`.
+    """Answers `execute` by what the code says: `fail`, `reject`, `die`, `wait`, `deaf`, `print TEXT`,
+    `set KEY`.
 
     Anything else is echoed. `wait` fails when it is interrupted, `deaf` does not hear it.
     """
@@ -129,6 +130,8 @@ class FakeKernel:
             reply.properties = dict(self.properties)
         elif word == "fail":
             reply = failure("ValueError", "no")
+        elif word == "reject":
+            reply = failure("TaskReject", "no", category="REJECTED")
         self._answer(reply)
 
 

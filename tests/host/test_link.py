@@ -16,7 +16,7 @@ from enginery import _status
 from enginery._encoded import Codec, Encoded
 from enginery._reasons import DeliveryError
 from enginery.errors import ConnectionFileError
-from enginery.v1 import engine_pb2, frame_pb2
+from enginery.v1 import engine_pb2, error_pb2, frame_pb2
 from tests.host.fakes import IDS, until
 from tests.host.linked import code, frame, linked, result
 
@@ -42,6 +42,21 @@ async def test_hello_welcome_call_reply() -> None:
         assert failed.outcome == frame_pb2.OUTCOME_USER_ERROR
         lost = await stream.reply(stream.call(code("hi"), engine_id=5))
         assert _status.from_bytes(lost.error).reason == "INVALID_ENGINE_ID"
+        stream.end()
+
+
+async def test_a_task_belongs_to_no_session_and_needs_no_kernel_of_its_own() -> None:
+    """Whatever its frame says else; a refusal to run here is an outcome of its own."""
+    async with linked() as host:
+        stream, _ = await host.registered()
+        operation_id = IDS.mint()
+        task = frame(operation_id, "reject", session_id=b"sessions", task=frame_pb2.TaskOptions())
+        stream.send(calls=[task])
+        reply = await stream.reply(task.call_id)
+        assert reply.outcome == frame_pb2.OUTCOME_REJECTED
+        assert result(reply).error.category == error_pb2.ERROR_CATEGORY_REJECTED
+        operation = host.engines[0].operations.find(operation_id)
+        assert (operation.session_id, operation.context.any_incarnation) == (b"", True)
         stream.end()
 
 

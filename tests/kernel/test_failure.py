@@ -164,3 +164,10 @@ async def test_sizes_are_bounded(kernel: Driver) -> None:
 async def test_memory_error_is_a_resource(kernel: Driver) -> None:
     """A MemoryError is of category RESOURCE."""
     assert (await _failure(kernel, "raise MemoryError")).category == "RESOURCE"
+
+
+async def test_user_code_may_refuse_to_run_here(kernel: Driver) -> None:
+    """TaskReject and what is derived from it is a category of its own."""
+    for raised in ("TaskReject('no gpu')", "type('NoGpu', (TaskReject,), {})('no gpu')"):
+        failure = await _failure(kernel, f"from enginery.errors import TaskReject; raise {raised}")
+        assert (failure.category, failure.errors[0].message) == ("REJECTED", "no gpu")

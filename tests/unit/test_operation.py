@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine_service.kernel_messages import Failure
 from engine_service.ladder import Ladder
 from engine_service.operation import (
     CANCELLED,
@@ -28,6 +29,7 @@ from enginery._reasons import TABLE, DeliveryError
 from enginery.v1 import engine_pb2, frame_pb2, operation_pb2
 from tests.unit.made import OK, operation
 
+RAISED, REJECTED = Failure((), "", "USER"), Failure((), "", "REJECTED")
 REPLIES = [frame_pb2.OUTCOME_OK, frame_pb2.OUTCOME_USER_ERROR, frame_pb2.OUTCOME_CANCELLED]
 REPLIES += [frame_pb2.OUTCOME_TIMED_OUT]
 ENDS: list[Answer] = [CallReply(outcome, b"x") for outcome in REPLIES]
@@ -97,10 +99,11 @@ def test_what_raises_after_it_was_asked_to_stop_was_stopped(cause: StopCause) ->
     """One that completes all the same is a success; one that raises unasked has failed."""
     item = operation()
     item.begin(1, "kernel")
-    assert item.outcome_of_reply(failed=True) == frame_pb2.OUTCOME_USER_ERROR
+    assert item.outcome_of_reply(RAISED) == frame_pb2.OUTCOME_USER_ERROR
+    assert item.outcome_of_reply(REJECTED) == frame_pb2.OUTCOME_REJECTED
     item.stop(cause, Ladder(1.0, interrupt_only=False))
-    assert item.outcome_of_reply(failed=False) == frame_pb2.OUTCOME_OK
-    assert item.outcome_of_reply(failed=True) == cause.outcome
+    assert item.outcome_of_reply(None) == frame_pb2.OUTCOME_OK
+    assert item.outcome_of_reply(RAISED) == item.outcome_of_reply(REJECTED) == cause.outcome
     with pytest.raises(AssertionError):
         item.stop(StopCause.CANCEL, Ladder(1.0, interrupt_only=False))
     assert item.stop_cause is cause

@@ -20,18 +20,18 @@ def test_what_was_here_is_never_forgotten_while_its_session_is_known(calls: list
     for session, number in calls:
         seen.add(operation_id(session, number))
         here.add(operation_id(session, number))
-        assert all(identifier in seen for identifier in here)
+        assert all(seen.has(identifier) for identifier in here)
 
 
 def test_a_session_that_counts_up_is_told_apart_exactly() -> None:
     """Far more operations than there are bits: what did not come is still new, within the newest."""
     seen = SeenOperations()
     for number in range(0, 200_000, 7):
-        assert operation_id(b"session1", number) not in seen
+        assert not seen.has(operation_id(b"session1", number))
         seen.add(operation_id(b"session1", number))
     for number in (199_997, 199_997 - 7 * 100, 0):
-        assert operation_id(b"session1", number) in seen
-    assert operation_id(b"session1", 199_997 - 7 * 100 + 1) not in seen
+        assert seen.has(operation_id(b"session1", number))
+    assert not seen.has(operation_id(b"session1", 199_997 - 7 * 100 + 1))
 
 
 def test_sessions_are_bounded() -> None:
@@ -44,8 +44,8 @@ def test_sessions_are_bounded() -> None:
     seen.add(operation_id(sessions[0], 2))
     seen.add(operation_id(sessions[256], 0))
     seen.add(operation_id(sessions[256], 1))
-    assert operation_id(sessions[0], 1) in seen
-    assert operation_id(sessions[1], 1) not in seen
+    assert seen.has(operation_id(sessions[0], 1))
+    assert not seen.has(operation_id(sessions[1], 1))
 
 
 def test_random_ids_push_no_session_out() -> None:
@@ -56,6 +56,24 @@ def test_random_ids_push_no_session_out() -> None:
     others = [uuid.UUID(int=random.getrandbits(128), version=4).bytes for _ in range(33_000)]
     for other in others:
         seen.add(other)
-    assert operation_id(b"session1", 2) in seen
-    assert all(other in seen for other in others[-32_768:])
-    assert others[0] not in seen
+    assert seen.has(operation_id(b"session1", 2))
+    assert all(seen.has(other) for other in others[-32_768:])
+    assert not seen.has(others[0])
+
+
+def test_what_comes_late_is_told_exactly_if_asked() -> None:
+    """A task may wait long behind those that were called with it: it is new, though too old for the bits."""
+    seen = SeenOperations()
+    for number in (200_000, 7):  # the second is too old from its first moment
+        assert not seen.has(operation_id(b"session1", number), exactly=True)
+        seen.add(operation_id(b"session1", number))
+    for number in (5, 6):
+        late = operation_id(b"session1", number)
+        assert seen.has(late)
+        assert not seen.has(late, exactly=True)
+        seen.add(late)
+    assert all(seen.has(operation_id(b"session1", number), exactly=True) for number in (5, 6, 7, 200_000))
+    assert not seen.has(operation_id(b"session1", 199_999), exactly=True)
+    for number in range(10, 33_000):
+        seen.add(operation_id(b"session1", number))
+    assert not seen.has(operation_id(b"session1", 5), exactly=True)  # only so many are remembered
