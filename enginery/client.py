@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, SupportsIndex, TypeVar, overload
 
 from enginery import _calls, _connection_file, _find, _ids, _options, _recall, _times
+from enginery._base_view import check_errors
 from enginery._diagnose import diagnose
 from enginery._link import Link
 from enginery._reasons import DeliveryError, public
@@ -21,7 +22,8 @@ from enginery.errors import (
     InvalidEngineID,
     NoEnginesRegistered,
 )
-from enginery.operation import Operation, gather
+from enginery.group import gather
+from enginery.operation import Operation
 from enginery.operations import OperationInfo, from_message, state_numbers
 from enginery.v1 import operation_pb2
 from enginery.view import EngineView
@@ -62,8 +64,7 @@ def connect(
     """
     _times.check("timeout", timeout)
     _times.check("reconnect_timeout", reconnect_timeout)
-    if errors not in ("raise", "wrap"):
-        raise ValueError(f'errors is "raise" or "wrap", not {errors!r}')
+    check_errors(errors)
     started = time.monotonic()
     path = _find.find(connection_file, timeout)
     info = _connection_file.read(path, "client")
@@ -90,6 +91,9 @@ class Client:
         """Made by `connect`, or by `Cluster`."""
         self._link = link
         self.errors: Errors = errors
+        """How errors of user code are raised by views that are made from now on; see `connect`."""
+        self.block = True
+        """Whether calls of views that do not say so wait for their answer."""
         self._cluster: Cluster | None = None  # the one that it belongs to, which would end if it were dropped
         # A client that is dropped ends its connection; the end of the process is the loop thread's affair.
         self._finalizer = weakref.finalize(self, _abandon, link)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from enginery import _calls
+from enginery._base_view import BaseView
 from enginery._options import NO_OPTIONS, Options
 from enginery.operation import wait_for
 
@@ -20,28 +21,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class EngineView:
+class EngineView(BaseView):
     """One engine: `client[0]`.
 
-    Calls wait for their answer; with `block=False` they return an Operation at once. Calls on one engine run
-    one at a time in the order in which they were made. One that fails clears what this client had queued behind
-    it, which then fails with QueueCleared. Ctrl-C while a call is waited for interrupts the call on its engine,
-    but does not kill the kernel for it unless the call said `interrupt_only=False`. If the connection breaks
-    the call goes on, and so does the waiting, unless there is no controller for long: ControllerLost. If the
-    engine is gone, InvalidEngineID or EngineLost; if its kernel died, KernelDied.
+    Calls wait for their answer; with `block=False` they return an Operation at once. One that does not say goes
+    by the attribute `block`. Calls on one engine run one at a time in the order in which they were made. One
+    that fails clears what this client had queued behind it, which then fails with QueueCleared. Ctrl-C while a
+    call is waited for interrupts the call on its engine, but does not kill the kernel for it unless the call
+    said `interrupt_only=False`. If the connection breaks the call goes on, and so does the waiting, unless
+    there is no controller for long: ControllerLost. If the engine is gone, InvalidEngineID or EngineLost; if
+    its kernel died, KernelDied.
     """
 
     def __init__(self, client: Client, engine_id: int, errors: Errors, options: Options = NO_OPTIONS) -> None:
         """Made by indexing a client. `errors` is as for `connect` and may be set later."""
-        self._client = client
+        super().__init__(client, errors, options)
         self._engine_id = engine_id
-        self._options = options
-        self.errors: Errors = errors
-
-    @property
-    def client(self) -> Client:
-        """The client that made this view."""
-        return self._client
 
     @property
     def engine_id(self) -> int:
@@ -58,38 +53,12 @@ class EngineView:
         """The engine's id in a list, as other views have it."""
         return [self._engine_id]
 
-    def options(
-        self,
-        *,
-        timeout: float | None = None,
-        grace: float | None = None,
-        interrupt_only: bool | None = None,
-        any_incarnation: bool | None = None,
-        keep_queue: bool | None = None,
-    ) -> EngineView:
-        """Return a view of the same engine whose calls have these settings; what is not given is as here.
-
-        `timeout`: seconds that a call may run, then it is stopped: OperationTimedOut. `grace`: seconds that a
-        call which is to stop gets after each of two interrupts (default: 5). `interrupt_only`: the kernel is
-        never killed to stop a call. `any_incarnation`: a call that waits when the kernel dies runs on the new
-        one, in its empty namespace. `keep_queue`: a call that fails clears nothing behind it. ValueError for
-        times that make no sense.
-        """
-        options = self._options.but(
-            timeout=timeout,
-            grace=grace,
-            interrupt_only=interrupt_only,
-            any_incarnation=any_incarnation,
-            keep_queue=keep_queue,
-        )
-        return EngineView(self._client, self._engine_id, self.errors, options)
-
     @overload
     def execute(
         self,
         code: str,
         *,
-        block: Literal[True] = True,
+        block: Literal[True] | None = None,
         timeout: float | None = None,
         grace: float | None = None,
         interrupt_only: bool | None = None,
@@ -108,7 +77,7 @@ class EngineView:
         self,
         code: str,
         *,
-        block: bool = True,
+        block: bool | None = None,
         timeout: float | None = None,
         grace: float | None = None,
         interrupt_only: bool | None = None,
@@ -119,7 +88,8 @@ class EngineView:
         value are in the result. After `timeout` seconds of running, by default never, it is stopped as by
         `Operation.cancel` with `grace` and `interrupt_only`: OperationTimedOut.
         """
-        options = self._options.but(timeout=timeout, grace=grace, interrupt_only=interrupt_only)
+        usual = self._in_force()._options
+        options = usual.but(timeout=timeout, grace=grace, interrupt_only=interrupt_only)
         return self._do(_calls.execute(code), block, options)
 
     @overload
@@ -128,7 +98,7 @@ class EngineView:
         function: Callable[..., Coroutine[Any, Any, T]],
         /,
         *args: Any,
-        block: Literal[True] = True,
+        block: Literal[True] | None = None,
         timeout: float | None = None,
         grace: float | None = None,
         interrupt_only: bool | None = None,
@@ -152,7 +122,7 @@ class EngineView:
         function: Callable[..., T],
         /,
         *args: Any,
-        block: Literal[True] = True,
+        block: Literal[True] | None = None,
         timeout: float | None = None,
         grace: float | None = None,
         interrupt_only: bool | None = None,
@@ -176,7 +146,7 @@ class EngineView:
         function: str,
         /,
         *args: Any,
-        block: Literal[True] = True,
+        block: Literal[True] | None = None,
         timeout: float | None = None,
         grace: float | None = None,
         interrupt_only: bool | None = None,
@@ -199,7 +169,7 @@ class EngineView:
         function: Callable[..., T] | str,
         /,
         *args: Any,
-        block: bool = True,
+        block: bool | None = None,
         timeout: float | None = None,
         grace: float | None = None,
         interrupt_only: bool | None = None,
@@ -215,16 +185,17 @@ class EngineView:
         `block`, `timeout`, `grace` and `interrupt_only`, as for `execute`, are not passed on. TypeError if one
         of the last three is given and the function has a parameter of that name.
         """
-        options = self._options.but(timeout=timeout, grace=grace, interrupt_only=interrupt_only)
-        if options is not self._options:
+        usual = self._in_force()._options
+        options = usual.but(timeout=timeout, grace=grace, interrupt_only=interrupt_only)
+        if options is not usual:
             _calls.check_reserved(function, timeout=timeout, grace=grace, interrupt_only=interrupt_only)
         return self._do(_calls.apply(function, args, kwargs), block, options)
 
     @overload
-    def push(self, namespace: Mapping[str, object], *, block: Literal[True] = True) -> None: ...
+    def push(self, namespace: Mapping[str, object], *, block: Literal[True] | None = None) -> None: ...
     @overload
     def push(self, namespace: Mapping[str, object], *, block: Literal[False]) -> Operation[None]: ...
-    def push(self, namespace: Mapping[str, object], *, block: bool = True) -> Operation[None] | None:
+    def push(self, namespace: Mapping[str, object], *, block: bool | None = None) -> Operation[None] | None:
         """Put a dictionary into the namespace: all of it or, if any part fails, nothing.
 
         SerializationError, before anything is sent, if a value cannot be pickled.
@@ -232,14 +203,14 @@ class EngineView:
         return self._do(_calls.push(namespace), block)
 
     @overload
-    def pull(self, keys: str, *, block: Literal[True] = True) -> Any: ...
+    def pull(self, keys: str, *, block: Literal[True] | None = None) -> Any: ...
     @overload
     def pull(self, keys: str, *, block: Literal[False]) -> Operation[Any]: ...
     @overload
-    def pull(self, keys: Sequence[str], *, block: Literal[True] = True) -> list[Any]: ...
+    def pull(self, keys: Sequence[str], *, block: Literal[True] | None = None) -> list[Any]: ...
     @overload
     def pull(self, keys: Sequence[str], *, block: Literal[False]) -> Operation[list[Any]]: ...
-    def pull(self, keys: str | Sequence[str], *, block: bool = True) -> Any:
+    def pull(self, keys: str | Sequence[str], *, block: bool | None = None) -> Any:
         """Return an object by name; for a sequence of names, a list in their order.
 
         NameError if any name is missing, TypeError if `keys` is neither.
@@ -248,14 +219,14 @@ class EngineView:
 
     @overload
     def push_function(
-        self, namespace: Mapping[str, Callable[..., object]], *, block: Literal[True] = True
+        self, namespace: Mapping[str, Callable[..., object]], *, block: Literal[True] | None = None
     ) -> None: ...
     @overload
     def push_function(
         self, namespace: Mapping[str, Callable[..., object]], *, block: Literal[False]
     ) -> Operation[None]: ...
     def push_function(
-        self, namespace: Mapping[str, Callable[..., object]], *, block: bool = True
+        self, namespace: Mapping[str, Callable[..., object]], *, block: bool | None = None
     ) -> Operation[None] | None:
         """Put functions into the namespace, with the engine's namespace as their globals.
 
@@ -264,18 +235,18 @@ class EngineView:
         return self._do(_calls.push_function(namespace), block)
 
     @overload
-    def pull_function(self, keys: str, *, block: Literal[True] = True) -> Callable[..., Any]: ...  # type: ignore[overload-overlap]  # a str goes first
+    def pull_function(self, keys: str, *, block: Literal[True] | None = None) -> Callable[..., Any]: ...  # type: ignore[overload-overlap]  # a str goes first
     @overload
     def pull_function(self, keys: str, *, block: Literal[False]) -> Operation[Callable[..., Any]]: ...  # type: ignore[overload-overlap]  # a str goes first
     @overload
     def pull_function(
-        self, keys: Sequence[str], *, block: Literal[True] = True
+        self, keys: Sequence[str], *, block: Literal[True] | None = None
     ) -> list[Callable[..., Any]]: ...
     @overload
     def pull_function(
         self, keys: Sequence[str], *, block: Literal[False]
     ) -> Operation[list[Callable[..., Any]]]: ...
-    def pull_function(self, keys: str | Sequence[str], *, block: bool = True) -> Any:
+    def pull_function(self, keys: str | Sequence[str], *, block: bool | None = None) -> Any:
         """Return functions by name, as `pull`; what they captured comes along, other globals are `__main__`'s.
 
         NameError if a name is missing, TypeError if one is no function.
@@ -283,33 +254,39 @@ class EngineView:
         return self._do(_calls.pull_function(keys), block)
 
     @overload
-    def push_serialized(self, namespace: Mapping[str, object], *, block: Literal[True] = True) -> None: ...
+    def push_serialized(
+        self, namespace: Mapping[str, object], *, block: Literal[True] | None = None
+    ) -> None: ...
     @overload
     def push_serialized(self, namespace: Mapping[str, object], *, block: Literal[False]) -> Operation[None]: ...
-    def push_serialized(self, namespace: Mapping[str, object], *, block: bool = True) -> Operation[None] | None:
+    def push_serialized(
+        self, namespace: Mapping[str, object], *, block: bool | None = None
+    ) -> Operation[None] | None:
         """Put values into the namespace that each travel in their own form: Serialized ones as they are, arrays
         as raw buffers, anything else as `serialize` has it.
         """
         return self._do(_calls.push_serialized(namespace), block)
 
     @overload
-    def pull_serialized(self, keys: str, *, block: Literal[True] = True) -> Serialized: ...  # type: ignore[overload-overlap]  # a str goes first
+    def pull_serialized(self, keys: str, *, block: Literal[True] | None = None) -> Serialized: ...  # type: ignore[overload-overlap]  # a str goes first
     @overload
     def pull_serialized(self, keys: str, *, block: Literal[False]) -> Operation[Serialized]: ...  # type: ignore[overload-overlap]  # a str goes first
     @overload
-    def pull_serialized(self, keys: Sequence[str], *, block: Literal[True] = True) -> list[Serialized]: ...
+    def pull_serialized(
+        self, keys: Sequence[str], *, block: Literal[True] | None = None
+    ) -> list[Serialized]: ...
     @overload
     def pull_serialized(self, keys: Sequence[str], *, block: Literal[False]) -> Operation[list[Serialized]]: ...
-    def pull_serialized(self, keys: str | Sequence[str], *, block: bool = True) -> Any:
+    def pull_serialized(self, keys: str | Sequence[str], *, block: bool | None = None) -> Any:
         """Return values by name as Serialized, which nothing has decoded; otherwise as `pull`."""
         return self._do(_calls.pull_serialized(keys), block)
 
     @overload
-    def get_result(self, number: int | None = None, *, block: Literal[True] = True) -> ExecuteResult: ...
+    def get_result(self, number: int | None = None, *, block: Literal[True] | None = None) -> ExecuteResult: ...
     @overload
     def get_result(self, number: int | None = None, *, block: Literal[False]) -> Operation[ExecuteResult]: ...
     def get_result(
-        self, number: int | None = None, *, block: bool = True
+        self, number: int | None = None, *, block: bool | None = None
     ) -> ExecuteResult | Operation[ExecuteResult]:
         """Return the record of command `number`, by default the latest; failed ones hold their `error`.
 
@@ -318,27 +295,27 @@ class EngineView:
         return self._do(_calls.get_result(number), block)
 
     @overload
-    def keys(self, *, block: Literal[True] = True) -> list[str]: ...
+    def keys(self, *, block: Literal[True] | None = None) -> list[str]: ...
     @overload
     def keys(self, *, block: Literal[False]) -> Operation[list[str]]: ...
-    def keys(self, *, block: bool = True) -> list[str] | Operation[list[str]]:
+    def keys(self, *, block: bool | None = None) -> list[str] | Operation[list[str]]:
         """Return the names that users put into the namespace, and `id` and `mpi`, sorted."""
         return self._do(_calls.keys(), block)
 
     @overload
-    def reset(self, *, block: Literal[True] = True) -> None: ...
+    def reset(self, *, block: Literal[True] | None = None) -> None: ...
     @overload
     def reset(self, *, block: Literal[False]) -> Operation[None]: ...
-    def reset(self, *, block: bool = True) -> Operation[None] | None:
+    def reset(self, *, block: bool | None = None) -> Operation[None] | None:
         """Clear queue, namespace, history and properties, and number commands from 1 again. Modules stay
         loaded."""
         return self._do(_calls.reset(), block)
 
     @overload
-    def kill(self, *, block: Literal[True] = True) -> None: ...
+    def kill(self, *, block: Literal[True] | None = None) -> None: ...
     @overload
     def kill(self, *, block: Literal[False]) -> Operation[None]: ...
-    def kill(self, *, block: bool = True) -> Operation[None] | None:
+    def kill(self, *, block: bool | None = None) -> Operation[None] | None:
         """Clear the queue and stop the engine for good. Losing it on the way is success.
 
         With `block` this returns when it is no longer among the client's `ids`.
@@ -346,23 +323,27 @@ class EngineView:
         return self._kill(block)
 
     @overload
-    def set_properties(self, properties: Mapping[str, object], *, block: Literal[True] = True) -> None: ...
+    def set_properties(
+        self, properties: Mapping[str, object], *, block: Literal[True] | None = None
+    ) -> None: ...
     @overload
     def set_properties(self, properties: Mapping[str, object], *, block: Literal[False]) -> Operation[None]: ...
-    def set_properties(self, properties: Mapping[str, object], *, block: bool = True) -> Operation[None] | None:
+    def set_properties(
+        self, properties: Mapping[str, object], *, block: bool | None = None
+    ) -> Operation[None] | None:
         """Update the engine's properties. Values are copied; InvalidProperty if one cannot be pickled."""
         return self._do(_calls.set_properties(properties), block)
 
     @overload
     def get_properties(
-        self, keys: str | Sequence[str] | None = None, *, block: Literal[True] = True
+        self, keys: str | Sequence[str] | None = None, *, block: Literal[True] | None = None
     ) -> dict[str, Any]: ...
     @overload
     def get_properties(
         self, keys: str | Sequence[str] | None = None, *, block: Literal[False]
     ) -> Operation[dict[str, Any]]: ...
     def get_properties(
-        self, keys: str | Sequence[str] | None = None, *, block: bool = True
+        self, keys: str | Sequence[str] | None = None, *, block: bool | None = None
     ) -> dict[str, Any] | Operation[dict[str, Any]]:
         """Return properties by key, by default all; they are copies. KeyError if a key is missing. Answers
         while others run.
@@ -370,37 +351,41 @@ class EngineView:
         return self._do(_calls.get_properties(keys), block)
 
     @overload
-    def has_properties(self, keys: str | Sequence[str], *, block: Literal[True] = True) -> list[bool]: ...
+    def has_properties(
+        self, keys: str | Sequence[str], *, block: Literal[True] | None = None
+    ) -> list[bool]: ...
     @overload
     def has_properties(self, keys: str | Sequence[str], *, block: Literal[False]) -> Operation[list[bool]]: ...
     def has_properties(
-        self, keys: str | Sequence[str], *, block: bool = True
+        self, keys: str | Sequence[str], *, block: bool | None = None
     ) -> list[bool] | Operation[list[bool]]:
         """Return for each key whether there is such a property. Answers while others run."""
         return self._do(_calls.has_properties(keys), block)
 
     @overload
-    def del_properties(self, keys: str | Sequence[str], *, block: Literal[True] = True) -> None: ...
+    def del_properties(self, keys: str | Sequence[str], *, block: Literal[True] | None = None) -> None: ...
     @overload
     def del_properties(self, keys: str | Sequence[str], *, block: Literal[False]) -> Operation[None]: ...
-    def del_properties(self, keys: str | Sequence[str], *, block: bool = True) -> Operation[None] | None:
+    def del_properties(self, keys: str | Sequence[str], *, block: bool | None = None) -> Operation[None] | None:
         """Remove properties: all of them or, if a key is missing (KeyError), none."""
         return self._do(_calls.del_properties(keys), block)
 
     @overload
-    def clear_properties(self, *, block: Literal[True] = True) -> None: ...
+    def clear_properties(self, *, block: Literal[True] | None = None) -> None: ...
     @overload
     def clear_properties(self, *, block: Literal[False]) -> Operation[None]: ...
-    def clear_properties(self, *, block: bool = True) -> Operation[None] | None:
+    def clear_properties(self, *, block: bool | None = None) -> Operation[None] | None:
         """Remove all properties."""
         return self._do(_calls.clear_properties(), block)
 
     @overload
-    def interrupt(self, operation_id: str | None = None, *, block: Literal[True] = True) -> str | None: ...
+    def interrupt(
+        self, operation_id: str | None = None, *, block: Literal[True] | None = None
+    ) -> str | None: ...
     @overload
     def interrupt(self, operation_id: str | None = None, *, block: Literal[False]) -> Operation[str | None]: ...
     def interrupt(
-        self, operation_id: str | None = None, *, block: bool = True
+        self, operation_id: str | None = None, *, block: bool | None = None
     ) -> str | Operation[str | None] | None:
         """Raise KeyboardInterrupt in what runs, or only in `operation_id`; return the operation, None if none
         was hit.
@@ -410,28 +395,28 @@ class EngineView:
         return self._do(_calls.interrupt(operation_id), block)
 
     @overload
-    def queue_status(self, *, block: Literal[True] = True) -> QueueStatus: ...
+    def queue_status(self, *, block: Literal[True] | None = None) -> QueueStatus: ...
     @overload
     def queue_status(self, *, block: Literal[False]) -> Operation[QueueStatus]: ...
-    def queue_status(self, *, block: bool = True) -> QueueStatus | Operation[QueueStatus]:
+    def queue_status(self, *, block: bool | None = None) -> QueueStatus | Operation[QueueStatus]:
         """Return what runs (`pending`) and what waits (`queue`). Answers while others run."""
         return self._do(_calls.queue_status(), block)
 
     @overload
-    def clear_queue(self, *, block: Literal[True] = True) -> int: ...
+    def clear_queue(self, *, block: Literal[True] | None = None) -> int: ...
     @overload
     def clear_queue(self, *, block: Literal[False]) -> Operation[int]: ...
-    def clear_queue(self, *, block: bool = True) -> int | Operation[int]:
+    def clear_queue(self, *, block: bool | None = None) -> int | Operation[int]:
         """Fail every waiting operation with QueueCleared and return how many; the running one goes on."""
         return self._do(_calls.clear_queue(), block)
 
     def __getitem__(self, key: str) -> Any:
-        """Pull one name."""
-        return self.pull(key)
+        """Pull one name, and wait for it whatever `block` is."""
+        return self.pull(key, block=True)
 
     def __setitem__(self, key: str, value: object) -> None:
-        """Push one name."""
-        self.push({key: value})
+        """Push one name, and wait for it whatever `block` is."""
+        self.push({key: value}, block=True)
 
     __iter__ = None  # or Python would ask for the names 0, 1, 2, ...
 
@@ -440,20 +425,28 @@ class EngineView:
         gone = "" if self._engine_id in self._client.ids else " (gone)"
         return f"<EngineView {self._engine_id}{gone} of {self._client!r}>"
 
-    def _do(self, request: _calls.Request[T], block: bool, options: Options | None = None) -> T | Operation[T]:
-        request.options = self._options if options is None else options
-        if not block:
+    def _copy(self) -> EngineView:
+        return EngineView(self._client, self._engine_id, self.errors)
+
+    def _do(
+        self, request: _calls.Request[T], block: bool | None, options: Options | None = None
+    ) -> T | Operation[T]:
+        now = self._in_force()
+        request.options = now._options if options is None else options
+        waits = now.block if block is None else block
+        if not waits:
             request.own_uploads()
-        operation = self._client._start(request, [self._engine_id], self.errors)[0]
-        if not block:
+        operation = self._client._start(request, [self._engine_id], now.errors)[0]
+        if not waits:
             return operation
         wait_for((operation,))
         return operation.result()
 
-    def _kill(self, block: bool) -> Operation[None] | None:
+    def _kill(self, block: bool | None) -> Operation[None] | None:
+        now = self._in_force()
         kernels = self._client._kernels([self._engine_id])
-        operation = self._client._start(_calls.kill(), [self._engine_id], self.errors)[0]
-        if not block:
+        operation = self._client._start(_calls.kill(), [self._engine_id], now.errors)[0]
+        if not (now.block if block is None else block):
             return operation
         operation.result()
         self._client._wait_until_gone(kernels)

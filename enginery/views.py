@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar, overload
 
 from enginery import _calls
+from enginery._base_view import BaseView
 from enginery._options import NO_OPTIONS, Options
 from enginery.errors import NoEnginesRegistered
-from enginery.operation import Group, gather, wait_for
+from enginery.group import Group, gather
+from enginery.operation import wait_for
 from enginery.view import EngineView
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class EnginesView:
+class EnginesView(BaseView):
     """Several engines: `client[:]`, `client[[0, 2]]`, or all there are at the time of each call:
     `client["all"]`.
 
@@ -35,46 +37,29 @@ class EnginesView:
     ) -> None:
         """Made by indexing a client; None follows the engines. `errors` is as for `connect` and may be set
         later."""
-        self._client = client
+        super().__init__(client, errors, options)
         self._targets = None if targets is None else list(targets)
-        self._options = options
-        self.errors: Errors = errors
-
-    @property
-    def client(self) -> Client:
-        """The client that made this view."""
-        return self._client
 
     @property
     def targets(self) -> list[int]:
-        """Ids of the engines, in the order of answers."""
+        """Ids of the engines, in the order of answers.
+
+        May be set to anything that selects engines of a client: ids, a slice, an id, or "all" for whichever
+        there are at the time of each call. Raises as `client[...]`.
+        """
         return self._client.ids if self._targets is None else list(self._targets)
 
-    def options(
-        self,
-        *,
-        timeout: float | None = None,
-        grace: float | None = None,
-        interrupt_only: bool | None = None,
-        any_incarnation: bool | None = None,
-        keep_queue: bool | None = None,
-    ) -> EnginesView:
-        """See `EngineView.options`."""
-        options = self._options.but(
-            timeout=timeout,
-            grace=grace,
-            interrupt_only=interrupt_only,
-            any_incarnation=any_incarnation,
-            keep_queue=keep_queue,
-        )
-        return EnginesView(self._client, self._targets, self.errors, options)
+    @targets.setter
+    def targets(self, targets: SupportsIndex | slice | Sequence[int] | Literal["all"]) -> None:
+        chosen = self._client[targets]
+        self._targets = [chosen.engine_id] if isinstance(chosen, EngineView) else chosen._targets
 
     @overload
     def execute(
         self,
         code: str,
         *,
-        block: Literal[True] = True,
+        block: Literal[True] | None = None,
         timeout: float | None = None,
         grace: float | None = None,
         interrupt_only: bool | None = None,
@@ -93,13 +78,14 @@ class EnginesView:
         self,
         code: str,
         *,
-        block: bool = True,
+        block: bool | None = None,
         timeout: float | None = None,
         grace: float | None = None,
         interrupt_only: bool | None = None,
     ) -> list[ExecuteResult] | Group[ExecuteResult]:
         """See `EngineView.execute`; the answers are in target order."""
-        options = self._options.but(timeout=timeout, grace=grace, interrupt_only=interrupt_only)
+        usual = self._in_force()._options
+        options = usual.but(timeout=timeout, grace=grace, interrupt_only=interrupt_only)
         return self._do(_calls.execute(code), block, options)
 
     @overload
@@ -108,7 +94,7 @@ class EnginesView:
         function: Callable[..., Coroutine[Any, Any, T]],
         /,
         *args: Any,
-        block: Literal[True] = True,
+        block: Literal[True] | None = None,
         timeout: float | None = None,
         grace: float | None = None,
         interrupt_only: bool | None = None,
@@ -132,7 +118,7 @@ class EnginesView:
         function: Callable[..., T],
         /,
         *args: Any,
-        block: Literal[True] = True,
+        block: Literal[True] | None = None,
         timeout: float | None = None,
         grace: float | None = None,
         interrupt_only: bool | None = None,
@@ -156,7 +142,7 @@ class EnginesView:
         function: str,
         /,
         *args: Any,
-        block: Literal[True] = True,
+        block: Literal[True] | None = None,
         timeout: float | None = None,
         grace: float | None = None,
         interrupt_only: bool | None = None,
@@ -179,125 +165,128 @@ class EnginesView:
         function: Callable[..., T] | str,
         /,
         *args: Any,
-        block: bool = True,
+        block: bool | None = None,
         timeout: float | None = None,
         grace: float | None = None,
         interrupt_only: bool | None = None,
         **kwargs: Any,
     ) -> Any:
         """Call a function with the same arguments on every engine; see `EngineView.apply`."""
-        options = self._options.but(timeout=timeout, grace=grace, interrupt_only=interrupt_only)
-        if options is not self._options:
+        usual = self._in_force()._options
+        options = usual.but(timeout=timeout, grace=grace, interrupt_only=interrupt_only)
+        if options is not usual:
             _calls.check_reserved(function, timeout=timeout, grace=grace, interrupt_only=interrupt_only)
         return self._do(_calls.apply(function, args, kwargs), block, options)
 
     @overload
-    def push(self, namespace: Mapping[str, object], *, block: Literal[True] = True) -> list[None]: ...
+    def push(self, namespace: Mapping[str, object], *, block: Literal[True] | None = None) -> list[None]: ...
     @overload
     def push(self, namespace: Mapping[str, object], *, block: Literal[False]) -> Group[None]: ...
-    def push(self, namespace: Mapping[str, object], *, block: bool = True) -> list[None] | Group[None]:
+    def push(self, namespace: Mapping[str, object], *, block: bool | None = None) -> list[None] | Group[None]:
         """See `EngineView.push`; the answers are in target order."""
         return self._do(_calls.push(namespace), block)
 
     @overload
-    def pull(self, keys: str, *, block: Literal[True] = True) -> list[Any]: ...
+    def pull(self, keys: str, *, block: Literal[True] | None = None) -> list[Any]: ...
     @overload
     def pull(self, keys: str, *, block: Literal[False]) -> Group[Any]: ...
     @overload
-    def pull(self, keys: Sequence[str], *, block: Literal[True] = True) -> list[list[Any]]: ...
+    def pull(self, keys: Sequence[str], *, block: Literal[True] | None = None) -> list[list[Any]]: ...
     @overload
     def pull(self, keys: Sequence[str], *, block: Literal[False]) -> Group[list[Any]]: ...
-    def pull(self, keys: str | Sequence[str], *, block: bool = True) -> Any:
+    def pull(self, keys: str | Sequence[str], *, block: bool | None = None) -> Any:
         """Return from every engine what `EngineView.pull` returns."""
         return self._do(_calls.pull(keys), block)
 
     @overload
     def push_function(
-        self, namespace: Mapping[str, Callable[..., object]], *, block: Literal[True] = True
+        self, namespace: Mapping[str, Callable[..., object]], *, block: Literal[True] | None = None
     ) -> list[None]: ...
     @overload
     def push_function(
         self, namespace: Mapping[str, Callable[..., object]], *, block: Literal[False]
     ) -> Group[None]: ...
     def push_function(
-        self, namespace: Mapping[str, Callable[..., object]], *, block: bool = True
+        self, namespace: Mapping[str, Callable[..., object]], *, block: bool | None = None
     ) -> list[None] | Group[None]:
         """See `EngineView.push_function`; the answers are in target order."""
         return self._do(_calls.push_function(namespace), block)
 
     @overload
-    def pull_function(self, keys: str, *, block: Literal[True] = True) -> list[Callable[..., Any]]: ...  # type: ignore[overload-overlap]  # a str goes first
+    def pull_function(self, keys: str, *, block: Literal[True] | None = None) -> list[Callable[..., Any]]: ...  # type: ignore[overload-overlap]  # a str goes first
     @overload
     def pull_function(self, keys: str, *, block: Literal[False]) -> Group[Callable[..., Any]]: ...  # type: ignore[overload-overlap]  # a str goes first
     @overload
     def pull_function(
-        self, keys: Sequence[str], *, block: Literal[True] = True
+        self, keys: Sequence[str], *, block: Literal[True] | None = None
     ) -> list[list[Callable[..., Any]]]: ...
     @overload
     def pull_function(
         self, keys: Sequence[str], *, block: Literal[False]
     ) -> Group[list[Callable[..., Any]]]: ...
-    def pull_function(self, keys: str | Sequence[str], *, block: bool = True) -> Any:
+    def pull_function(self, keys: str | Sequence[str], *, block: bool | None = None) -> Any:
         """Return from every engine what `EngineView.pull_function` returns."""
         return self._do(_calls.pull_function(keys), block)
 
     @overload
     def push_serialized(
-        self, namespace: Mapping[str, object], *, block: Literal[True] = True
+        self, namespace: Mapping[str, object], *, block: Literal[True] | None = None
     ) -> list[None]: ...
     @overload
     def push_serialized(self, namespace: Mapping[str, object], *, block: Literal[False]) -> Group[None]: ...
     def push_serialized(
-        self, namespace: Mapping[str, object], *, block: bool = True
+        self, namespace: Mapping[str, object], *, block: bool | None = None
     ) -> list[None] | Group[None]:
         """See `EngineView.push_serialized`; the answers are in target order."""
         return self._do(_calls.push_serialized(namespace), block)
 
     @overload
-    def pull_serialized(self, keys: str, *, block: Literal[True] = True) -> list[Serialized]: ...  # type: ignore[overload-overlap]  # a str goes first
+    def pull_serialized(self, keys: str, *, block: Literal[True] | None = None) -> list[Serialized]: ...  # type: ignore[overload-overlap]  # a str goes first
     @overload
     def pull_serialized(self, keys: str, *, block: Literal[False]) -> Group[Serialized]: ...  # type: ignore[overload-overlap]  # a str goes first
     @overload
     def pull_serialized(
-        self, keys: Sequence[str], *, block: Literal[True] = True
+        self, keys: Sequence[str], *, block: Literal[True] | None = None
     ) -> list[list[Serialized]]: ...
     @overload
     def pull_serialized(self, keys: Sequence[str], *, block: Literal[False]) -> Group[list[Serialized]]: ...
-    def pull_serialized(self, keys: str | Sequence[str], *, block: bool = True) -> Any:
+    def pull_serialized(self, keys: str | Sequence[str], *, block: bool | None = None) -> Any:
         """Return from every engine what `EngineView.pull_serialized` returns."""
         return self._do(_calls.pull_serialized(keys), block)
 
     @overload
-    def get_result(self, number: int | None = None, *, block: Literal[True] = True) -> list[ExecuteResult]: ...
+    def get_result(
+        self, number: int | None = None, *, block: Literal[True] | None = None
+    ) -> list[ExecuteResult]: ...
     @overload
     def get_result(self, number: int | None = None, *, block: Literal[False]) -> Group[ExecuteResult]: ...
     def get_result(
-        self, number: int | None = None, *, block: bool = True
+        self, number: int | None = None, *, block: bool | None = None
     ) -> list[ExecuteResult] | Group[ExecuteResult]:
         """See `EngineView.get_result`; the answers are in target order."""
         return self._do(_calls.get_result(number), block)
 
     @overload
-    def keys(self, *, block: Literal[True] = True) -> list[list[str]]: ...
+    def keys(self, *, block: Literal[True] | None = None) -> list[list[str]]: ...
     @overload
     def keys(self, *, block: Literal[False]) -> Group[list[str]]: ...
-    def keys(self, *, block: bool = True) -> list[list[str]] | Group[list[str]]:
+    def keys(self, *, block: bool | None = None) -> list[list[str]] | Group[list[str]]:
         """See `EngineView.keys`; the answers are in target order."""
         return self._do(_calls.keys(), block)
 
     @overload
-    def reset(self, *, block: Literal[True] = True) -> list[None]: ...
+    def reset(self, *, block: Literal[True] | None = None) -> list[None]: ...
     @overload
     def reset(self, *, block: Literal[False]) -> Group[None]: ...
-    def reset(self, *, block: bool = True) -> list[None] | Group[None]:
+    def reset(self, *, block: bool | None = None) -> list[None] | Group[None]:
         """See `EngineView.reset`; the answers are in target order."""
         return self._do(_calls.reset(), block)
 
     @overload
-    def kill(self, *, block: Literal[True] = True) -> None: ...
+    def kill(self, *, block: Literal[True] | None = None) -> None: ...
     @overload
     def kill(self, *, block: Literal[False]) -> Group[None]: ...
-    def kill(self, *, block: bool = True) -> Group[None] | None:
+    def kill(self, *, block: bool | None = None) -> Group[None] | None:
         """Clear the queues and stop the engines for good. Losing them on the way is success.
 
         With `block` this returns when they are no longer among the client's `ids`.
@@ -306,91 +295,97 @@ class EnginesView:
 
     @overload
     def set_properties(
-        self, properties: Mapping[str, object], *, block: Literal[True] = True
+        self, properties: Mapping[str, object], *, block: Literal[True] | None = None
     ) -> list[None]: ...
     @overload
     def set_properties(self, properties: Mapping[str, object], *, block: Literal[False]) -> Group[None]: ...
     def set_properties(
-        self, properties: Mapping[str, object], *, block: bool = True
+        self, properties: Mapping[str, object], *, block: bool | None = None
     ) -> list[None] | Group[None]:
         """See `EngineView.set_properties`; the answers are in target order."""
         return self._do(_calls.set_properties(properties), block)
 
     @overload
     def get_properties(
-        self, keys: str | Sequence[str] | None = None, *, block: Literal[True] = True
+        self, keys: str | Sequence[str] | None = None, *, block: Literal[True] | None = None
     ) -> list[dict[str, Any]]: ...
     @overload
     def get_properties(
         self, keys: str | Sequence[str] | None = None, *, block: Literal[False]
     ) -> Group[dict[str, Any]]: ...
     def get_properties(
-        self, keys: str | Sequence[str] | None = None, *, block: bool = True
+        self, keys: str | Sequence[str] | None = None, *, block: bool | None = None
     ) -> list[dict[str, Any]] | Group[dict[str, Any]]:
         """See `EngineView.get_properties`; the answers are in target order."""
         return self._do(_calls.get_properties(keys), block)
 
     @overload
-    def has_properties(self, keys: str | Sequence[str], *, block: Literal[True] = True) -> list[list[bool]]: ...
+    def has_properties(
+        self, keys: str | Sequence[str], *, block: Literal[True] | None = None
+    ) -> list[list[bool]]: ...
     @overload
     def has_properties(self, keys: str | Sequence[str], *, block: Literal[False]) -> Group[list[bool]]: ...
     def has_properties(
-        self, keys: str | Sequence[str], *, block: bool = True
+        self, keys: str | Sequence[str], *, block: bool | None = None
     ) -> list[list[bool]] | Group[list[bool]]:
         """See `EngineView.has_properties`; the answers are in target order."""
         return self._do(_calls.has_properties(keys), block)
 
     @overload
-    def del_properties(self, keys: str | Sequence[str], *, block: Literal[True] = True) -> list[None]: ...
+    def del_properties(
+        self, keys: str | Sequence[str], *, block: Literal[True] | None = None
+    ) -> list[None]: ...
     @overload
     def del_properties(self, keys: str | Sequence[str], *, block: Literal[False]) -> Group[None]: ...
-    def del_properties(self, keys: str | Sequence[str], *, block: bool = True) -> list[None] | Group[None]:
+    def del_properties(
+        self, keys: str | Sequence[str], *, block: bool | None = None
+    ) -> list[None] | Group[None]:
         """See `EngineView.del_properties`; the answers are in target order."""
         return self._do(_calls.del_properties(keys), block)
 
     @overload
-    def clear_properties(self, *, block: Literal[True] = True) -> list[None]: ...
+    def clear_properties(self, *, block: Literal[True] | None = None) -> list[None]: ...
     @overload
     def clear_properties(self, *, block: Literal[False]) -> Group[None]: ...
-    def clear_properties(self, *, block: bool = True) -> list[None] | Group[None]:
+    def clear_properties(self, *, block: bool | None = None) -> list[None] | Group[None]:
         """See `EngineView.clear_properties`; the answers are in target order."""
         return self._do(_calls.clear_properties(), block)
 
     @overload
     def interrupt(
-        self, operation_id: str | None = None, *, block: Literal[True] = True
+        self, operation_id: str | None = None, *, block: Literal[True] | None = None
     ) -> list[str | None]: ...
     @overload
     def interrupt(self, operation_id: str | None = None, *, block: Literal[False]) -> Group[str | None]: ...
     def interrupt(
-        self, operation_id: str | None = None, *, block: bool = True
+        self, operation_id: str | None = None, *, block: bool | None = None
     ) -> list[str | None] | Group[str | None]:
         """See `EngineView.interrupt`; the answers are in target order."""
         return self._do(_calls.interrupt(operation_id), block)
 
     @overload
-    def queue_status(self, *, block: Literal[True] = True) -> list[QueueStatus]: ...
+    def queue_status(self, *, block: Literal[True] | None = None) -> list[QueueStatus]: ...
     @overload
     def queue_status(self, *, block: Literal[False]) -> Group[QueueStatus]: ...
-    def queue_status(self, *, block: bool = True) -> list[QueueStatus] | Group[QueueStatus]:
+    def queue_status(self, *, block: bool | None = None) -> list[QueueStatus] | Group[QueueStatus]:
         """See `EngineView.queue_status`; the answers are in target order."""
         return self._do(_calls.queue_status(), block)
 
     @overload
-    def clear_queue(self, *, block: Literal[True] = True) -> list[int]: ...
+    def clear_queue(self, *, block: Literal[True] | None = None) -> list[int]: ...
     @overload
     def clear_queue(self, *, block: Literal[False]) -> Group[int]: ...
-    def clear_queue(self, *, block: bool = True) -> list[int] | Group[int]:
+    def clear_queue(self, *, block: bool | None = None) -> list[int] | Group[int]:
         """See `EngineView.clear_queue`; the answers are in target order."""
         return self._do(_calls.clear_queue(), block)
 
     def __getitem__(self, key: str) -> list[Any]:
-        """Pull one name from every engine."""
-        return self.pull(key)
+        """Pull one name from every engine, and wait for it whatever `block` is."""
+        return self.pull(key, block=True)
 
     def __setitem__(self, key: str, value: object) -> None:
-        """Push one name to every engine."""
-        self.push({key: value})
+        """Push one name to every engine, and wait for it whatever `block` is."""
+        self.push({key: value}, block=True)
 
     def __len__(self) -> int:
         """Return how many engines there are in it."""
@@ -398,9 +393,14 @@ class EnginesView:
 
     def __iter__(self) -> Iterator[EngineView]:
         """Iterate over a view of each engine, in target order."""
-        return iter(
-            [EngineView(self._client, engine_id, self.errors, self._options) for engine_id in self.targets]
-        )
+        return iter([self._one(engine_id) for engine_id in self.targets])
+
+    def _one(self, engine_id: int) -> EngineView:
+        """Return a view of one of the engines, with the settings of this one."""
+        now = self._in_force()
+        view = EngineView(self._client, engine_id, now.errors, now._options)
+        view._block = now._block
+        return view
 
     __contains__ = None  # names, or engines? `in` would look through the engines for either
 
@@ -419,23 +419,29 @@ class EnginesView:
             raise NoEnginesRegistered("no engine is registered: start one with `enginery engine`")
         return targets
 
+    def _copy(self) -> EnginesView:
+        return EnginesView(self._client, self._targets, self.errors)
+
     def _do(
-        self, request: _calls.Request[T], block: bool, options: Options | None = None
+        self, request: _calls.Request[T], block: bool | None, options: Options | None = None
     ) -> list[T] | Group[T]:
-        request.options = self._options if options is None else options
-        if not block:
+        now = self._in_force()
+        request.options = now._options if options is None else options
+        waits = now.block if block is None else block
+        if not waits:
             request.own_uploads()
-        operations = self._client._start(request, self._some(), self.errors)
-        if not block:
+        operations = self._client._start(request, self._some(), now.errors)
+        if not waits:
             return Group(operations)
         wait_for(operations)
         return gather(operations)
 
-    def _kill(self, block: bool) -> Group[None] | None:
+    def _kill(self, block: bool | None) -> Group[None] | None:
+        now = self._in_force()
         targets = self._some()
         kernels = self._client._kernels(targets)
-        operations = self._client._start(_calls.kill(), targets, self.errors)
-        if not block:
+        operations = self._client._start(_calls.kill(), targets, now.errors)
+        if not (now.block if block is None else block):
             return Group(operations)
         gather(operations)
         self._client._wait_until_gone(kernels)
