@@ -105,6 +105,12 @@ class EngineFromReference(EngineBase):
         """Send `call`, which is changed, and have its reply delivered. An error is delivered as a reply too."""
         self._submit(self._route(call, receiver))
 
+    def submit_task(self, call: frame_pb2.Call, receiver: Receiver) -> None:
+        """Send an attempt of a task; its answer is delivered as it comes, and not kept."""
+        routed = self._route(call, receiver)
+        routed.is_task = True
+        self._submit(routed)
+
     def submit_again(self, call: frame_pb2.Call, receiver: Receiver) -> None:
         """Take a call that its client sent before on a stream that broke; one that still waits goes on."""
         call.ClearField("sent_epoch")
@@ -192,6 +198,9 @@ class EngineFromReference(EngineBase):
         if not self._router.answered(call):
             return
         outcome = reply.outcome
+        if call.is_task:
+            call.receiver.deliver(reply)
+            return
         if outcome == frame_pb2.OUTCOME_RELEASED:
             self._answers.ask(call.operation_id, partial(_replace, call, reply))
             return
@@ -244,7 +253,7 @@ class EngineFromReference(EngineBase):
             lost |= {
                 one.operation_id: (one.operation_id, one.method, one.session_id)
                 for one in calls
-                if one.is_operation
+                if one.is_operation and not one.is_task
             }
             self._answers.lost(lost.values(), self._engine_id, failure)
         self._tell_lost(deque(calls), failure, is_final=is_final)
@@ -254,7 +263,7 @@ class EngineFromReference(EngineBase):
         """Tell a few callers that their engine is gone, and the rest soon."""
         for _ in range(min(_AT_ONCE, len(calls))):
             call = calls.popleft()
-            if is_final and call.is_operation:
+            if is_final and call.is_operation and not call.is_task:
                 # It may have ended before, when another call waited for it: then that is what this one is told.
                 self._answers.ask(call.operation_id, partial(_replace, call, failure))
             else:

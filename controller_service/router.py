@@ -81,6 +81,8 @@ class RoutedCall:
     """The how-manieth call it is on its stream, from 1."""
     is_released: bool = False
     """Whether, when it was answered, somebody had released its operation: then its answer is not kept."""
+    is_task: bool = False
+    """Whether it is an attempt of a task: what becomes of its answer is its receiver's to say."""
 
     @property
     def is_operation(self) -> bool:

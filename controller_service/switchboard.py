@@ -14,7 +14,8 @@ from controller_service.config import DEFAULT_WAITING_LIMIT
 from controller_service.events import EngineEvent, EventKind, HelloReceived, Registration
 from controller_service.journal import NoJournal
 from controller_service.reference import EngineFromReference, call_reply
-from enginery._methods import OPERATIONS
+from controller_service.tasks import Tasks
+from enginery._methods import ANY_ENGINE, OPERATIONS
 from enginery._reasons import DeliveryError
 from enginery.v1 import frame_pb2
 
@@ -73,6 +74,7 @@ class Switchboard:
         self._stream_numbers = itertools.count(1)
         self._references: dict[int, EngineFromReference] = {}
         self._links: dict[int, Link] = {}
+        self.tasks = Tasks(self._references, self.answers)
         self._closed: DeliveryError | None = None
         self._ticker: asyncio.Task[None] | None = None
         for engine in registry:  # those that the journal brought back
@@ -81,7 +83,7 @@ class Switchboard:
 
     def __repr__(self) -> str:
         """Show the counts."""
-        return f"Switchboard({self.statistics()}, {self.answers}, {list(self._links.values())})"
+        return f"Switchboard({self.statistics()}, {self.answers}, {self.tasks}, {list(self._links.values())})"
 
     def statistics(self) -> Statistics:
         """Return counts."""
@@ -109,6 +111,7 @@ class Switchboard:
     def close(self, error: DeliveryError) -> None:
         """Fail every call that waits, and every later one, with `error`."""
         self._closed = error
+        self.tasks.close(error)
         for reference in self._references.values():
             reference.lose(error)
 
@@ -177,6 +180,9 @@ class Switchboard:
 
     def submit(self, call: frame_pb2.Call, receiver: Receiver) -> None:
         """Send `call`, which is changed, to its engine, and have its reply, or an error as such, delivered."""
+        if call.engine_id == ANY_ENGINE:
+            self.tasks.submit(call, receiver)
+            return
         try:
             engine = self.engine(call.engine_id)
         except DeliveryError as error:
@@ -255,6 +261,7 @@ class Switchboard:
     def connect(self, engine: Registration, link: Link, inventory: Collection[bytes] = frozenset()) -> None:
         """Let calls flow; the engine has been told that it is welcome. Its host knows the `inventory`."""
         self._references[engine.engine_id].attach(link, inventory)
+        self.tasks.engine_is(engine)
 
     def ended(self, link: Link, ended: engine_pb2.OperationEnded) -> None:
         """Keep how an operation ended; what `link` says of engines that it does not connect is ignored."""
@@ -277,6 +284,8 @@ class Switchboard:
 
     def _observe(self, event: EngineEvent) -> None:
         engine_id = event.engine.engine_id
+        if event.kind is EventKind.GONE:
+            self.tasks.observe(event)  # before its calls are lost, which may then be placed on others
         match event.kind:
             case EventKind.REGISTERED:
                 self._add(event.engine)
@@ -290,6 +299,8 @@ class Switchboard:
                 reference.lose(event.cause)
             case _:
                 pass
+        if event.kind is not EventKind.GONE:
+            self.tasks.observe(event)
 
     def _add(self, engine: Registration) -> None:
         self._references[engine.engine_id] = EngineFromReference(
@@ -303,5 +314,6 @@ class Switchboard:
         while True:
             await asyncio.sleep(min(_LONGEST_TICK, self.registry.lease / 4))
             self.registry.tick(time.monotonic())
+            self.tasks.tick()
             for link in list(self._links.values()):
                 self.acknowledge(link)

@@ -6,6 +6,7 @@ stream of one session needs to carry the counter alone, and duplicates can be to
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import time
@@ -26,6 +27,13 @@ def new_session_id() -> bytes:
 def operation_id(session_id: bytes, counter: int) -> bytes:
     """Return the 16-byte id of operation number `counter` (below 2^62) of a session."""
     return session_id + (_VARIANT | counter & _COUNTER).to_bytes(8, "big")
+
+
+def attempt_id(task_id: bytes, attempt: int) -> bytes:
+    """Return the operation id of a task's attempt, counted from 1: the first has the task's own."""
+    if attempt == 1:
+        return task_id
+    return hashlib.blake2b(task_id + attempt.to_bytes(4, "big"), digest_size=16).digest()
 
 
 class OperationIds:

@@ -1,0 +1,500 @@
+"""The scheduler: which task waits, and which engine runs it. A synchronous machine without I/O.
+
+Tasks, engines and replies go in, and actions come out: place a task on an engine, or end it. Time is an argument,
+in seconds of any steady clock. After every event this holds: no task that is ready has an engine that would take it.
+docs/machines/scheduler.md tells all of it.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from controller_service.shelf import Engine, Shelf, Where
+from enginery import _ids
+from enginery._reasons import DeliveryError
+from enginery.v1 import frame_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+TASK_OVERHEAD = 1_024
+"""Bytes that a task costs beside its request."""
+MAX_TASKS = 100_000
+MAX_BYTES = 256 << 20
+"""How many tasks may be here, and how many bytes; more are refused, to come again later."""
+REFUSED_FOR = 0.25
+"""Seconds for which an engine that refused a task is offered none."""
+_MAX_EMPTY_SHELVES = 64
+
+
+class State(enum.Enum):
+    """How a task stands."""
+
+    NEW = "has just come"
+    HELD = "may be on an engine that has not come back to this controller"
+    BLOCKED = "comes after others that have not ended"
+    READY = "waits for an engine"
+    PLACED = "is on an engine"
+    ENDED = "has ended"
+
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.NEW: frozenset({State.HELD, State.BLOCKED, State.READY}),
+    # Nobody has it, so it goes on as a new one; an engine has it; it is lost with one that has not come; cancelled.
+    State.HELD: frozenset({State.BLOCKED, State.READY, State.PLACED, State.ENDED}),
+    # What it comes after has ended; that did not succeed, or it was cancelled.
+    State.BLOCKED: frozenset({State.READY, State.ENDED}),
+    # An engine has room; cancelled, too late, or refused by every engine.
+    State.READY: frozenset({State.PLACED, State.ENDED}),
+    # It is to run again, or did not run; answered.
+    State.PLACED: frozenset({State.READY, State.ENDED}),
+    State.ENDED: frozenset(),
+}
+"""Where a task may go from where it is."""
+
+
+class Verdict(enum.Enum):
+    """What a reply means for its task."""
+
+    END = "that is how it ended"
+    RETRY = "it is run again if it may be"
+    ELSEWHERE = "that engine is not offered it again; it has not run"
+    AGAIN = "it has not run, and is placed again"
+
+
+OK = frame_pb2.OUTCOME_OK
+LOST = frame_pb2.OUTCOME_LOST
+CANCELLED = frame_pb2.OUTCOME_CANCELLED
+TIMED_OUT = frame_pb2.OUTCOME_TIMED_OUT
+NOT_DELIVERED = frame_pb2.OUTCOME_NOT_DELIVERED
+VERDICTS: dict[int, Verdict] = {
+    OK: Verdict.END,
+    frame_pb2.OUTCOME_USER_ERROR: Verdict.RETRY,
+    LOST: Verdict.RETRY,
+    frame_pb2.OUTCOME_REJECTED: Verdict.ELSEWHERE,
+    NOT_DELIVERED: Verdict.END,
+    CANCELLED: Verdict.END,
+    TIMED_OUT: Verdict.END,
+    frame_pb2.OUTCOME_RELEASED: Verdict.END,
+}
+"""What each outcome means, unless the error says that it has not run."""
+NOT_RUN = frozenset(
+    {"QUEUE_FULL", "QUEUE_CLEARED", "INVALID_ENGINE_ID", "NO_ENGINES_REGISTERED", "ENGINE_AWAY"}
+)
+"""Reasons for which a task has not run on the engine that it was placed on."""
+_FULL = frozenset({"QUEUE_FULL", "ENGINE_AWAY"})
+_ENDED_AS = {
+    frame_pb2.OUTCOME_CANCELLED: "was cancelled",
+    frame_pb2.OUTCOME_TIMED_OUT: "ran out of time",
+    frame_pb2.OUTCOME_LOST: "was lost",
+}
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """One task. Changed by its scheduler alone, but for what it carries."""
+
+    task_id: bytes
+    size: int
+    """Bytes of its request."""
+    payload: Any = None
+    """What is to be sent for it, which the scheduler does not read."""
+    session_id: bytes = b""
+    retries: int = 0
+    priority: int = 0
+    where: Where = ()
+    after: frozenset[bytes] = frozenset()
+    """What it comes after and has not ended."""
+    after_any_outcome: bool = False
+    placement_timeout: float | None = None
+    state: State = State.NEW
+    arrival: int = 0
+    attempts: int = 0
+    """How often it was placed to be run, without those that did not run."""
+    engine_id: int | None = None
+    """The engine that it is on, or was on last."""
+    epoch: int = 0
+    """Of that engine's registration."""
+    placed_at: float = 0.0
+    excluded: frozenset[int] = frozenset()
+    """Engines that rejected it."""
+    is_stopping: bool = False
+    """Whether somebody cancelled it: then it does not run again."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it waits for an engine alone."""
+        return self.state is State.READY
+
+    def __repr__(self) -> str:
+        """Show how it stands."""
+        return f"Task({self.task_id.hex()}, {self.state.name}, attempts={self.attempts})"
+
+
+class Place(NamedTuple):
+    """Send `task` to the engine that it names."""
+
+    task: Task
+
+
+class End(NamedTuple):
+    """Tell that `task` has ended: with `error`, or else with the reply that came last."""
+
+    task: Task
+    error: DeliveryError | None
+
+
+Action: TypeAlias = Place | End
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counts as they are now."""
+
+    waiting: int
+    placed: int
+    size: int
+
+
+@dataclass(slots=True)
+class _Deadline:
+    """When tasks that wait must have been placed, the earliest first."""
+
+    heap: list[tuple[float, int, Task]] = field(default_factory=list)
+
+    def add(self, at: float, task: Task) -> None:
+        heappush(self.heap, (at, task.arrival, task))
+
+    def due(self, now: float) -> list[Task]:
+        due = []
+        while self.heap and self.heap[0][0] <= now:
+            due.append(heappop(self.heap)[2])
+        return due
+
+
+class Scheduler:
+    """All tasks of a controller that have not ended. Events return what is to be done, in order."""
+
+    def __init__(self, *, max_tasks: int = MAX_TASKS, max_bytes: int = MAX_BYTES) -> None:
+        """Begin with no task and no engine."""
+        self._max_tasks = max_tasks
+        self._max_bytes = max_bytes
+        self._tasks: dict[bytes, Task] = {}
+        self._engines: dict[int, Engine] = {}
+        self._shelves: dict[tuple[Where, frozenset[int]], Shelf] = {}
+        self._behind: dict[bytes, dict[Task, None]] = {}  # tasks, by what they come after
+        self._deadlines = _Deadline()
+        self._arrivals = itertools.count(1)
+        self._turns = itertools.count(1)
+        self._bytes = 0
+        self._placed = 0
+        self._actions: list[Action] = []
+
+    def __repr__(self) -> str:
+        """Show the counts."""
+        return f"Scheduler({self.statistics()}, engines={list(self._engines)})"
+
+    def __len__(self) -> int:
+        """Return how many tasks have not ended."""
+        return len(self._tasks)
+
+    def statistics(self) -> Statistics:
+        """Return counts."""
+        return Statistics(len(self._tasks) - self._placed, self._placed, self._bytes)
+
+    def find(self, task_id: bytes) -> Task | None:
+        """Return a task that has not ended."""
+        return self._tasks.get(task_id)
+
+    def newest_first(self) -> list[Task]:
+        """Return the tasks that have not ended."""
+        return list(reversed(self._tasks.values()))
+
+    # Tasks
+
+    def has_room(self, size: int) -> bool:
+        """Return whether a task of that size can be added."""
+        return len(self._tasks) < self._max_tasks and self._bytes + size + TASK_OVERHEAD <= self._max_bytes
+
+    def add(self, task: Task, now: float) -> list[Action]:
+        """Take a new task, which knows what of `after` has not ended yet."""
+        self._take(task, now)
+        self._begin(task, now)
+        return self._done()
+
+    def hold(self, task: Task, now: float) -> None:
+        """Take a task that may be on an engine already, which is still to come back."""
+        self._take(task, now)
+        self._move(task, State.HELD)
+
+    def let_go(self, task: Task, now: float) -> list[Action]:
+        """No engine has a task that was held: it goes on as a new one."""
+        self._begin(task, now)
+        return self._done()
+
+    def found(self, task: Task, engine_id: int, now: float) -> list[Action]:
+        """An engine that is known has a task that was held: it is sent there, and joins."""
+        self._place(task, self._engines[engine_id], now)
+        return self._done()
+
+    def gone(self, task: Task, problem: DeliveryError, now: float) -> list[Action]:
+        """The engine that a held task may have been on does not come back."""
+        task.attempts += 1
+        if task.attempts <= task.retries:
+            self._again(task, now)
+        else:
+            self._end(task, _lost(task, problem) if task.attempts > 1 else problem, now, LOST)
+        return self._done()
+
+    def ended_elsewhere(self, operation_id: bytes, outcome: int | None, now: float) -> list[Action]:
+        """An operation that tasks come after, and that is no task here, has ended so; None: it is not known."""
+        self._let_follow(operation_id, outcome, now)
+        return self._done()
+
+    def is_awaited(self, operation_id: bytes) -> bool:
+        """Return whether tasks come after that operation."""
+        return operation_id in self._behind
+
+    def replied(
+        self, task: Task, outcome: int, problem: DeliveryError | None, *, has_run: bool, now: float
+    ) -> list[Action]:
+        """The engine that `task` was placed on answered; `problem` is the error of the reply, if it is one.
+
+        `has_run` is False if the reply says that it never began.
+        """
+        engine = self._leave(task, now, has_run=has_run)
+        verdict = VERDICTS.get(outcome, Verdict.END) if has_run else Verdict.AGAIN
+        if not has_run or verdict is Verdict.ELSEWHERE:
+            task.attempts -= 1
+        if task.is_stopping and not has_run:
+            self._end(task, _cancelled(task), now, CANCELLED)
+        elif verdict is Verdict.END or task.is_stopping:
+            self._end(task, None, now, outcome)
+        elif verdict is Verdict.AGAIN:
+            if engine is not None and problem is not None and problem.reason in _FULL:
+                engine.closed_until = now + REFUSED_FOR
+            self._again(task, now)
+        elif verdict is Verdict.ELSEWHERE:
+            task.excluded |= {task.engine_id or 0}
+            self._again(task, now)
+            self._drop_hopeless(self._shelf(task), now)
+        elif task.attempts <= task.retries:
+            self._again(task, now)
+        else:
+            is_poison = outcome == LOST and problem is not None and task.attempts > 1
+            self._end(task, _lost(task, problem) if is_poison and problem else None, now, outcome)
+        if engine is not None:
+            self._fill(engine, now)
+        return self._done()
+
+    def cancel(self, task: Task, now: float) -> list[Action]:
+        """Stop a task. One that is on an engine must be cancelled there; it is not run again."""
+        task.is_stopping = True
+        if task.state is not State.PLACED:
+            self._end(task, _cancelled(task), now, CANCELLED)
+        return self._done()
+
+    # Engines
+
+    def engine_is(
+        self, engine_id: int, epoch: int, properties: Mapping[str, bytes], *, is_open: bool, now: float
+    ) -> list[Action]:
+        """An engine is new, or has changed. It is offered tasks while it `is_open`."""
+        engine = self._engines.get(engine_id)
+        if engine is None:
+            engine = self._engines[engine_id] = Engine(engine_id, epoch)
+        engine.is_open = is_open
+        engine.closed_until = 0.0
+        if engine.properties != properties or not engine.is_known:
+            engine.properties, engine.is_known = properties, True
+            for shelf in self._shelves.values():
+                shelf.consider(engine)
+            self._drop_all_hopeless(now)
+        self._fill(engine, now)
+        return self._done()
+
+    def engine_gone(self, engine_id: int, now: float) -> list[Action]:
+        """An engine is unregistered. Replies to what was placed on it still come."""
+        engine = self._engines.pop(engine_id, None)
+        if engine is not None:
+            engine.is_open = False
+            for shelf in self._shelves.values():
+                shelf.forget(engine)
+            self._drop_all_hopeless(now)
+        return self._done()
+
+    def tick(self, now: float) -> list[Action]:
+        """Time has passed. At least once a second."""
+        for task in self._deadlines.due(now):
+            if task.state in (State.READY, State.BLOCKED, State.HELD) and not task.attempts:
+                self._end(task, self._not_placed(task), now, TIMED_OUT)
+        for engine in self._engines.values():
+            self._fill(engine, now)
+        return self._done()
+
+    # How it is done
+
+    def _done(self) -> list[Action]:
+        actions, self._actions = self._actions, []
+        return actions
+
+    def _take(self, task: Task, now: float) -> None:
+        task.arrival = task.arrival or next(self._arrivals)
+        self._tasks[task.task_id] = task
+        self._bytes += task.size + TASK_OVERHEAD
+        if task.placement_timeout is not None:
+            self._deadlines.add(now + task.placement_timeout, task)
+
+    def _begin(self, task: Task, now: float) -> None:
+        if task.after:
+            self._move(task, State.BLOCKED)
+            for one in task.after:
+                self._behind.setdefault(one, {})[task] = None
+        else:
+            self._again(task, now)
+
+    def _move(self, task: Task, state: State) -> None:
+        if state not in TRANSITIONS[task.state]:
+            raise AssertionError(f"{task} cannot become {state.name}")
+        task.state = state
+
+    def _again(self, task: Task, now: float) -> None:
+        self._move(task, State.READY)
+        self._offer(task, now)
+
+    def _offer(self, task: Task, now: float) -> None:
+        """Give a ready task to the engine that has least to do, or let it wait."""
+        shelf = self._shelf(task)
+        if not shelf:
+            engine = shelf.least_loaded(now)
+            if engine is not None:
+                self._place(task, engine, now)
+                return
+        shelf.add(task)
+
+    def _fill(self, engine: Engine, now: float) -> None:
+        """Give an engine what has waited longest, while it has room."""
+        while engine.has_room(now):
+            best = None
+            for shelf in self._shelves.values():
+                if engine.engine_id in shelf.engines:
+                    head = shelf.head()
+                    if head is not None and (best is None or head < best[0]):
+                        best = head, shelf
+            if best is None:
+                return
+            self._place(best[1].pop(), engine, now)
+
+    def _place(self, task: Task, engine: Engine, now: float) -> None:
+        self._move(task, State.PLACED)
+        task.engine_id, task.epoch, task.placed_at = engine.engine_id, engine.epoch, now
+        task.attempts += 1
+        self._placed += 1
+        engine.placed += 1
+        engine.turn = next(self._turns)
+        self._actions.append(Place(task))
+
+    def _leave(self, task: Task, now: float, *, has_run: bool) -> Engine | None:
+        """Take a task from its engine; return that, unless it is gone."""
+        self._placed -= 1
+        engine = self._engines.get(task.engine_id or 0)
+        if engine is None or engine.epoch != task.epoch:
+            return None
+        engine.placed -= 1
+        if has_run:
+            engine.answered(task.placed_at, now)
+        return engine
+
+    def _end(self, task: Task, error: DeliveryError | None, now: float, outcome: int) -> None:
+        self._move(task, State.ENDED)
+        del self._tasks[task.task_id]
+        self._bytes -= task.size + TASK_OVERHEAD
+        self._actions.append(End(task, error))
+        if self._behind:
+            for one in task.after & self._behind.keys():
+                self._behind[one].pop(task, None)
+                if not self._behind[one]:
+                    del self._behind[one]
+            self._let_follow(task.task_id, outcome, now)
+
+    def _let_follow(self, operation_id: bytes, outcome: int | None, now: float) -> None:
+        """Let those go on that come after an operation, which ended so; None if it is not known."""
+        for task in self._behind.pop(operation_id, ()):
+            task.after -= {operation_id}
+            if outcome is None:
+                error = DeliveryError("OPERATION_NOT_FOUND", operation_id=_ids.show(operation_id))
+                self._end(task, error, now, NOT_DELIVERED)
+            elif outcome != OK and not task.after_any_outcome:
+                self._end(task, _not_after(task, operation_id, outcome), now, NOT_DELIVERED)
+            elif not task.after:
+                self._again(task, now)
+
+    def _shelf(self, task: Task) -> Shelf:
+        key = task.where, task.excluded
+        shelf = self._shelves.get(key)
+        if shelf is None:
+            shelf = self._shelves[key] = Shelf(task.where, task.excluded)
+            for engine in self._engines.values():
+                shelf.consider(engine)
+            if len(self._shelves) > _MAX_EMPTY_SHELVES:
+                for old in [one for one, other in self._shelves.items() if not other and one != key]:
+                    del self._shelves[old]
+        return shelf
+
+    def _drop_all_hopeless(self, now: float) -> None:
+        for shelf in list(self._shelves.values()):
+            self._drop_hopeless(shelf, now)
+
+    def _drop_hopeless(self, shelf: Shelf, now: float) -> None:
+        """End tasks that every engine that could run them has rejected."""
+        while shelf.is_hopeless and shelf:
+            self._end(shelf.pop(), None, now, frame_pb2.OUTCOME_REJECTED)
+
+    def _not_placed(self, task: Task) -> DeliveryError:
+        if task.state is State.BLOCKED:
+            cause = "what it comes after has not ended"
+        elif not self._engines:
+            cause = "no engine is registered"
+        else:
+            cause = (
+                "those that match were busy" if self._shelf(task).engines else "none matches what it asks for"
+            )
+        return DeliveryError(
+            "TASK_NOT_PLACED",
+            operation_id=_ids.show(task.task_id),
+            timeout=f"{task.placement_timeout:g}",
+            cause=cause,
+        )
+
+
+def _cancelled(task: Task) -> DeliveryError:
+    return DeliveryError(
+        "OPERATION_CANCELLED",
+        engine_id=-1,
+        operation_id=_ids.show(task.task_id),
+        namespace="kept",
+        cause="it was taken out of the queue",
+    )
+
+
+def _lost(task: Task, problem: DeliveryError) -> DeliveryError:
+    return DeliveryError(
+        "TASK_LOST",
+        operation_id=_ids.show(task.task_id),
+        attempts=task.attempts,
+        engine_id=task.engine_id,
+        cause=problem.text,
+    )
+
+
+def _not_after(task: Task, operation_id: bytes, outcome: int) -> DeliveryError:
+    return DeliveryError(
+        "DEPENDENCY_FAILED",
+        operation_id=_ids.show(task.task_id),
+        dependency=_ids.show(operation_id),
+        state=_ENDED_AS.get(outcome, "failed"),
+    )

@@ -1,0 +1,117 @@
+"""Tasks that wait for the same engines, and those engines. Without I/O; the scheduler's alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from controller_service.scheduler import Task
+
+Where: TypeAlias = tuple[tuple[str, bytes], ...]
+"""Properties that an engine must have, by rising name, each with its value in the one form that equals compare by."""
+AHEAD = 0.05
+"""Seconds of work that an engine is given ahead of time."""
+MAX_PLACED = 32
+"""Tasks that an engine is given at the same time."""
+_SHARE = 0.2  # of the newest duration in the average
+
+
+@dataclass(slots=True, eq=False)
+class Engine:
+    """One engine, as far as tasks go by it."""
+
+    engine_id: int
+    epoch: int
+    properties: Mapping[str, bytes] = field(default_factory=dict)
+    is_known: bool = False
+    """Whether its properties were told."""
+    is_open: bool = False
+    closed_until: float = 0.0
+    """Until when it is offered nothing, since it refused."""
+    placed: int = 0
+    turn: int = 0
+    """The how-manieth placing its last one was, so that equals take turns."""
+    window: int = 1
+    """How many tasks it is given at the same time."""
+    _duration: float | None = None
+    _answered_at: float = 0.0
+
+    def has_room(self, now: float) -> bool:
+        """Return whether it may be given a task."""
+        return self.is_open and self.placed < self.window and now >= self.closed_until
+
+    def answered(self, placed_at: float, now: float) -> None:
+        """It has run a task, one after another as it does: learn how long one takes."""
+        duration = now - max(placed_at, self._answered_at)
+        self._answered_at = now
+        before = self._duration
+        self._duration = duration if before is None else before + _SHARE * (duration - before)
+        ahead = AHEAD / self._duration if self._duration > 0 else MAX_PLACED
+        self.window = min(1 + int(ahead), MAX_PLACED)
+
+
+class Shelf:
+    """The ready tasks that may go to the same engines: those of one `where`, rejected by the same engines."""
+
+    def __init__(self, where: Where, excluded: frozenset[int]) -> None:
+        """Begin empty."""
+        self._where = where
+        self._excluded = excluded
+        self._heap: list[tuple[int, int, Task]] = []
+        self._matching: dict[int, Engine] = {}  # the excluded ones too
+        self.engines: dict[int, Engine] = {}
+        """Those that may run them."""
+
+    def __len__(self) -> int:
+        """Return how many tasks wait, those included that have ended and are still in its midst."""
+        self.head()
+        return len(self._heap)
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether every engine that matches has rejected the tasks."""
+        return bool(self._excluded) and bool(self._matching) and not self.engines
+
+    def consider(self, engine: Engine) -> None:
+        """Note whether an engine, which is new or has changed, matches."""
+        self.forget(engine)
+        if all(engine.properties.get(name) == value for name, value in self._where):
+            self._matching[engine.engine_id] = engine
+            if engine.engine_id not in self._excluded:
+                self.engines[engine.engine_id] = engine
+
+    def forget(self, engine: Engine) -> None:
+        """An engine is gone."""
+        self._matching.pop(engine.engine_id, None)
+        self.engines.pop(engine.engine_id, None)
+
+    def least_loaded(self, now: float) -> Engine | None:
+        """Return the engine with the least to do that has room, of equals the one whose turn was longest ago."""
+        best: Engine | None = None
+        for engine in self.engines.values():
+            if engine.has_room(now) and (
+                best is None or (engine.placed, engine.turn) < (best.placed, best.turn)
+            ):
+                best = engine
+        return best
+
+    def add(self, task: Task) -> None:
+        """Let a task wait."""
+        heappush(self._heap, (-task.priority, task.arrival, task))
+
+    def head(self) -> tuple[int, int] | None:
+        """Return the place of the task that comes first, None if there is none."""
+        while self._heap:
+            priority, arrival, task = self._heap[0]
+            if task.is_ready:
+                return priority, arrival
+            heappop(self._heap)  # it was cancelled, or its time was up
+        return None
+
+    def pop(self) -> Task:
+        """Take out the task that comes first."""
+        return heappop(self._heap)[2]
