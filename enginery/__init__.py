@@ -38,7 +38,8 @@ if TYPE_CHECKING:
         SerializationError,
         UnpickleableException,
     )
-    from enginery.operation import Group, Operation
+    from enginery.group import Group, Progress
+    from enginery.operation import Operation
     from enginery.operations import Event, EventStream, OperationInfo
     from enginery.result import Display, ExecuteResult, QueuedCall, QueueStatus
     from enginery.serialized import Serialized, serialize
@@ -54,6 +55,8 @@ _HOMES = {
     "connect": "client",
     "Cluster": "cluster",
     "EngineInfo": "engines",
+    "Group": "group",
+    "Progress": "group",
     "CompositeError": "errors",
     "QueueFull": "errors",
     "OperationTimedOut": "errors",
@@ -71,7 +74,6 @@ _HOMES = {
     "RemoteError": "errors",
     "SerializationError": "errors",
     "UnpickleableException": "errors",
-    "Group": "operation",
     "Operation": "operation",
     "Event": "operations",
     "EventStream": "operations",
@@ -112,6 +114,7 @@ __all__ = [
     "OperationInfo",
     "OperationNotFound",
     "OperationTimedOut",
+    "Progress",
     "QueueCleared",
     "QueueFull",
     "QueueStatus",

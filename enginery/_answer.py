@@ -61,6 +61,12 @@ class Answer:
             return record.stdout if stream == "stdout" else record.stderr
         return str(getattr(self.message, stream, ""))
 
+    def duration(self) -> float | None:
+        """Return how long user code ran, in seconds; None if none did."""
+        message = self.message.result if isinstance(self.message, engine_pb2.ExecuteResponse) else self.message
+        ran = isinstance(message, engine_pb2.ExecuteResult | engine_pb2.ApplyResponse)
+        return message.duration.ToNanoseconds() / 1e9 if ran else None
+
     def displays(self) -> list[result.Display]:
         """Return what was displayed."""
         message = self.message.result if isinstance(self.message, engine_pb2.ExecuteResponse) else self.message

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from enginery import _loop
+from enginery import _loop, _waker
 from enginery.errors import EngineryError, remote_of
 
 if TYPE_CHECKING:
@@ -84,12 +83,16 @@ class Late(Future[T]):
 
     def __await__(self) -> Generator[Any, None, T]:
         """Wait for the answer in a coroutine. Cancelling the wait does not stop the operation."""
+        yield from self.arrival()
+        return self.result()
+
+    def arrival(self) -> Generator[Any, None, None]:
+        """Wait in a coroutine until it is done, and decode nothing. For `yield from`."""
         if not self.done():
             # Not asyncio.wrap_future: it would cancel the operation with the wait.
             waiter = asyncio.get_running_loop().create_future()
-            super().add_done_callback(functools.partial(_wake_up, waiter))
+            super().add_done_callback(functools.partial(wake_up, _waker.of_running_loop(), waiter))
             yield from waiter
-        return self.result()
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Call `fn` with this when it is done, at once if it is. What `fn` raises is logged.
@@ -117,14 +120,8 @@ def _bare(error: Exception) -> Exception:
     return error
 
 
-def _wake_up(waiter: asyncio.Future[None], _: Future[Any]) -> None:
-    with contextlib.suppress(RuntimeError):  # its loop was closed: nobody waits any more
-        waiter.get_loop().call_soon_threadsafe(_set, waiter)
-
-
-def _set(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+def wake_up(waker: _waker.Waker, waiter: asyncio.Future[None], _: Future[Any]) -> None:
+    waker.wake(waiter)
 
 
 def _call_back(fn: Callable[[Future[T]], object], future: Future[T]) -> None:

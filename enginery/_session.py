@@ -38,6 +38,9 @@ UNSENT_CALLS = 20_000
 """How many calls may wait to be sent before submitting waits too."""
 KEPT_BYTES = 256 << 20
 """How much may wait for its answer, sent or not, before submitting waits too."""
+PATIENT_CALLS = 1_000_000
+PATIENT_BYTES = 1 << 30
+"""The same two for a caller that must not wait: above these it is refused."""
 _CALL_COST = 512  # bytes that a call takes besides its request
 PATIENCE = 60.0
 """Seconds without an answer of an engine after which calls that it does not take fail."""
@@ -114,6 +117,7 @@ class Session:
         self._epochs = {} if epochs is None else epochs
         self._call_ids = itertools.count(1)
         self._room = threading.Condition()
+        self._never_waits = False
         self._stalled = 0  # submitters that wait for room, or are about to
         self._submitted_calls = 0  # these two by submitters, with the lock
         self._submitted_bytes = 0
@@ -144,6 +148,11 @@ class Session:
         frame = cluster_pb2.SessionRequest(calls=[call]).SerializeToString()
         return Entry(call_id, operation, request, frame, request.uploads, now, self._epochs.get(engine_id, 0))
 
+    def never_wait(self) -> None:
+        """Let calls be submitted without waiting, up to limits that are far higher: for callers on an event loop,
+        who look at `has_room` now and then."""
+        self._never_waits = True
+
     def submit(self, entries: list[Entry], *, may_wait: bool, is_urgent: bool = False) -> None:
         """Queue calls. While too much is unsent or unanswered this waits, or raises QUEUE_FULL unless it
         `may_wait`; but not if it `is_urgent`."""
@@ -151,12 +160,14 @@ class Session:
             self._stalled += 1  # before it is looked at: see _make_room
             try:
                 while not self._closed and not is_urgent and self._is_full():
-                    if not may_wait:
+                    if self._never_waits or not may_wait:
+                        drain = "nothing: `await client.drain()` between so many calls"
+                        callback = "nothing: this is a done-callback, which must not wait"
                         raise DeliveryError(
                             "QUEUE_FULL",
-                            engine_id=entries[0].operation.engine_id,
+                            engine_id=entries[0].operation.target,
                             size=f"{self.unsent_count} calls of this client are unsent",
-                            option="nothing: this is a done-callback, which must not wait",
+                            option=drain if self._never_waits else callback,
                         )
                     self._room.wait()
             finally:
@@ -168,7 +179,17 @@ class Session:
             self._inbox.extend(entries)
 
     def _is_full(self) -> bool:
-        return self.unsent_count >= UNSENT_CALLS or self._submitted_bytes - self._ended_bytes >= KEPT_BYTES
+        if self._never_waits:
+            return not self._is_below(PATIENT_CALLS, PATIENT_BYTES)
+        return not self.has_room
+
+    @property
+    def has_room(self) -> bool:
+        """Whether so little is unsent and unanswered that submitting need not wait."""
+        return self._is_below(UNSENT_CALLS, KEPT_BYTES)
+
+    def _is_below(self, calls: int, size: int) -> bool:
+        return self.unsent_count < calls and self._submitted_bytes - self._ended_bytes < size
 
     # ---- the loop's thread: calls out
 
@@ -177,7 +198,7 @@ class Session:
         starting = []
         while self._inbox:
             entry = self._inbox.popleft()
-            engine_id = entry.operation.engine_id
+            engine_id = entry.operation.target
             if entry.request.method in CONTROL:
                 self._outbox.append(entry)
             elif engine_id in self._lanes:
@@ -192,16 +213,16 @@ class Session:
     def uploaded(self, entry: Entry) -> list[Entry]:
         """Send `entry`, whose values are there now, and what waited behind it; return the next one to
         upload."""
-        lane = self._lanes.get(entry.operation.engine_id)
+        lane = self._lanes.get(entry.operation.target)
         if lane is None or lane.uploading is not entry:
             return []  # it was given up meanwhile
         entry.uploads = ()
-        return self._go_on(lane, entry.operation.engine_id)
+        return self._go_on(lane, entry.operation.target)
 
     def upload_failed(self, entry: Entry, error: DeliveryError) -> list[Entry]:
         """End `entry` with `error`, and return the next one to upload. What waited behind it on its engine is
         cleared, as after any failure, unless the call said otherwise."""
-        engine_id = entry.operation.engine_id
+        engine_id = entry.operation.target
         lane = self._lanes.get(engine_id)
         if lane is None or lane.uploading is not entry:
             return []
@@ -238,7 +259,7 @@ class Session:
             if entry.sendings:
                 frame = _again(entry)
                 self.counters.resent += 1
-            elif entry.epoch != self._epochs.get(entry.operation.engine_id, 0):
+            elif entry.epoch != self._epochs.get(entry.operation.target, 0):
                 frame = _again(entry)  # it goes to the engine that was meant, or to none
             entry.sendings += 1
             frames.append(frame)
@@ -257,7 +278,7 @@ class Session:
 
         One that was sent on an earlier connection is on its way, unless it is known not to have `arrived`.
         """
-        lane = self._lanes.get(operation.engine_id, Lane())
+        lane = self._lanes.get(operation.target, Lane())
         for entry in (*self._outbox, *lane.entries):
             if entry.operation is operation and (not entry.sendings or not arrived):
                 break
@@ -268,7 +289,7 @@ class Session:
             self._outbox.remove(entry)
             return []
         lane.entries.remove(entry)
-        return self._go_on(lane, operation.engine_id) if lane.uploading is entry else []
+        return self._go_on(lane, operation.target) if lane.uploading is entry else []
 
     # ---- the loop's thread: replies in
 
@@ -277,7 +298,7 @@ class Session:
         self.counters.replies += 1
         entry = self._waiting.pop(call_id, None)
         if entry is not None and self._lanes:
-            lane = self._lanes.get(entry.operation.engine_id)
+            lane = self._lanes.get(entry.operation.target)
             if lane is not None and lane.hold is not None:
                 lane.hold.behind.discard(call_id)
         return entry
@@ -287,7 +308,7 @@ class Session:
         self._ended_calls += 1
         self._ended_bytes += len(entry.frame) + _CALL_COST
         if self._lanes:
-            lane = self._lanes.get(entry.operation.engine_id)
+            lane = self._lanes.get(entry.operation.target)
             if lane is not None and lane.hold is not None:
                 lane.hold.answer()
         if self._stalled:
@@ -304,7 +325,7 @@ class Session:
         if entry.operation.is_stopping:
             self._fail(entry, _withdrawn(entry))
             return
-        engine_id = entry.operation.engine_id
+        engine_id = entry.operation.target
         lane = self._lanes.setdefault(engine_id, Lane())
         if lane.hold is None:
             lane.hold = Hold(error, now)
@@ -314,7 +335,7 @@ class Session:
                 call_id
                 for call_id, sent in self._waiting.items()
                 if call_id > entry.call_id
-                and sent.operation.engine_id == engine_id
+                and sent.operation.target == engine_id
                 and sent.request.method not in CONTROL
             }
         lane.hold.refuse(error, hint, now)
@@ -323,7 +344,7 @@ class Session:
         """Move what is about to be sent to an engine behind what it refused."""
         staying: deque[Entry] = deque()
         for entry in self._outbox:
-            if entry.operation.engine_id == engine_id and entry.request.method not in CONTROL:
+            if entry.operation.target == engine_id and entry.request.method not in CONTROL:
                 lane.insert(entry)
             else:
                 staying.append(entry)
@@ -360,7 +381,7 @@ class Session:
             hold.since, hold.answered = now, False
         if now - hold.since < PATIENCE:
             return False
-        if any(entry.operation.engine_id == engine_id for entry in self._waiting.values()):
+        if any(entry.operation.target == engine_id for entry in self._waiting.values()):
             hold.since = now  # it took a call and is at it
             return False
         return True
@@ -378,7 +399,7 @@ class Session:
         self._broken_at = now
         again = []
         for entry in sorted(waiting.values(), key=by_call_id):
-            lane = self._lanes.get(entry.operation.engine_id)
+            lane = self._lanes.get(entry.operation.target)
             if entry.request.method in ONCE:
                 self._fail(entry, DeliveryError("CONTROLLER_LOST", cause=cause))
             elif lane is not None and lane.hold is not None:
@@ -484,7 +505,7 @@ def _again(entry: Entry) -> bytes:
 def _withdrawn(entry: Entry) -> DeliveryError:
     return DeliveryError(
         "OPERATION_CANCELLED",
-        engine_id=entry.operation.engine_id,
+        engine_id=entry.operation.target,
         operation_id=entry.operation.operation_id,
         cause="it was taken out of the queue before it was sent",
         namespace="kept",

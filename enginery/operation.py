@@ -1,11 +1,10 @@
-"""Calls that were started: Operation, and Group over several engines."""
+"""Calls that were started: one Operation each."""
 
 from __future__ import annotations
 
 import concurrent.futures
-import threading
 import time
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from enginery import _calls, _ids, _loop, _methods, _options
 from enginery._decode import to_exception, to_remote_error
@@ -13,13 +12,12 @@ from enginery._engine import MAX_SEQUENCE
 from enginery._late import Late
 from enginery._outcomes import RAISED, STATES, outcome_of
 from enginery._reasons import DeliveryError, public
-from enginery.errors import CompositeError, EngineryError, OperationNotFound
+from enginery.errors import EngineryError, OperationNotFound
 from enginery.operations import EventStream, Feed, from_message, state_name
 from enginery.v1 import frame_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from concurrent.futures import Future
+    from collections.abc import Sequence
 
     from enginery._answer import Answer
     from enginery._calls import Request
@@ -36,7 +34,7 @@ CTRL_C_GRACE = 2.0
 
 
 class Operation(Late[T]):
-    """One call on one engine that was started with `block=False`: an awaitable `concurrent.futures.Future`.
+    """One call that was started: an awaitable `concurrent.futures.Future`. Of calls with `block=False`, and of tasks.
 
     `result()` waits, `await operation` does so in a coroutine, `add_done_callback`, `concurrent.futures.wait`
     and `as_completed` work. Callbacks run on the thread that serves all calls of the process: they must be
@@ -48,20 +46,26 @@ class Operation(Late[T]):
         """Made by views, and by `Client.operation`."""
         super().__init__()
         self.request = request
+        self.target = engine_id
+        """What it was sent to: its engine, or -1 for a task, whose engine the controller chooses."""
         self._engine_id = engine_id
         self._operation_id = operation_id
+        self._submitted_at = time.monotonic()
+        self._ended_at: float | None = None
         self.errors: Errors = errors
         """How errors of user code are raised; see `connect`."""
         self.is_stopping = False
         """Whether it was asked to stop, so that it is not sent again."""
-        self.asked_engine: int | None = engine_id
+        self.asked_engine = None if engine_id == _methods.ANY_ENGINE else engine_id
         """Whom questions about it go to: its engine, or None for whoever knows it."""
+        self.attempts = 0
+        """How often it was run if it is a task, known when it is done; 0 for other calls."""
         self._failure: DeliveryError | None = None
         self._answer: Answer | None = None
 
     @property
     def engine_id(self) -> int:
-        """The engine that was called."""
+        """The engine that was called; of a task the one that ran it last, -1 until that is known."""
         return self._engine_id
 
     @property
@@ -121,6 +125,23 @@ class Operation(Late[T]):
         """Whether it is known to have been cancelled. Does not ask."""
         return self._is_settled() and self._end_state() == "cancelled"
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it is done and `result` raises. Does not ask, and decodes nothing."""
+        return self.done() and not (self._is_settled() and self._end_state() == "succeeded")
+
+    # ---- how long it took
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it was submitted, or until it was answered."""
+        return (time.monotonic() if self._ended_at is None else self._ended_at) - self._submitted_at
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds that its code ran on its engine; None until it is done, and for calls that run no code."""
+        return None if self._answer is None else self._answer.duration()
+
     # ---- what it wrote
 
     @property
@@ -179,12 +200,12 @@ class Operation(Late[T]):
         OperationCancelled, or its answer if it was done all the same. An engine that does not answer within 5
         seconds, since it is away, is told when it is back.
         """
-        return _stop_patiently([self], grace, interrupt_only)
+        return stop_patiently([self], grace, interrupt_only)
 
     def interrupt(self) -> bool:
         """Raise KeyboardInterrupt in it once, and leave it at that; return whether it was running."""
         link = self._link()
-        answer = link.submit(_calls.interrupt(self.operation_id), [self._engine_id], self.errors)[0]
+        answer = link.submit(_calls.interrupt(self.operation_id), [self.target], self.errors)[0]
         return answer.result() is not None
 
     def release(self) -> None:
@@ -199,17 +220,26 @@ class Operation(Late[T]):
             raise TypeError("this operation is about another, and is not one itself")
         return owner._link
 
+    def ran(self, engine_id: int | None, attempts: int) -> None:
+        """Take where a task ran last, and how often it did. Called before its end, by the session."""
+        self.attempts = attempts
+        if engine_id is not None:
+            self._engine_id = engine_id
+
     def succeed(self, answer: Answer) -> None:
         """Take the answer. Called once, by the session."""
         self._answer = answer
+        self._ended_at = time.monotonic()
         self.set_result(None)  # type: ignore[arg-type]  # the outcome is decoded later
 
     def fail(self, failure: DeliveryError) -> None:
         """Take what kept the call from being answered. Called once, by the session."""
-        failure.metadata.setdefault("engine_id", str(self._engine_id))
+        if self._engine_id != _methods.ANY_ENGINE:
+            failure.metadata.setdefault("engine_id", str(self._engine_id))
         failure.metadata.setdefault("operation_id", self.operation_id)
         failure.metadata.setdefault("method", self.method)
         self._failure = failure
+        self._ended_at = time.monotonic()
         self.set_result(None)  # type: ignore[arg-type]
 
     def _decode(self) -> T:
@@ -258,79 +288,8 @@ class Operation(Late[T]):
 
     def __repr__(self) -> str:
         """Show engine, method and how it is."""
-        return f"<Operation [{self._engine_id}:{self.method}] {self._state_text()}, {self.operation_id}>"
-
-
-class Group(Late[list[T]], Generic[T]):
-    """The operations of one call over several engines: a future of the list of their answers, in target order.
-
-    `result()` and `await group` raise one CompositeError if any engine failed; each operation still has its own
-    answer. It is a sequence too: `group[0]`, `len(group)`, `for operation in group`.
-    """
-
-    def __init__(self, operations: Sequence[Operation[T]]) -> None:
-        """Take at least one operation."""
-        super().__init__()
-        self._operations = tuple(operations)
-        self._left = len(self._operations)
-        self._counting = threading.Lock()
-        for operation in self._operations:
-            operation.add_done_callback(self._one_done)
-
-    def _one_done(self, _: Future[T]) -> None:
-        with self._counting:
-            self._left -= 1
-            last = self._left == 0
-        if last:
-            self.set_result([])
-
-    @property
-    def operations(self) -> tuple[Operation[T], ...]:
-        """One for each engine, in target order."""
-        return self._operations
-
-    @property
-    def engine_ids(self) -> list[int]:
-        """The engines that were called, in target order."""
-        return [operation.engine_id for operation in self._operations]
-
-    def cancel(self, grace: float | None = None, interrupt_only: bool | None = None) -> bool:
-        """Stop it on every engine, as `Operation.cancel`; return whether any of them stops."""
-        return _stop_patiently(self._operations, grace, interrupt_only)
-
-    def _decode(self) -> list[T]:
-        return gather(self._operations)
-
-    def __len__(self) -> int:
-        """Return how many engines were called."""
-        return len(self._operations)
-
-    def __iter__(self) -> Iterator[Operation[T]]:
-        """Iterate over the operations in target order."""
-        return iter(self._operations)
-
-    @overload
-    def __getitem__(self, index: int) -> Operation[T]: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Operation[T], ...]: ...
-    def __getitem__(self, index: int | slice) -> Operation[T] | tuple[Operation[T], ...]:
-        """Return the operation at a position."""
-        return self._operations[index]
-
-    def __repr__(self) -> str:
-        """Show method, engines and how many are done."""
-        done = sum(operation.done() for operation in self._operations)
-        method = self._operations[0].method
-        return f"<Group {method} on engines {self.engine_ids}: {done} of {len(self)} done>"
-
-
-def gather(operations: Sequence[Operation[T]]) -> list[T]:
-    """Wait for every operation and return their answers in order; CompositeError if any failed."""
-    errors = [error for operation in operations if (error := operation.exception()) is not None]
-    if errors:
-        method = operations[0].method
-        raise CompositeError(f"{method} failed on {len(errors)} of {len(operations)} engines", errors)
-    return [operation.result() for operation in operations]
+        where = "any" if self._engine_id == _methods.ANY_ENGINE else self._engine_id
+        return f"<Operation [{where}:{self.method}] {self._state_text()}, {self.operation_id}>"
 
 
 def stop(
@@ -355,7 +314,7 @@ def stop(
     return [stopped.get(operation, operation.is_cancelled) for operation in operations]
 
 
-def _stop_patiently(
+def stop_patiently(
     operations: Sequence[Operation[Any]], grace: float | None, interrupt_only: bool | None
 ) -> bool:
     """Cancel operations; return whether any of them stops, or will once its engine can be told."""
