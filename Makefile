@@ -34,7 +34,7 @@ run-controller: $(STAMP)  ## Run a controller in the foreground; prints a ready 
 run-engine: $(STAMP)  ## Run an engine in the foreground, N= for more; waits for a controller.
 	$(BIN)/enginery engine -n $(or $(N),1)
 
-bench: $(STAMP) $(if $(PEERS),$(VENV)-peers/.made)  ## Measure; PEERS=1 adds ipyparallel, WRITE=1 updates benchmarks/README.md.
+bench: $(STAMP) $(if $(PEERS),$(VENV)-peers/.made)  ## Measure; PEERS=1 adds ipyparallel, Dask, Ray and process pools, WRITE=1 updates benchmarks/README.md.
 	$(BIN)/python -m benchmarks $(if $(PEERS),--peers $(VENV)-peers/bin/python) $(if $(WRITE),--write)
 
 setup: $(STAMP)  ## Make the environment in .venv, or renew it after a change of pyproject.toml.

@@ -16,13 +16,19 @@ from benchmarks.bare_grpc import measure_bare
 from benchmarks.on_enginery import measure_enginery
 
 PAGE = Path(__file__).with_name("README.md")
+PEERS = {
+    "ipyparallel": "benchmarks.peer_ipyparallel",
+    "Dask": "benchmarks.peer_dask",
+    "Ray": "benchmarks.peer_ray",
+    "ProcessPoolExecutor": "benchmarks.peer_futures",
+}
 MARK = "<!-- measured -->\n"
 
 
 def main() -> None:
     """Run as a command. A missed goal stands in the table and on stderr; it is no failure of the run."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--peers", metavar="PYTHON", help="also measure ipyparallel with this interpreter")
+    parser.add_argument("--peers", metavar="PYTHON", help="also measure peers with this interpreter")
     parser.add_argument(
         "--write", action="store_true", help=f"put the table into {PAGE.name} beside this program"
     )
@@ -32,8 +38,8 @@ def main() -> None:
     tls, plaintext = asyncio.run(measure_bare(tls=True)), asyncio.run(measure_bare(tls=False))
     _say("Enginery ...")
     numbers = measure_enginery()
-    peer = _measure_peer(options.peers) if options.peers else {}
-    run = table.Run(numbers, tls, plaintext, peer)
+    peers = {name: _measure_peer(name, options.peers) for name in PEERS} if options.peers else {}
+    run = table.Run(numbers, tls, plaintext, peers)
 
     text = f"{_machine()}\n\n{table.render(run)}"
     print(text)
@@ -44,9 +50,9 @@ def main() -> None:
         _say(f"goal missed: {title}")
 
 
-def _measure_peer(python: str) -> measure.Numbers:
-    _say("ipyparallel ...")
-    command = [python, "-m", "benchmarks.peer_ipyparallel"]
+def _measure_peer(name: str, python: str) -> measure.Numbers:
+    _say(f"{name} ...")
+    command = [python, "-m", PEERS[name]]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     numbers: measure.Numbers = json.loads(done.stdout.splitlines()[-1])
     return numbers

@@ -66,6 +66,12 @@ def calls_per_second(submit: Callable[[int], Pending], count: int = CALLS_IN_FLI
     return count / (time.perf_counter() - start)
 
 
+def rate(run: Callable[[int], object], count: int) -> float:
+    """Return how many a second `run(count)` does: the median of three, after a tenth of it to warm up."""
+    run(count // 10)
+    return median([count / seconds(lambda: run(count)) for _ in range(3)])
+
+
 def throughput(action: Callable[[], object], size: int) -> float:
     """Return MB/s of an action that moves `size` MB: the median of several, after one to warm up."""
     action()

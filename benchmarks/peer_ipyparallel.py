@@ -28,6 +28,10 @@ def nothing() -> None:
     """Do nothing, remotely."""
 
 
+def nothing_of(_: object) -> None:
+    """Do nothing with an argument, remotely."""
+
+
 class _Answer:
     """An AsyncResult with the name that `measure` waits by."""
 
@@ -60,6 +64,10 @@ def main() -> None:
         views = [client[engine] for engine in client.ids]
         numbers["in flight"] = measure.calls_per_second(
             lambda number: _Answer(views[number % len(views)].apply_async(nothing))
+        )
+        balanced = client.load_balanced_view()
+        numbers["tasks"] = measure.rate(
+            lambda count: balanced.map_sync(nothing_of, range(count), chunksize=1), 2_000
         )
         for size in measure.SIZES:
             data = np.ones(size * measure.MB, dtype=np.uint8)
