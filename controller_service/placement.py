@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from google.protobuf import struct_pb2
 
-from controller_service.scheduler import Task
-from enginery._requests import read_operation_id
+from controller_service.task import Task
 from enginery._reasons import DeliveryError
+from enginery._requests import read_operation_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

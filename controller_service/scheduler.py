@@ -1,7 +1,8 @@
 """The scheduler: which task waits, and which engine runs it. A synchronous machine without I/O.
 
-Tasks, engines and replies go in, and actions come out: place a task on an engine, or end it. Time is an argument,
-in seconds of any steady clock. After every event this holds: no task that is ready has an engine that would take it.
+Tasks, engines and replies go in, and actions come out: place a task on an engine, or end it. Time is an
+argument, in seconds of any steady clock. After every event this holds: no task that is ready has an engine that
+would take it.
 docs/machines/scheduler.md tells all of it.
 """
 
@@ -11,15 +12,18 @@ import enum
 import itertools
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from controller_service.shelf import Engine, Shelf, Where
-from enginery import _ids
-from enginery._reasons import DeliveryError
+from controller_service import task_errors
+from controller_service.shelf import Engine, Shelf
+from controller_service.task import TRANSITIONS, State, Task
 from enginery.v1 import frame_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from controller_service.shelf import Where
+    from enginery._reasons import DeliveryError
 
 TASK_OVERHEAD = 1_024
 """Bytes that a task costs beside its request."""
@@ -29,32 +33,6 @@ MAX_BYTES = 256 << 20
 REFUSED_FOR = 0.25
 """Seconds for which an engine that refused a task is offered none."""
 _MAX_EMPTY_SHELVES = 64
-
-
-class State(enum.Enum):
-    """How a task stands."""
-
-    NEW = "has just come"
-    HELD = "may be on an engine that has not come back to this controller"
-    BLOCKED = "comes after others that have not ended"
-    READY = "waits for an engine"
-    PLACED = "is on an engine"
-    ENDED = "has ended"
-
-
-TRANSITIONS: dict[State, frozenset[State]] = {
-    State.NEW: frozenset({State.HELD, State.BLOCKED, State.READY}),
-    # Nobody has it, so it goes on as a new one; an engine has it; it is lost with one that has not come; cancelled.
-    State.HELD: frozenset({State.BLOCKED, State.READY, State.PLACED, State.ENDED}),
-    # What it comes after has ended; that did not succeed, or it was cancelled.
-    State.BLOCKED: frozenset({State.READY, State.ENDED}),
-    # An engine has room; cancelled, too late, or refused by every engine.
-    State.READY: frozenset({State.PLACED, State.ENDED}),
-    # It is to run again, or did not run; answered.
-    State.PLACED: frozenset({State.READY, State.ENDED}),
-    State.ENDED: frozenset(),
-}
-"""Where a task may go from where it is."""
 
 
 class Verdict(enum.Enum):
@@ -87,52 +65,6 @@ NOT_RUN = frozenset(
 )
 """Reasons for which a task has not run on the engine that it was placed on."""
 _FULL = frozenset({"QUEUE_FULL", "ENGINE_AWAY"})
-_ENDED_AS = {
-    frame_pb2.OUTCOME_CANCELLED: "was cancelled",
-    frame_pb2.OUTCOME_TIMED_OUT: "ran out of time",
-    frame_pb2.OUTCOME_LOST: "was lost",
-}
-
-
-@dataclass(slots=True, eq=False)
-class Task:
-    """One task. Changed by its scheduler alone, but for what it carries."""
-
-    task_id: bytes
-    size: int
-    """Bytes of its request."""
-    payload: Any = None
-    """What is to be sent for it, which the scheduler does not read."""
-    session_id: bytes = b""
-    retries: int = 0
-    priority: int = 0
-    where: Where = ()
-    after: frozenset[bytes] = frozenset()
-    """What it comes after and has not ended."""
-    after_any_outcome: bool = False
-    placement_timeout: float | None = None
-    state: State = State.NEW
-    arrival: int = 0
-    attempts: int = 0
-    """How often it was placed to be run, without those that did not run."""
-    engine_id: int | None = None
-    """The engine that it is on, or was on last."""
-    epoch: int = 0
-    """Of that engine's registration."""
-    placed_at: float = 0.0
-    excluded: frozenset[int] = frozenset()
-    """Engines that rejected it."""
-    is_stopping: bool = False
-    """Whether somebody cancelled it: then it does not run again."""
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether it waits for an engine alone."""
-        return self.state is State.READY
-
-    def __repr__(self) -> str:
-        """Show how it stands."""
-        return f"Task({self.task_id.hex()}, {self.state.name}, attempts={self.attempts})"
 
 
 class Place(NamedTuple):
@@ -247,7 +179,7 @@ class Scheduler:
         if task.attempts <= task.retries:
             self._again(task, now)
         else:
-            self._end(task, _lost(task, problem) if task.attempts > 1 else problem, now, LOST)
+            self._end(task, task_errors.lost(task, problem) if task.attempts > 1 else problem, now, LOST)
         return self._done()
 
     def ended_elsewhere(self, operation_id: bytes, outcome: int | None, now: float) -> list[Action]:
@@ -271,7 +203,7 @@ class Scheduler:
         if not has_run or verdict is Verdict.ELSEWHERE:
             task.attempts -= 1
         if task.is_stopping and not has_run:
-            self._end(task, _cancelled(task), now, CANCELLED)
+            self._end(task, task_errors.cancelled(task), now, CANCELLED)
         elif verdict is Verdict.END or task.is_stopping:
             self._end(task, None, now, outcome)
         elif verdict is Verdict.AGAIN:
@@ -286,7 +218,7 @@ class Scheduler:
             self._again(task, now)
         else:
             is_poison = outcome == LOST and problem is not None and task.attempts > 1
-            self._end(task, _lost(task, problem) if is_poison and problem else None, now, outcome)
+            self._end(task, task_errors.lost(task, problem) if is_poison and problem else None, now, outcome)
         if engine is not None:
             self._fill(engine, now)
         return self._done()
@@ -295,7 +227,7 @@ class Scheduler:
         """Stop a task. One that is on an engine must be cancelled there; it is not run again."""
         task.is_stopping = True
         if task.state is not State.PLACED:
-            self._end(task, _cancelled(task), now, CANCELLED)
+            self._end(task, task_errors.cancelled(task), now, CANCELLED)
         return self._done()
 
     # Engines
@@ -331,7 +263,7 @@ class Scheduler:
         """Time has passed. At least once a second."""
         for task in self._deadlines.due(now):
             if task.state in (State.READY, State.BLOCKED, State.HELD) and not task.attempts:
-                self._end(task, self._not_placed(task), now, TIMED_OUT)
+                self._end(task, task_errors.not_placed(task, self._obstacle(task)), now, TIMED_OUT)
         for engine in self._engines.values():
             self._fill(engine, now)
         return self._done()
@@ -426,10 +358,9 @@ class Scheduler:
         for task in self._behind.pop(operation_id, ()):
             task.after -= {operation_id}
             if outcome is None:
-                error = DeliveryError("OPERATION_NOT_FOUND", operation_id=_ids.show(operation_id))
-                self._end(task, error, now, NOT_DELIVERED)
+                self._end(task, task_errors.not_found(operation_id), now, NOT_DELIVERED)
             elif outcome != OK and not task.after_any_outcome:
-                self._end(task, _not_after(task, operation_id, outcome), now, NOT_DELIVERED)
+                self._end(task, task_errors.not_after(task, operation_id, outcome), now, NOT_DELIVERED)
             elif not task.after:
                 self._again(task, now)
 
@@ -454,47 +385,12 @@ class Scheduler:
         while shelf.is_hopeless and shelf:
             self._end(shelf.pop(), None, now, frame_pb2.OUTCOME_REJECTED)
 
-    def _not_placed(self, task: Task) -> DeliveryError:
+    def _obstacle(self, task: Task) -> str:
+        """Return why a task waits."""
         if task.state is State.BLOCKED:
-            cause = "what it comes after has not ended"
-        elif not self._engines:
-            cause = "no engine is registered"
-        else:
-            cause = (
-                "those that match were busy" if self._shelf(task).engines else "none matches what it asks for"
-            )
-        return DeliveryError(
-            "TASK_NOT_PLACED",
-            operation_id=_ids.show(task.task_id),
-            timeout=f"{task.placement_timeout:g}",
-            cause=cause,
-        )
-
-
-def _cancelled(task: Task) -> DeliveryError:
-    return DeliveryError(
-        "OPERATION_CANCELLED",
-        engine_id=-1,
-        operation_id=_ids.show(task.task_id),
-        namespace="kept",
-        cause="it was taken out of the queue",
-    )
-
-
-def _lost(task: Task, problem: DeliveryError) -> DeliveryError:
-    return DeliveryError(
-        "TASK_LOST",
-        operation_id=_ids.show(task.task_id),
-        attempts=task.attempts,
-        engine_id=task.engine_id,
-        cause=problem.text,
-    )
-
-
-def _not_after(task: Task, operation_id: bytes, outcome: int) -> DeliveryError:
-    return DeliveryError(
-        "DEPENDENCY_FAILED",
-        operation_id=_ids.show(task.task_id),
-        dependency=_ids.show(operation_id),
-        state=_ENDED_AS.get(outcome, "failed"),
-    )
+            return "what it comes after has not ended"
+        if task.state is State.HELD:
+            return "it may be on an engine that has not come back"
+        if not self._engines:
+            return "no engine is registered"
+        return "those that match were busy" if self._shelf(task).engines else "none has what it asks for"

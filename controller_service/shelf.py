@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from controller_service.scheduler import Task
+    from controller_service.task import Task
 
 Where: TypeAlias = tuple[tuple[str, bytes], ...]
-"""Properties that an engine must have, by rising name, each with its value in the one form that equals compare by."""
+"""Properties that an engine must have, by rising name, with values in a form in which equal ones are the same."""
 AHEAD = 0.05
 """Seconds of work that an engine is given ahead of time."""
 MAX_PLACED = 32
@@ -90,7 +90,7 @@ class Shelf:
         self.engines.pop(engine.engine_id, None)
 
     def least_loaded(self, now: float) -> Engine | None:
-        """Return the engine with the least to do that has room, of equals the one whose turn was longest ago."""
+        """Return the engine with room that has least to do; of equals the one that waited longest."""
         best: Engine | None = None
         for engine in self.engines.values():
             if engine.has_room(now) and (

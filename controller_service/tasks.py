@@ -12,7 +12,7 @@ from controller_service import placement
 from controller_service.answers import FINAL, undelivered
 from controller_service.events import EngineEvent, EventKind, Registration
 from controller_service.lease import State as LeaseState
-from controller_service.scheduler import NOT_RUN, Action, Place, Scheduler, Task
+from controller_service.scheduler import NOT_RUN, Action, Place, Scheduler
 from enginery import _ids, _logs
 from enginery._reasons import DeliveryError
 from enginery._status import from_bytes
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from controller_service.answers import Answers
     from controller_service.reference import EngineFromReference
     from controller_service.router import Receiver
+    from controller_service.task import Task
 
 logger = logging.getLogger(__name__)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from enginery._methods import ANY_ENGINE
 from enginery.v1 import frame_pb2
-from tests.controller.fakes import FakeCluster
+
+if TYPE_CHECKING:
+    from tests.controller.fakes import FakeCluster
 
 
 async def test_a_task_runs_on_an_engine(cluster: FakeCluster) -> None:
