@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from enginery._current import CurrentEngine, get_engine
+    from enginery.aio import AsyncClient, aconnect
+    from enginery.async_operation import AsyncGroup, AsyncOperation
+    from enginery.async_views import AsyncEnginesView, AsyncEngineView
     from enginery.client import Client, connect
     from enginery.cluster import Cluster
     from enginery.engines import EngineInfo
@@ -51,6 +54,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "CurrentEngine": "_current",
     "get_engine": "_current",
+    "AsyncClient": "aio",
+    "aconnect": "aio",
+    "AsyncGroup": "async_operation",
+    "AsyncOperation": "async_operation",
+    "AsyncEngineView": "async_views",
+    "AsyncEnginesView": "async_views",
     "Client": "client",
     "connect": "client",
     "Cluster": "cluster",
@@ -89,6 +98,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "AsyncClient",
+    "AsyncEngineView",
+    "AsyncEnginesView",
+    "AsyncGroup",
+    "AsyncOperation",
     "Client",
     "Cluster",
     "CompositeError",
@@ -123,6 +137,7 @@ __all__ = [
     "SerializationError",
     "Serialized",
     "UnpickleableException",
+    "aconnect",
     "connect",
     "get_engine",
     "serialize",

@@ -7,8 +7,7 @@ import queue
 import time
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
-from enginery import _loop
-from enginery._late import wake_up
+from enginery import _loop, _waker
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,7 +30,7 @@ class AsCompleted(Generic[T]):
         self._timeout = timeout
         self._until = None if timeout is None else time.monotonic() + timeout
         self._done: queue.SimpleQueue[Operation[T]] = queue.SimpleQueue()
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: tuple[_waker.Waker, asyncio.Future[None]] | None = None
         self._count = 0
         self._left = 0
         for operation in operations:
@@ -48,7 +47,7 @@ class AsCompleted(Generic[T]):
         waiter = self._waiter
         if waiter is not None:
             self._waiter = None
-            wake_up(waiter, None)
+            waiter[0].wake(waiter[1])
 
     @property
     def left(self) -> int:
@@ -90,7 +89,8 @@ class AsCompleted(Generic[T]):
         if not self._left:
             raise StopAsyncIteration
         while True:
-            self._waiter = waiter = asyncio.get_running_loop().create_future()
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiter = (_waker.of_running_loop(), waiter)
             try:
                 operation = self._done.get_nowait()
             except queue.Empty:

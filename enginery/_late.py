@@ -91,7 +91,7 @@ class Late(Future[T]):
         if not self.done():
             # Not asyncio.wrap_future: it would cancel the operation with the wait.
             waiter = asyncio.get_running_loop().create_future()
-            super().add_done_callback(functools.partial(wake_up, _waker.of_running_loop(), waiter))
+            super().add_done_callback(functools.partial(_wake_up, _waker.of_running_loop(), waiter))
             yield from waiter
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
@@ -120,7 +120,7 @@ def _bare(error: Exception) -> Exception:
     return error
 
 
-def wake_up(waker: _waker.Waker, waiter: asyncio.Future[None], _: Future[Any]) -> None:
+def _wake_up(waker: _waker.Waker, waiter: asyncio.Future[None], _: Future[Any]) -> None:
     waker.wake(waiter)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -155,6 +156,20 @@ class ExecuteResult(_ByName):
         if "value" not in self._loaded:
             self._loaded["value"] = self._value()
         return self._loaded["value"]
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether something large stayed on the engine's host, and is not fetched yet."""
+        message = self._message
+        remote = {"value": message.value.blob, "stdout": message.stdout_blob, "stderr": message.stderr_blob}
+        return any(blob.blob_id and name not in self._loaded for name, blob in remote.items())
+
+    def fetch(self) -> None:
+        """Fetch now what is large and stayed on the engine's host; what it has let go of is left out."""
+        with contextlib.suppress(SerializationError, BlobNotFound):  # told again when it is asked for
+            _ = self.value
+        self._output("stdout")
+        self._output("stderr")
 
     def _value(self) -> object:
         value = self._message.value

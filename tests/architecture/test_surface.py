@@ -11,6 +11,12 @@ from enginery import errors
 from tests.architecture import source
 
 SURFACE = {
+    "AsyncClient",
+    "AsyncEngineView",
+    "AsyncEnginesView",
+    "AsyncGroup",
+    "AsyncOperation",
+    "aconnect",
     "Client",
     "Cluster",
     "CompositeError",
