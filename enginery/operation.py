@@ -108,6 +108,11 @@ class Operation(Late[T]):
                 return "queued"  # its call has not arrived yet
             raise
 
+    @property
+    def is_large(self) -> bool:
+        """Whether it is done and its answer was too large for a message, so that decoding may take long."""
+        return self._outcome is None and self._answer is not None and bool(self._answer.blobs)
+
     def _is_settled(self) -> bool:
         """Return whether its end is known; one whose connection was lost may go on."""
         return self.done() and (self._failure is None or self._failure.reason != "CONTROLLER_LOST")
@@ -330,11 +335,11 @@ def wait_for(operations: Sequence[Operation[Any]]) -> None:
         for operation in operations:
             operation._wait(None)
     except KeyboardInterrupt as interrupt:
-        interrupt.add_note(_stop_all([operation for operation in operations if not operation.done()]))
+        interrupt.add_note(stop_on_interrupt([operation for operation in operations if not operation.done()]))
         raise
 
 
-def _stop_all(operations: list[Operation[Any]]) -> str:
+def stop_on_interrupt(operations: list[Operation[Any]]) -> str:
     """Stop calls on Ctrl-C, without killing a kernel unless they said so; return what came of it."""
     if not operations or operations[0].request.method not in _methods.OPERATIONS:
         return "the wait has ended"
