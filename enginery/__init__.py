@@ -95,6 +95,8 @@ _HOMES = {
     "serialize": "serialized",
     "EngineView": "view",
     "EnginesView": "views",
+    "load_ipython_extension": "magics",  # %load_ext enginery calls these, and nobody else
+    "unload_ipython_extension": "magics",
 }
 
 __all__ = [
