@@ -1,7 +1,8 @@
-"""Starts a controller and engines as processes of this machine, and stops them again.
+"""Starts a controller on this machine, and engines, and stops them again.
 
 Used by `Cluster`, `enginery up` and `enginery run`. Controller and engine host start at the same time; the host
-waits for the connection file. Needs no gRPC: who waits for registration brings a client.
+waits for the connection file. Needs no gRPC: who waits for registration brings a client. Engines may run
+elsewhere too: a launcher starts them (`launchers/`).
 """
 
 from __future__ import annotations
@@ -10,37 +11,27 @@ import contextlib
 import json
 import os
 import secrets
-import signal
-import subprocess
-import sys
-import threading
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from enginery import _logs
-from enginery._channel import environment
 from enginery._connection_file import ConnectionInfo, read
+from enginery._signals import signals_later
 from enginery._state_dir import StateDirectory, runtime_directory
 from enginery.errors import ConnectionFileError, EngineryError, FileTimeoutError, StateDirectoryInUse
+from enginery.launchers.launcher import STOP_GRACE, EngineSpec
+from enginery.launchers.local import LocalLauncher
+from enginery.launchers.process import Process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from enginery.engines import EngineInfo
+    from enginery.launchers.launcher import Launcher
 
 _POLL = 0.005  # seconds between looks at a file that a child is about to write
-_LAST_WORDS = 15  # lines of a log that an error shows
-_DEFERRED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ABANDONED = 600.0  # seconds without a change and without a controller
-STOP_GRACE = 5.0
-"""Seconds that a process has to stop after SIGTERM, besides its time to drain, before SIGKILL."""
-
-
-def default_engines() -> int:
-    """Return how many engines to start if nobody said: one per CPU that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def connected(engines: Iterable[EngineInfo]) -> int:
@@ -55,7 +46,8 @@ class LaunchOptions:
     Sizes in bytes, times in seconds.
     """
 
-    n: int
+    n: int | None = None
+    """How many engines; None leaves it to the launcher."""
     port: int | None = None
     bind: str | None = None
     advertise: str | None = None
@@ -102,9 +94,8 @@ class LaunchOptions:
         )
 
     def host_arguments(self) -> list[str]:
-        """Return these options as the engine host takes them."""
+        """Return these options as an engine host takes them, but for `n`, which the launcher says."""
         arguments = _arguments(
-            n=self.n,
             value_limit=self.value_limit,
             memory_limit=self.memory_limit,
             output_limit=self.output_limit,
@@ -147,93 +138,91 @@ def temporary_state() -> StateDirectory:
     return StateDirectory(runtime_directory() / f"temporary-{secrets.token_hex(4)}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Log:
-    """The log file of a process, and where in it this process began."""
-
-    path: Path
-    start: int
-
-    def tail(self) -> str:
-        """Return the last lines for an error's text; empty if nothing was logged."""
-        try:
-            lines = self.path.read_bytes()[self.start :].decode(errors="replace").splitlines()
-        except FileNotFoundError:
-            return ""
-        shown = [f"\n  {line}" for line in lines[-_LAST_WORDS:]]
-        return "".join([f"\nthe end of {self.path}:", *shown]) if shown else ""
-
-
 class Launched:
-    """The processes of one local cluster.
+    """The controller of one cluster, a process of this machine, and the engines that a launcher starts for it.
 
-    `attached` ones end with this process, even if it is killed: they watch a pipe that it holds.
+    `attached` ones end with this process, even if it is killed.
     """
 
     def __init__(
-        self, state: StateDirectory, options: LaunchOptions, *, attached: bool, temporary: bool
+        self,
+        state: StateDirectory,
+        options: LaunchOptions,
+        *,
+        attached: bool,
+        temporary: bool,
+        launcher: Launcher | None = None,
     ) -> None:
-        """Take where and what; `temporary` removes the state directory at the end."""
+        """Take where and what; `temporary` removes the state directory at the end.
+
+        `launcher` says where engines run, by default on this machine.
+        """
         self.state = state
         self.options = options
+        self.launcher: Launcher = LocalLauncher() if launcher is None else launcher
+        self.engines = 0
+        """How many engines are expected, once started."""
         self._attached = attached
         self._temporary = temporary
-        self._processes: list[tuple[str, subprocess.Popen[bytes], _Log]] = []
+        self._controller: Process | None = None
 
-    def start(self) -> None:
-        """Start the processes, without waiting. StateDirectoryInUse if a cluster runs there."""
+    def start(self, deadline: float) -> None:
+        """Start the processes; `deadline` is of time.monotonic. On this machine that waits for nothing.
+
+        StateDirectoryInUse if a cluster runs there, EngineryError if engines cannot be started.
+        """
         pid = self.state.controller_pid()
         if pid is not None:
             raise StateDirectoryInUse(
                 f"a cluster runs already in {self.state.path} (controller pid {pid}): `enginery engine` adds "
                 "engines to it, `enginery down` stops it, another --state-dir starts another"
             )
-        with _signals_later():  # or one might come between a process and its entry in the list
-            self._start()
+        with signals_later():  # or one might come between a process and its entry in the state directory
+            self._start_controller()
+        self._start_engines(deadline)
 
-    def _start(self) -> None:
+    def _start_controller(self) -> None:
         self.state.prepare()
         state = ["--state-dir", str(self.state.path)]
         if self._temporary:
             state.append("--temporary")
-        self._spawn("controller", "controller_service", [*state, *self.options.controller_arguments()])
-        if self.options.n:
-            connection = ["--connection-file", str(self.state.engine_file)]
-            self._spawn("host", "engine_service", [*connection, *self.options.host_arguments()])
-        for kind, process, _ in self._processes:
-            self.state.add_process(process.pid, kind)
+        arguments = [*state, *self.options.controller_arguments()]
+        self._controller = Process(
+            "controller", "controller_service", arguments, logs=self.state.logs, attached=self._attached
+        )
+        self.state.add_process(self._controller.pid, "controller")
 
-    def _spawn(self, kind: str, module: str, arguments: list[str]) -> None:
-        path, fd = _logs.claim(self.state.logs, kind)
-        log = _Log(path, path.stat().st_size)
-        arguments += ["--log-file", str(path)]
-        if self._attached:
-            arguments.append("--life-line")
-        try:
-            process = subprocess.Popen(
-                # -P: modules of the current directory must not stand in for ours
-                [sys.executable, "-P", "-m", module, *arguments],
-                stdin=subprocess.PIPE if self._attached else subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=fd,  # a crash before logging is set up, or in C, is found there too
-                env=environment(),
-                start_new_session=True,  # Ctrl-C in the terminal goes to the starter alone
-            )
-        finally:
-            os.close(fd)
-        self._processes.append((kind, process, log))
+    def _start_engines(self, deadline: float) -> None:
+        spec = EngineSpec(
+            n=self.options.n,
+            connection_file=self.state.engine_file,
+            logs=self.state.logs,
+            arguments=tuple(self.options.host_arguments()),
+            attached=self._attached,
+            grace=self._grace,
+        )
+
+        def connection() -> ConnectionInfo:
+            self.wait_for_controller(deadline)
+            return read(self.state.engine_file, "engine")
+
+        self.engines = self.launcher.start(spec, connection)
+        self.state.note_launcher(self.launcher.note())
 
     @property
-    def pids(self) -> dict[str, int]:
-        """Process ids by kind, `controller` and `host`."""
-        return {kind: process.pid for kind, process, _ in self._processes}
+    def _grace(self) -> float:
+        return STOP_GRACE + (self.options.drain_grace or 0.0)
+
+    @property
+    def controller_pid(self) -> int:
+        """Process id of the controller, once started; else 0."""
+        return 0 if self._controller is None else self._controller.pid
 
     def wait_for_controller(self, deadline: float) -> ConnectionInfo:
         """Return the client's connection file once the controller has written it.
 
         `deadline` is of time.monotonic. Raises EngineryError if a process ends, FileTimeoutError if it is late.
         """
-        controller = self.pids["controller"]
         while True:
             self.check()
             if self.state.client_file.exists():
@@ -241,7 +230,7 @@ class Launched:
                     ConnectionFileError
                 ):  # an old one that is no good; it will be replaced
                     info = read(self.state.client_file, "client")
-                    if info.pid == controller:
+                    if info.pid == self.controller_pid:
                         return info
             if time.monotonic() > deadline:
                 raise FileTimeoutError(f"the controller did not come up in time{self._last_words()}")
@@ -249,64 +238,37 @@ class Launched:
 
     def wait_for_engines(self, count: Callable[[], int], deadline: float) -> None:
         """Wait until `count()` engines are there; errors as in `wait_for_controller`."""
-        while (found := count()) < self.options.n:
+        while (found := count()) < self.engines:
             self.check()
             if time.monotonic() > deadline:
-                raise FileTimeoutError(f"only {found} of {self.options.n} engines came up{self._last_words()}")
+                raise FileTimeoutError(f"only {found} of {self.engines} engines came up{self._last_words()}")
             time.sleep(_POLL)
 
     def check(self) -> None:
-        """Raise EngineryError if one of the processes has ended."""
-        for kind, process, log in self._processes:
-            code = process.poll()
-            if code is not None:
-                name = {"controller": "controller", "host": "engine host"}[kind]
-                how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
-                raise EngineryError(f"the {name} ended while it started ({how}){log.tail()}")
+        """Raise EngineryError if the controller or an engine host has ended."""
+        how = None if self._controller is None else self._controller.end()
+        if self._controller is not None and how is not None:
+            raise EngineryError(f"the controller ended while it started ({how}){self._controller.last_words()}")
+        for event in self.launcher.events():
+            if event.kind == "ended":
+                raise EngineryError(
+                    f"the engine {event.host} ended while it started ({event.reason}){event.log}"
+                )
 
     def _last_words(self) -> str:
-        return "".join(log.tail() for _, _, log in self._processes)
+        controller = "" if self._controller is None else self._controller.last_words()
+        return controller + self.launcher.last_words()
 
     def stop(self) -> None:
         """Stop engines, then controller: SIGTERM, and SIGKILL if that is not enough. Again does nothing."""
-        grace = STOP_GRACE + (self.options.drain_grace or 0.0)
-        with _signals_later():
-            while self._processes:
-                _, process, _ = self._processes.pop()  # the host was started last
-                _stop(process, grace)
-                self.state.remove_process(process.pid)
-            if self._temporary:
-                self.state.remove()
-
-
-@contextlib.contextmanager
-def _signals_later() -> Iterator[None]:
-    """Hold back signals that would break off the block, and let them in at its end.
-
-    Not by the signal mask, since the processes that are started in the block would inherit it.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are handled by the main thread
-        return
-    came: list[int] = []
-    numbers = [n for n in _DEFERRED if signal.getsignal(n) not in (signal.SIG_IGN, None)]
-    before = {number: signal.signal(number, lambda number, _frame: came.append(number)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for late in came:
-            signal.raise_signal(late)
-
-
-def _stop(process: subprocess.Popen[bytes], grace: float) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(grace)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    if process.stdin is not None:
-        process.stdin.close()
+        with signals_later():
+            try:
+                self.launcher.stop(self._grace)
+                self.state.note_launcher(None)
+            finally:  # whatever became of engines elsewhere
+                if self._controller is not None:
+                    self._controller.stop(self._grace)
+                    self.state.remove_process(self._controller.pid)
+                    self._controller = None
+                if self._temporary:
+                    self.state.remove()

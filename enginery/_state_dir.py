@@ -8,6 +8,7 @@
     journal/        what a controller must know again: engines, and results of operations
     logs/           one file per process
     processes/      a note for each process of this machine
+    launcher.json   where else engines were started, so that `enginery down` can stop them
 
 All of it is private to one user. Where a user's clusters are is found by links in `running/` of the runtime
 directory, so that state directories may lie anywhere.
@@ -28,10 +29,13 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from enginery._files import check_private_directory, make_private_directory, read_private, write_private
 from enginery.errors import EngineryError, StateDirectoryInUse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 VARIABLE = "ENGINERY_STATE_DIR"
 """Environment variable that names the state directory."""
@@ -205,6 +209,24 @@ class StateDirectory:
                     found[int(path.name)] = str(note["kind"])
         return found
 
+    # Its engines elsewhere
+
+    def note_launcher(self, note: Mapping[str, str] | None) -> None:
+        """Keep what a launcher needs to stop its engines; None forgets what was kept."""
+        path = self.path / "launcher.json"
+        if note is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_private(path, json.dumps(dict(note)).encode())
+
+    def launcher(self) -> dict[str, str] | None:
+        """Return what was kept of a launcher; None if there is nothing that can be used."""
+        try:
+            note = json.loads(read_private(self.path / "launcher.json"))
+        except (OSError, ValueError):
+            return None
+        return {str(key): str(value) for key, value in note.items()} if isinstance(note, dict) else None
+
     @property
     def processes_directory(self) -> Path:
         """Directory of notes about processes of this machine, and of the locks that its hosts hold."""
@@ -321,6 +343,7 @@ def _start_time(pid: int) -> float | None:
 
 _OWN_FILES = (
     "lock", "cluster.json", "ca.pem", "ca-key.pem", "engine.json", "client.json", "client.sock",
+    "launcher.json",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""A cluster on this machine that lives as long as a `with` block."""
+"""A cluster that lives as long as a `with` block."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Literal, Self
 
-from enginery import _sizes, _times
-from enginery._launch import Launched, LaunchOptions, connected, default_engines, temporary_state
+from enginery import _sizes, _times, launchers
+from enginery._launch import Launched, LaunchOptions, connected, temporary_state
 from enginery._logs import FORMATS, LEVELS
 from enginery._loop import is_forked
 from enginery._state_dir import StateDirectory
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from enginery.client import Client
+    from enginery.launchers.launcher import HostEvent, Launcher
 
 
 class Cluster:
-    """A controller and engines on this machine, and a client of them.
+    """A controller on this machine, engines here or elsewhere, and a client of them.
 
         with enginery.Cluster(n=4) as cluster:
             cluster.client[:].execute("import math")
@@ -33,6 +34,9 @@ class Cluster:
     may run at once. Options are those of the commands:
 
     n: engines to start; by default one per CPU.
+    on: where engines run, by default on this machine. "dask://HOST:PORT", or with TLS "dask+tls://HOST:PORT",
+        is a Dask scheduler: its workers share the n engines evenly, by default one for each of their threads,
+        and workers that come later start their share too. See `enginery.launchers.dask`.
     state_dir: where files are kept, and stay; by default a temporary directory that goes at the end.
     memory_limit: resident memory at which the kernel of an engine is killed; by default there is no limit.
     drain_grace: seconds that what runs at the end of the block gets to finish; by default it is stopped.
@@ -53,6 +57,7 @@ class Cluster:
         self,
         n: int | None = None,
         *,
+        on: str | Launcher | None = None,
         state_dir: Path | str | None = None,
         port: int | None = None,
         bind: str | None = None,
@@ -87,10 +92,9 @@ class Cluster:
         TypeError, ValueError or FileNotFoundError if one of them cannot be right, InvalidProperty if a property
         does not fit JSON.
         """
-        n = default_engines() if n is None else n
-        if isinstance(n, bool) or not isinstance(n, int):
+        if n is not None and (isinstance(n, bool) or not isinstance(n, int)):
             raise TypeError(f"n is how many engines to start, not {n!r}")
-        if n < 0:
+        if n is not None and n < 0:
             raise ValueError(f"n is {n}: a cluster has 0 engines or more")
         for name, value in (("lease", lease), ("journal_age", journal_age), ("orphan_timeout", orphan_timeout)):
             if value is not None:  # which is the service's own default
@@ -102,6 +106,8 @@ class Cluster:
         _check_choice("log_format", log_format, FORMATS)
         _check_choice("durability", durability, ("process", "power"))
         _check_start(properties or {}, exec_lines, exec_files)
+        launchers.check(on)
+        self._on = on
         self._options = LaunchOptions(
             n=n,
             port=port,
@@ -148,13 +154,17 @@ class Cluster:
         deadline = time.monotonic() + self._timeout
         temporary = self._named_state is None
         launched = Launched(
-            self._named_state or temporary_state(), self._options, attached=True, temporary=temporary
+            self._named_state or temporary_state(),
+            self._options,
+            attached=True,
+            temporary=temporary,
+            launcher=launchers.find(self._on),
         )
         self._launched = launched
         # At exit too, if nobody stopped it. A forked child has a copy of this and must leave the cluster alone.
         self._finalizer = weakref.finalize(self, _stop_in, launched, os.getpid())
         try:
-            launched.start()
+            launched.start(deadline)
             from enginery.client import connect  # only now: processes come up while this imports gRPC
 
             info = launched.wait_for_controller(deadline)
@@ -193,6 +203,26 @@ class Cluster:
         state = self._launched.state if self._launched is not None else self._named_state
         return None if state is None else state.path
 
+    def host_events(self) -> list[HostEvent]:
+        """Return what has happened to the hosts of its engines, oldest first: started, ended, lost, and why.
+
+        RuntimeError if the cluster is not running, as in `signal_engines`.
+        """
+        return list(self._running().launcher.events())
+
+    def signal_engines(self, number: int) -> None:
+        """Send a signal, such as signal.SIGTERM, to the hosts of all engines, wherever they run.
+
+        At SIGTERM or SIGINT a host lets what runs end within `drain_grace`, and leaves. To stop what runs on
+        an engine there are `interrupt` and `cancel`. EngineryError if the place where they run does not answer.
+        """
+        self._running().launcher.signal(number)
+
+    def _running(self) -> Launched:
+        if self._launched is None:
+            raise RuntimeError("the cluster is not running: use `with Cluster(...)`, or call start()")
+        return self._launched
+
     def __enter__(self) -> Self:
         """Start it; see `start`."""
         return self.start()
@@ -205,8 +235,9 @@ class Cluster:
 
     def __repr__(self) -> str:
         """Show how many engines, and where."""
-        where = self.state_dir if self._launched is not None else "not running"
-        return f"Cluster(n={self._options.n}, {where})"
+        launched = self._launched
+        n, where = (self._options.n, "not running") if launched is None else (launched.engines, self.state_dir)
+        return f"Cluster(n={n}, {where})"
 
 
 def _check_choice(name: str, value: str | None, choices: Sequence[str]) -> None:

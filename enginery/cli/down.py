@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import psutil
 import typer
 
+from enginery import launchers
 from enginery._engine import MAX_SECONDS
-from enginery._launch import STOP_GRACE
 from enginery.cli.common import StateDir, err, find_own_cluster, interrupt, out, undisturbed
 from enginery.errors import EngineryError
+from enginery.launchers.launcher import STOP_GRACE
 
 if TYPE_CHECKING:
     from enginery._state_dir import StateDirectory
@@ -58,6 +59,7 @@ def _stop(state: StateDirectory, grace: float) -> int:
             processes.append(psutil.Process(pid))
     if controller is not None:
         _ask(state, processes, grace)
+    _stop_elsewhere(state, grace)
     alive = _wait(processes, 0.0)
     # A host lets what runs come to its end at the first SIGTERM; a second one stops it at once.
     patience = _AGAIN if controller is not None else grace
@@ -73,6 +75,19 @@ def _stop(state: StateDirectory, grace: float) -> int:
     if alive:
         raise EngineryError(f"these processes do not end: {sorted(process.pid for process in alive)}")
     return len(pids)
+
+
+def _stop_elsewhere(state: StateDirectory, grace: float) -> None:
+    """Stop what a launcher started on other machines, and would start there again."""
+    note = state.launcher()
+    if note is None:
+        return
+    try:
+        launchers.noted(note).stop(grace + STOP_GRACE)
+    except EngineryError as error:
+        out.print(f"engines elsewhere may go on: {error}", markup=False)
+    else:
+        state.note_launcher(None)
 
 
 def _ask(state: StateDirectory, processes: list[psutil.Process], grace: float) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from enginery import _sizes
-from enginery._launch import Launched, LaunchOptions, connected, default_engines
+from enginery import _sizes, launchers
+from enginery._launch import Launched, LaunchOptions, connected
 from enginery.cli.common import err, plural
 
 if TYPE_CHECKING:
@@ -114,6 +114,24 @@ _OPTIONS: dict[str, Any] = {
     "direct": _engines(bool, "Whether hosts open a port of their own.", "--direct/--no-direct"),
 }
 
+
+def _place(text: str) -> str:
+    try:
+        launchers.check(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
+On = Annotated[
+    str | None,
+    typer.Option(
+        help="Where engines run: dask://HOST:PORT, or dask+tls://, is a Dask scheduler.",
+        show_default="this machine",
+        parser=_place,
+        metavar="URL",
+    ),
+]
 Timeout = Annotated[float, typer.Option(help="In which all engines must be there.", min=0, metavar="SECONDS")]
 
 
@@ -152,7 +170,7 @@ def _settings(defaults: dict[str, Any], given: dict[str, Any]) -> LaunchOptions:
     said = {name: value for name, value in given.items() if value is not None}
     said["properties"] = dict(_property(text) for text in said.get("properties", ()))
     said["exec_files"] = [file.absolute() for file in said.get("exec_files", ())]
-    return LaunchOptions(**{"n": default_engines(), **defaults, **said})
+    return LaunchOptions(**{**defaults, **said})
 
 
 def _property(text: str) -> tuple[str, object]:
@@ -171,9 +189,9 @@ def start(launched: Launched, timeout: float) -> Client:
     Errors as in `Launched`; the caller stops what runs.
     """
     deadline = time.monotonic() + timeout
-    wanted = launched.options.n
-    launched.start()
-    with err.status(f"starting a controller and {plural(wanted, 'engine')}") as progress:
+    with err.status("starting a controller and engines") as progress:
+        launched.start(deadline)
+        progress.update(f"starting a controller and {plural(launched.engines, 'engine')}")
         from enginery.client import connect  # only now: the processes come up while this imports gRPC
 
         info = launched.wait_for_controller(deadline)
@@ -182,7 +200,7 @@ def start(launched: Launched, timeout: float) -> Client:
 
             def count() -> int:
                 found = connected(client.engines)
-                progress.update(f"{found} of {plural(wanted, 'engine')}")
+                progress.update(f"{found} of {plural(launched.engines, 'engine')}")
                 return found
 
             launched.wait_for_engines(count, deadline)

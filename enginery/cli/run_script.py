@@ -11,6 +11,7 @@ from typing import Annotated, Any, Self
 
 import typer
 
+from enginery import launchers
 from enginery._channel import environment
 from enginery._launch import Launched, LaunchOptions, temporary_state
 from enginery._state_dir import VARIABLE
@@ -49,6 +50,7 @@ def run(
             metavar="ARGUMENTS",
         ),
     ] = None,
+    on: launching.On = None,
     timeout: launching.Timeout = 30.0,
 ) -> None:
     """Run a Python script against a cluster of its own, which ends with it.
@@ -57,7 +59,7 @@ def run(
 
     What the script left running when it ends is stopped, unless --drain-grace gives it time.
     """
-    launched = Launched(temporary_state(), settings, attached=True, temporary=True)
+    launched = Launched(temporary_state(), settings, attached=True, temporary=True, launcher=launchers.find(on))
     try:
         launching.start(launched, timeout).close()
         code = _run(launched, [str(script), *(arguments or ())])

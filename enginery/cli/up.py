@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from enginery import launchers
 from enginery._launch import Launched, LaunchOptions, connected
 from enginery._state_dir import VARIABLE, StateDirectory, default_path
 from enginery.cli import launching
@@ -25,12 +26,13 @@ def up(
             envvar=VARIABLE, show_default="per-user", metavar="DIR", help="Where the cluster keeps its files."
         ),
     ] = None,
+    on: launching.On = None,
     timeout: launching.Timeout = 30.0,
 ) -> None:
     """Start a controller and engines in the background; return when all engines are registered."""
     began = time.monotonic()
     state = StateDirectory(state_dir)
-    launched = Launched(state, settings, attached=False, temporary=False)
+    launched = Launched(state, settings, attached=False, temporary=False, launcher=launchers.find(on))
     try:
         client = launching.start(launched, timeout)
     except BaseException:
@@ -42,7 +44,7 @@ def up(
         ready = connected(client.engines)
     print(f"{plural(ready, 'engine')} ready in {time.monotonic() - began:.1f} s")
     print(f"  state directory  {state.path}")
-    print(f"  controller       {address} (pid {launched.pids['controller']})")
+    print(f"  controller       {address} (pid {launched.controller_pid})")
     _print_ways(state)
 
 

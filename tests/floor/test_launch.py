@@ -21,7 +21,7 @@ OF_CONTROLLER = (
     "journal_age", "journal_limit", "durability",
 )  # fmt: skip
 OF_HOST = (
-    *OF_BOTH, "n", "memory_limit", "output_limit", "queue_limit", "queue_bytes", "store_limit", "direct",
+    *OF_BOTH, "memory_limit", "output_limit", "queue_limit", "queue_bytes", "store_limit", "direct",
     "drain_grace", "orphan_timeout",
 )  # fmt: skip
 
@@ -36,7 +36,7 @@ def test_the_services_take_every_option(tmp_path: Path) -> None:
     file = tmp_path / "start.py"
     file.touch()
     options = LaunchOptions(
-        n=3, port=7, bind="::1", advertise="here", insecure=True, lease=1.5, save_ids=True, value_limit=10,
+        port=7, bind="::1", advertise="here", insecure=True, lease=1.5, save_ids=True, value_limit=10,
         waiting_limit=11, output_limit=12, queue_limit=13, queue_bytes=14, store_limit=15, direct=False,
         memory_limit=16, drain_grace=0.0, orphan_timeout=17.5, journal=False, journal_age=18.5,
         journal_limit=19, durability="power", properties={"a": {"b": [1]}}, exec_lines=["--x"],
@@ -49,14 +49,15 @@ def test_the_services_take_every_option(tmp_path: Path) -> None:
     assert {name: host[name] for name in OF_HOST} == {name: said[name] for name in OF_HOST}
     assert (host["exec_lines"], host["exec_files"]) == (("--x",), (file,))
     assert bytes(host["properties"]["a"].parts[0]) == b'{"b": [1]}'
-    assert {*OF_CONTROLLER, *OF_HOST, "exec_lines", "exec_files", "properties"} == set(said)
-    assert not [field.name for field in dataclasses.fields(options) if said[field.name] == field.default]
+    assert {*OF_CONTROLLER, *OF_HOST, "n", "exec_lines", "exec_files", "properties"} == set(said)
+    left = [field.name for field in dataclasses.fields(options) if said[field.name] == field.default]
+    assert left == ["n"]  # how many is the launcher's to say
 
 
 def test_what_is_not_set_is_left_to_the_services() -> None:
-    """The only default of ours is the number of engines."""
-    assert LaunchOptions(n=2).controller_arguments() == []
-    assert LaunchOptions(n=2).host_arguments() == ["-n", "2"]
+    """There is no default of ours."""
+    assert LaunchOptions().controller_arguments() == []
+    assert LaunchOptions(n=2).host_arguments() == []
 
 
 def test_abandoned_temporary_directories_are_removed() -> None:
