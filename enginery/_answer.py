@@ -67,6 +67,13 @@ class Answer:
         ran = isinstance(message, engine_pb2.ExecuteResult | engine_pb2.ApplyResponse)
         return message.duration.ToNanoseconds() / 1e9 if ran else None
 
+    def value_size(self) -> int:
+        """Return how many bytes the value of an Apply has."""
+        if not isinstance(self.message, engine_pb2.ApplyResponse):
+            return 0
+        value = self.message.value
+        return value.blob.size if value.WhichOneof("kind") == "blob" else value.ByteSize()
+
     def displays(self) -> list[result.Display]:
         """Return what was displayed."""
         message = self.message.result if isinstance(self.message, engine_pb2.ExecuteResponse) else self.message

@@ -19,7 +19,7 @@ from enginery._options import NO_OPTIONS, Options
 from enginery._reasons import DeliveryError, public
 from enginery.errors import InvalidProperty, SerializationError
 from enginery.serialized import ACCEPT, Serialized, serialize
-from enginery.v1 import engine_pb2, operation_pb2, value_pb2
+from enginery.v1 import engine_pb2, frame_pb2, operation_pb2, value_pb2
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -59,6 +59,8 @@ class Request(Generic[T]):
     """The client that calls. It stays connected for as long as somebody has an operation or a result of it."""
     options: Options = NO_OPTIONS
     """How it is to be run."""
+    task: frame_pb2.TaskOptions | None = None
+    """How it is to be placed, if it is a task. Not to be changed: it may be that of many requests."""
 
     def own_uploads(self) -> None:
         """Copy what is to be uploaded, so that the caller may change it before it was sent."""
@@ -147,7 +149,23 @@ def apply(
     function: Callable[..., T] | str, args: tuple[object, ...], kwargs: Mapping[str, object]
 ) -> Request[T]:
     """Call a function."""
-    uploads = _Collector()
+    message = _called(function)
+    return _with_arguments(message, args, kwargs)
+
+
+def apply_each(function: Callable[..., T] | str, arguments: Iterable[tuple[object, ...]]) -> list[Request[T]]:
+    """Call a function once with each of `arguments`, a request each; the function is pickled once for all."""
+    called = _called(function)
+    requests: list[Request[T]] = []
+    for args in arguments:
+        message = engine_pb2.ApplyRequest()
+        message.CopyFrom(called)
+        requests.append(_with_arguments(message, args, {}))
+    return requests
+
+
+def _called(function: Callable[..., object] | str) -> engine_pb2.ApplyRequest:
+    """Return the message that calls a function, without arguments."""
     message = engine_pb2.ApplyRequest(accept=[_PICKLE])
     if isinstance(function, str):
         message.function_name = function
@@ -155,10 +173,15 @@ def apply(
         message.pickled_function.CopyFrom(_values.to_pickle(_pickle(function, {"the function": function})))
     else:
         raise TypeError(f"apply calls a function or the name of one, not {type(function).__name__}")
+    return message
+
+
+def _with_arguments(
+    message: engine_pb2.ApplyRequest, args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> Request[Any]:
+    uploads = _Collector()
     if args or kwargs:
-        named = {f"argument {position}": value for position, value in enumerate(args, 1)}
-        named |= {f"argument {name!r}": value for name, value in kwargs.items()}
-        arguments = _pickle((args, dict(kwargs)), named)
+        arguments = _pickled_arguments(args, kwargs)
         if blob := uploads.take(arguments):
             message.blob_arguments.CopyFrom(blob)
         else:
@@ -166,8 +189,47 @@ def apply(
     return _request("Apply", message, apply_value, uploads)
 
 
-def check_reserved(function: Callable[..., object] | str, **given: object) -> None:
-    """Raise TypeError if an option of `apply` was given that the function may have been meant to get."""
+def _pickled_arguments(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Encoded:
+    try:
+        return _codec.encode((args, kwargs))
+    except SerializationError:
+        named = {f"argument {position}": value for position, value in enumerate(args, 1)}
+        named |= {f"argument {name!r}": value for name, value in kwargs.items()}
+        return _pickle((args, kwargs), named)
+
+
+class Applied(Generic[T]):
+    """Calls of one function by tasks. It is pickled once, now."""
+
+    def __init__(self, function: Callable[..., T] | str) -> None:
+        """Take a function, or the name of one."""
+        self._function = _called(function).SerializeToString()
+
+    def request(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Request[T]:
+        """Return a call with these arguments. They ride in it: nobody knows yet to which engine to upload them.
+
+        ValueTooLarge if they are too large for that.
+        """
+        payload = self._function
+        if args or kwargs:
+            message = engine_pb2.ApplyRequest()
+            _values.fill_pickle(message.pickled_arguments, _pickled_arguments(args, kwargs))
+            payload += message.SerializeToString()  # serialized messages that are joined are one
+        if len(payload) > REQUEST_LIMIT:
+            option = (
+                "the size of a message, in which a task travels whole: push what is large to the engines "
+                "first, as in client[:].push({'a': a}), and give enginery.reference('a')"
+            )
+            raise public(
+                DeliveryError("VALUE_TOO_LARGE", size=len(payload), limit=REQUEST_LIMIT, option=option)
+            )
+        return Request(METHODS["Apply"], payload, engine_pb2.ApplyResponse, apply_value)
+
+
+def check_reserved(
+    function: Callable[..., object] | str, call: str = "apply", options: str = "view.options", **given: object
+) -> None:
+    """Raise TypeError if an option of `call` was given that the function may have been meant to get."""
     if isinstance(function, str):
         return
     try:
@@ -177,8 +239,8 @@ def check_reserved(function: Callable[..., object] | str, **given: object) -> No
     for name, value in given.items():
         if value is not None and name in parameters:
             raise TypeError(
-                f"apply takes {name}= for itself, and the function has a parameter of that name: give it by "
-                f"functools.partial(function, {name}=...), or give the option by view.options({name}=...)"
+                f"{call} takes {name}= for itself, and the function has a parameter of that name: give it by "
+                f"functools.partial(function, {name}=...), or give the option by {options}({name}=...)"
             )
 
 

@@ -21,8 +21,8 @@ T = TypeVar("T")
 class AsCompleted(Generic[T]):
     """An iterator over operations in the order in which they end, for `for` and `async for`.
 
-    Its length is how many there are in all, so a `tqdm` around it knows its end. With a timeout, TimeoutError that many
-    seconds after it was made.
+    Its length is how many there are in all, so a `tqdm` around it knows its end. With a timeout, TimeoutError
+    that many seconds after it was made.
     """
 
     def __init__(self, operations: Iterable[Operation[T]] = (), timeout: float | None = None) -> None:

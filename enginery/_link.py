@@ -177,7 +177,7 @@ class Link:
 
     async def _serve(self, connection: Connection) -> str:
         """Serve a connection until it ends; return why it did."""
-        self.session.connected(time.monotonic())
+        self.session.connected(time.monotonic(), connection.welcome.controller_epoch)
         self._connection = connection
         self._ready.set()
         self._sendable.set()
@@ -323,12 +323,24 @@ class Link:
             for operation, answer in zip(operations, asked, strict=True)
         ]
 
+    def stop_soon(self, operations: Sequence[Operation[Any]]) -> None:
+        """Cancel operations without waiting for what comes of it. From any thread, also while one dies."""
+
+        async def stop() -> None:
+            try:
+                await self.stop(operations, None, None)
+            except EngineryError as error:
+                logger.info("%d operations were not cancelled: %s", len(operations), error)
+
+        if not _loop.is_forked() and not self.thread.loop.is_closed():
+            self.thread.loop.call_soon_threadsafe(lambda: self.start_task(stop()))
+
     def _cancel(
         self, operation: Operation[Any], grace: float | None, interrupt_only: bool | None
     ) -> Operation[bool]:
         """Send a Cancel behind the call that it is about."""
         request = _calls.cancel(operation.operation_id, grace, interrupt_only)
-        entry = self.session.entry(request, operation.engine_id, "raise", time.monotonic())
+        entry = self.session.entry(request, operation.target, "raise", time.monotonic())
         self.session.submit([entry], may_wait=False, is_urgent=True)
         cancel: Operation[bool] = entry.operation
         return cancel
@@ -354,6 +366,8 @@ class Link:
             return  # it was given up
         operation, request = entry.operation, entry.request
         outcome = reply.outcome
+        if request.task is not None and reply.attempts:
+            operation.ran(reply.engine_id if reply.HasField("engine_id") else None, reply.attempts)
         if outcome not in _ANSWERED and not (outcome in _STOPPED and not reply.error):
             failure = _status.from_bytes(reply.error)
             if failure.reason in RETRIED:

@@ -110,6 +110,8 @@ class OperationCalls:
                     break
                 if time.monotonic() - began < 1:  # it did not wait
                     await asyncio.sleep(_FIRST_DELAY)
+            if response.operation.attempts:
+                operation.ran(response.operation.engine_id, response.operation.attempts)
             outcome, message = _recall.answer_of(response.outcome)
         except DeliveryError as error:
             operation.fail(error)

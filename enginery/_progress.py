@@ -33,7 +33,7 @@ def wait(group: Group[Any], timeout: float | None, show: bool | None) -> bool:
 
 @contextlib.contextmanager
 def bar(title: str, total: int | None, show: bool | None = None) -> Iterator[Bar]:
-    """Show a bar where somebody sees it, unless `show` is False; True shows it on standard error in any case."""
+    """Show a bar where somebody sees it, unless `show` is False; True shows it in any case."""
     if show is not False and _in_notebook():
         yield _NotebookBar(total or 0)
     elif show or (show is None and sys.stderr.isatty()):
@@ -53,8 +53,8 @@ class _NotebookBar:
     def __init__(self, total: int) -> None:
         from IPython.display import ProgressBar
 
-        self._bar = ProgressBar(total)
-        self._bar.display()
+        self._bar = ProgressBar(total)  # type: ignore[no-untyped-call]
+        self._bar.display()  # type: ignore[no-untyped-call]
 
     def advance(self) -> None:
         self._bar.progress += 1  # which displays it

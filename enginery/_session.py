@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from enginery import _ids, _options
 from enginery._lane import Hold, Lane, by_call_id
-from enginery._methods import METHODS, OPERATIONS, PYTHON_NAMES
+from enginery._methods import ANY_ENGINE, METHODS, OPERATIONS, PYTHON_NAMES
 from enginery._reasons import DeliveryError
 from enginery.operation import Operation
 from enginery.v1 import cluster_pb2, frame_pb2
@@ -89,7 +89,9 @@ class Entry:
     """What must be uploaded first; empty once it was."""
     submitted_at: float
     epoch: int
-    """The registration of its engine that is meant: the one that was known when it was made. 0 if none was."""
+    """The registration of its engine that is meant: the one that was known when it was made. 0 if none was. Of
+    a task
+    the controller to which it was sent first."""
     sendings: int = 0
     """How often it was sent; 0 while the engine cannot have it."""
 
@@ -129,6 +131,7 @@ class Session:
         self._lanes: dict[int, Lane] = {}
         self._waiting: dict[int, Entry] = {}
         self._broken_at: float | None = None
+        self._controller_epoch = 0
 
     # ---- any thread
 
@@ -143,14 +146,15 @@ class Session:
             engine_id=engine_id,
             method=frame_pb2.Method.ValueType(request.method),
             options=None if options is _options.NO_OPTIONS else _options.message(options),
+            task=request.task,
             request=request.payload,
         )
         frame = cluster_pb2.SessionRequest(calls=[call]).SerializeToString()
         return Entry(call_id, operation, request, frame, request.uploads, now, self._epochs.get(engine_id, 0))
 
     def never_wait(self) -> None:
-        """Let calls be submitted without waiting, up to limits that are far higher: for callers on an event loop,
-        who look at `has_room` now and then."""
+        """Let calls be submitted without waiting, up to limits that are far higher: for callers on an event
+        loop, who look at `has_room` now and then."""
         self._never_waits = True
 
     def submit(self, entries: list[Entry], *, may_wait: bool, is_urgent: bool = False) -> None:
@@ -259,6 +263,8 @@ class Session:
             if entry.sendings:
                 frame = _again(entry)
                 self.counters.resent += 1
+            elif entry.request.task is not None:
+                entry.epoch = self._controller_epoch
             elif entry.epoch != self._epochs.get(entry.operation.target, 0):
                 frame = _again(entry)  # it goes to the engine that was meant, or to none
             entry.sendings += 1
@@ -331,13 +337,14 @@ class Session:
             lane.hold = Hold(error, now)
         if lane.insert(entry):
             self._recall(engine_id, lane)
-            lane.hold.behind = {
-                call_id
-                for call_id, sent in self._waiting.items()
-                if call_id > entry.call_id
-                and sent.operation.target == engine_id
-                and sent.request.method not in CONTROL
-            }
+            if engine_id != ANY_ENGINE:  # tasks have no order
+                lane.hold.behind = {
+                    call_id
+                    for call_id, sent in self._waiting.items()
+                    if call_id > entry.call_id
+                    and sent.operation.target == engine_id
+                    and sent.request.method not in CONTROL
+                }
         lane.hold.refuse(error, hint, now)
 
     def _recall(self, engine_id: int, lane: Lane) -> None:
@@ -412,9 +419,10 @@ class Session:
                 self._recall(engine_id, lane)
         return self.unsent_count
 
-    def connected(self, now: float) -> None:
+    def connected(self, now: float, controller_epoch: int = 0) -> None:
         """There is a connection again: what was refused on the old one may be taken now."""
         self._broken_at = None
+        self._controller_epoch = controller_epoch
         for lane in self._lanes.values():
             if lane.hold is not None:
                 lane.hold.behind = set()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import operator
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, SupportsIndex, TypeVar, overload
 
 from enginery import _calls, _connection_file, _find, _ids, _options, _recall, _times
 from enginery._base_view import check_errors
 from enginery._diagnose import diagnose
 from enginery._link import Link
+from enginery._methods import ANY_ENGINE
 from enginery._reasons import DeliveryError, public
 from enginery.engines import EngineInfo
 from enginery.engines import from_message as engine_info
@@ -25,6 +26,7 @@ from enginery.errors import (
 from enginery.group import gather
 from enginery.operation import Operation
 from enginery.operations import OperationInfo, from_message, state_numbers
+from enginery.tasks import TaskCalls, TaskView
 from enginery.v1 import operation_pb2
 from enginery.view import EngineView
 from enginery.views import EnginesView
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from enginery._decode import Errors
+    from enginery._task_options import After
     from enginery.cluster import Cluster
 
 T = TypeVar("T")
@@ -78,7 +81,7 @@ def connect(
     return Client(link, errors)
 
 
-class Client:
+class Client(TaskCalls):
     """A connection to one controller.
 
     Indexing gives views of engines: `client[0]` one engine, whose answers are single values; `client[:]` and
@@ -181,6 +184,39 @@ class Client:
             raise InvalidEngineID(f"{empty} selects no engine; {there}")
         return wanted
 
+    # ---- tasks
+
+    def tasks(
+        self,
+        *,
+        retries: int | None = None,
+        where: Mapping[str, object] | None = None,
+        priority: int | None = None,
+        after: After | None = None,
+        after_any_outcome: bool | None = None,
+        placement_timeout: float | None = None,
+        label: str | None = None,
+        timeout: float | None = None,
+        grace: float | None = None,
+        interrupt_only: bool | None = None,
+    ) -> TaskView:
+        """Return a view of any engine, whose tasks have these settings; see `TaskView.options`."""
+        return TaskView(self, self.errors).options(
+            retries=retries,
+            where=where,
+            priority=priority,
+            after=after,
+            after_any_outcome=after_any_outcome,
+            placement_timeout=placement_timeout,
+            label=label,
+            timeout=timeout,
+            grace=grace,
+            interrupt_only=interrupt_only,
+        )
+
+    def _tasks(self) -> TaskView:
+        return TaskView(self, self.errors)
+
     # ---- operations
 
     def operation(self, operation_id: str) -> Operation[Any]:
@@ -200,6 +236,8 @@ class Client:
         request.owner = self
         operation: Operation[Any] = Operation(request, info.engine_id, key, self.errors)
         operation.asked_engine = None  # it may have gone, and the journal know the answer
+        if info.attempts:
+            operation.target = ANY_ENGINE  # a task: it may go on elsewhere
         link.recall(operation)
         return operation
 

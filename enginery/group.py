@@ -51,10 +51,10 @@ class DoneAndNotDone(NamedTuple):
 class Group(Late[list[T]], Generic[T]):
     """Several operations, and a future of the list of their answers, in order.
 
-    What calls over several engines return with `block=False`; `Group([client.submit(f, x) for x in xs])` makes one of
-    any others. `result()` and `await group` raise one CompositeError if any failed; each operation still has its own
-    answer. It is a sequence too: `group[0]`, `len(group)`, `for operation in group` at once and in order;
-    `as_completed()` and `async for operation in group` as they end.
+    What calls over several engines return with `block=False`; `Group([client.submit(f, x) for x in xs])` makes
+    one of any others. `result()` and `await group` raise one CompositeError if any failed; each operation still
+    has its own answer. It is a sequence too: `group[0]`, `len(group)`, `for operation in group` at once and in
+    order; `as_completed()` and `async for operation in group` as they end.
     """
 
     def __init__(self, operations: Iterable[Operation[T]]) -> None:
@@ -130,10 +130,11 @@ class Group(Late[list[T]], Generic[T]):
         return AsCompleted(self._operations, timeout)
 
     def wait(self, timeout: float | None = None, return_when: str = ALL_COMPLETED) -> DoneAndNotDone:
-        """Wait until all operations are done, or by `return_when` one is or one has failed; or for `timeout` seconds.
+        """Wait until all operations are done, or by `return_when` one is or one has failed; or for `timeout`
+        seconds.
 
-        Returns the sets of those that are done and those that are not, as `concurrent.futures.wait` does. It decodes
-        nothing and raises nothing of theirs. ValueError for another `return_when`.
+        Returns the sets of those that are done and those that are not, as `concurrent.futures.wait` does. It
+        decodes nothing and raises nothing of theirs. ValueError for another `return_when`.
         """
         if return_when not in (ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION):
             raise ValueError(
@@ -151,8 +152,9 @@ class Group(Late[list[T]], Generic[T]):
     def wait_interactive(self, timeout: float | None = None, *, show: bool | None = None) -> bool:
         """Wait until all operations are done, and show how far they are; return whether they are.
 
-        On a terminal that is a bar on standard error, in a notebook a bar below the cell, elsewhere nothing; `show`
-        says yes or no to it. After `timeout` seconds, and on Ctrl-C, the waiting ends, the operations go on.
+        On a terminal that is a bar on standard error, in a notebook a bar below the cell, elsewhere nothing;
+        `show` says yes or no to it. After `timeout` seconds, and on Ctrl-C, the waiting ends, the operations go
+        on.
         """
         from enginery import _progress
 

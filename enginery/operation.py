@@ -34,7 +34,8 @@ CTRL_C_GRACE = 2.0
 
 
 class Operation(Late[T]):
-    """One call that was started: an awaitable `concurrent.futures.Future`. Of calls with `block=False`, and of tasks.
+    """One call that was started: an awaitable `concurrent.futures.Future`. Of calls with `block=False`, and of
+    tasks.
 
     `result()` waits, `await operation` does so in a coroutine, `add_done_callback`, `concurrent.futures.wait`
     and `as_completed` work. Callbacks run on the thread that serves all calls of the process: they must be
