@@ -9,6 +9,7 @@ from enginery._methods import ANY_ENGINE
 from enginery._options import NO_OPTIONS, Options
 from enginery._scoped import Scoped
 from enginery._task_options import NO_TASK_OPTIONS, TaskOptions
+from enginery.executor import on_tasks
 from enginery.task_map import AUTO, TaskMap
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from enginery._decode import Errors
     from enginery._task_options import After
     from enginery.client import Client
+    from enginery.executor import ClusterExecutor
     from enginery.operation import Operation
     from enginery.result import ExecuteResult
 
@@ -154,6 +156,20 @@ class TaskCalls:
             max_outstanding=max_outstanding,
             return_exceptions=return_exceptions,
         )
+
+    def executor(
+        self,
+        max_workers: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+    ) -> ClusterExecutor:
+        """Return the engines as a `concurrent.futures.Executor`; its calls are tasks with the settings of this.
+
+        At most `max_workers` calls are with the engines at a time; by default as many as keep them busy.
+        `initializer(*initargs)` runs once on each engine before its first call, and again on a new kernel.
+        ValueError if `max_workers` is not above 0.
+        """
+        return on_tasks(self._tasks(), max_workers, initializer, initargs)
 
 
 class TaskView(TaskCalls, Scoped):

@@ -1,0 +1,1 @@
+"""The standard faces over one real cluster: executor, joblib, dask and asyncio."""
