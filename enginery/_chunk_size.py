@@ -4,8 +4,7 @@ from __future__ import annotations
 
 AIM = 0.02
 """Seconds that a chunk is to take: so long that the cost of a task does not count, so short that engines end a
-map
-together and an interrupt loses little."""
+map together and an interrupt loses little."""
 LARGEST = 4096
 _BYTES = 256 << 10  # of arguments or of values in one chunk: a message holds it, and is no burden
 _GROWTH = 4

@@ -1,0 +1,107 @@
+"""Functions whose pickle is known: one that is called again and again is pickled once, unless it has changed.
+
+Pickling a function of `__main__` costs more than all else that a call costs its caller. Its pickle holds the
+globals that it uses as they were, so it may be used again only if everything in it is as it was. That is looked
+at each time; and only functions are remembered of which that can be told: those that use constants, builtins
+and installed modules.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+import weakref
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from enginery._encoded import Encoded
+
+_LARGEST = 16 << 10  # bytes of a pickle that is remembered
+_CONSTANTS = (type(None), bool, int, float, complex, str, bytes, types.BuiltinFunctionType)
+
+_Print = tuple[Any, ...]
+"""The parts of a function: the same objects mean the same pickle."""
+
+_known: weakref.WeakKeyDictionary[types.FunctionType, tuple[_Print, Encoded]] = weakref.WeakKeyDictionary()
+_names: weakref.WeakKeyDictionary[types.CodeType, tuple[str, ...]] = weakref.WeakKeyDictionary()
+
+
+def find(function: object) -> Encoded | None:
+    """Return the pickle of a function that is as it was when it was remembered, None if there is none."""
+    if type(function) is not types.FunctionType:
+        return None
+    known = _known.get(function)
+    if known is None:
+        return None
+    before, now = known[0], _parts(function)
+    if len(before) != len(now) or any(one is not other for one, other in zip(before, now, strict=True)):
+        del _known[function]
+        return None
+    return known[1]
+
+
+def remember(function: object, pickled: Encoded) -> None:
+    """Remember the pickle of a function, if it can be told whether it changes."""
+    if type(function) is not types.FunctionType or function.__module__ != "__main__":
+        return  # what can be imported is pickled by its name, which costs little
+    parts = _parts(function)
+    is_plain = function.__closure__ is None and not function.__dict__ and pickled.size <= _LARGEST
+    if is_plain and all(_is_constant(part) for part in parts[1:]):
+        _known[function] = (parts, pickled)
+
+
+def _parts(function: types.FunctionType) -> _Print:
+    """Return all that a pickle of a function without closure and attributes depends on."""
+    code = function.__code__
+    names = _names.get(code)
+    if names is None:
+        names = _names[code] = tuple(sorted(_global_names(code)))
+    keywords = function.__kwdefaults__ or {}
+    annotations = function.__annotations__
+    return (
+        code,
+        function.__name__,
+        function.__qualname__,
+        function.__doc__,
+        *(function.__defaults__ or ()),
+        None,
+        *keywords.keys(),
+        *keywords.values(),
+        None,
+        *annotations.keys(),
+        *annotations.values(),
+        None,
+        *_used(function.__globals__, names),
+    )
+
+
+def _used(variables: dict[str, Any], names: tuple[str, ...]) -> list[object]:
+    """Return the globals that are used, with their names, and of packages the submodules that may be meant."""
+    used: list[object] = []
+    for name in names:
+        if name in variables:
+            value = variables[name]
+            used += (name, value)
+            if isinstance(value, types.ModuleType) and hasattr(value, "__path__"):
+                used += [sys.modules.get(f"{value.__name__}.{other}") for other in names]
+    return used
+
+
+def _global_names(code: types.CodeType) -> set[str]:
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= _global_names(constant)
+    return names
+
+
+def _is_constant(part: object) -> bool:
+    if isinstance(part, types.ModuleType):
+        return _is_installed(part)
+    return type(part) in _CONSTANTS or (type(part) is type and part.__module__ == "builtins")
+
+
+def _is_installed(module: types.ModuleType) -> bool:
+    """Return whether every engine may be expected to have a module as it is here."""
+    file = getattr(module, "__file__", None) or ""
+    return module.__name__.partition(".")[0] in sys.stdlib_module_names or "site-packages" in file
