@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,7 @@ def queue_status(engine: Engine, request: bytes, context: CallContext) -> CallRe
     response = engine_pb2.QueueStatusResponse()
     if engine.queue.running is not None:
         response.pending.CopyFrom(_queued_call(engine.queue.running))
-    for number, operation in enumerate(engine.queue):
+    for number, operation in enumerate(itertools.chain(engine.queue.ahead, engine.queue)):
         if number == _MAX_LISTED:
             break
         response.queue.append(_queued_call(operation))

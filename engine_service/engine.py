@@ -163,7 +163,7 @@ class Engine:
         self.operations.expire(time.time_ns())
         status = engine_pb2.EngineStatus(
             engine_id=self.engine_id,
-            queued_count=len(self.queue),
+            queued_count=len(self.queue) + len(self.queue.ahead),
             resident_bytes=self.kernel.resident_bytes(),
             last_failure=self.last_failure,
             draining=self.is_draining,
@@ -197,7 +197,9 @@ class Engine:
         if self.is_draining:
             return
         self._drain_reason = reason
-        self.fail_all(self.queue.clear(), self.stopped_error())
+        error = self.stopped_error(has_run=False)
+        self.fail_all(self.queue.clear(), error)
+        self._runner.withdraw_all(error)
         if self.queue.running is None:
             self.stop(reason)
         else:
@@ -210,7 +212,9 @@ class Engine:
         self._stop_reason = reason
         if self._drain_timer is not None:
             self._drain_timer.cancel()
-        self.fail_all(self.queue.clear(), self.stopped_error())
+        error = self.stopped_error(has_run=False)
+        self.fail_all(self.queue.clear(), error)
+        self._runner.withdraw_all(error)
         if self.queue.running is not None:
             self.kernel.kill()
         self.keeper.stop()
@@ -306,7 +310,7 @@ class Engine:
                 raise DeliveryError("OPERATION_EXISTS", operation_id=_ids.show(context.operation_id))
             return operation
         if self.is_draining:
-            raise self.stopped_error()
+            raise self.stopped_error(has_run=False)
         if method == frame_pb2.METHOD_RESET:
             self.clear_queue("the engine was reset")
         now = time.time_ns()
@@ -344,16 +348,15 @@ class Engine:
         return operation
 
     def begin_next(self) -> None:
-        """Run the next operation, unless one runs."""
-        if self.queue.running is None:
-            self._runner.begin_next()
+        """Hand the next operations to the kernel, as far as it takes them now."""
+        self._runner.begin_next()
 
     def idle(self) -> None:
-        """An operation has finished: run the next, or stop if that is what it was told."""
-        if self.is_draining:
-            self.stop(self._drain_reason)
-        else:
+        """An operation has finished: run the next, or stop if that is what it was told and was the last."""
+        if not self.is_draining:
             self._runner.begin_next()
+        elif self.queue.running is None:
+            self.stop(self._drain_reason)
 
     def end(self, operation: Operation, answer: Answer) -> None:
         """Give an operation its answer, and everybody who waits for it."""
@@ -374,9 +377,11 @@ class Engine:
 
     def clear_queue(self, cause: str) -> int:
         """Fail all that wait with QUEUE_CLEARED and return how many they were."""
+        error = self.cleared_error(cause)
+        ahead = self._runner.withdraw_all(error)
         cleared = self.queue.clear()
-        self.fail_all(cleared, self.cleared_error(cause))
-        return len(cleared)
+        self.fail_all(cleared, error)
+        return ahead + len(cleared)
 
     def interrupt(self, operation_id: bytes) -> bytes:
         """Interrupt that operation, or whichever runs if empty; return its id, empty if it does not run."""
@@ -386,24 +391,23 @@ class Engine:
         self, operation: Operation, grace: float | None = None, interrupt_only: bool | None = None
     ) -> None:
         """Take an operation out of the queue, or begin to stop it if it runs; by default as its call said."""
-        if operation.state == QUEUED:
-            self.queue.remove(operation)
-            error = DeliveryError(
-                "OPERATION_CANCELLED",
-                engine_id=self.engine_id,
-                operation_id=_ids.show(operation.operation_id),
-                namespace="kept",
-                cause="it was taken out of the queue",
-            )
-            self.end(operation, error)
-            return
         context = operation.context
-        self._runner.stop(
-            operation,
-            StopCause.CANCEL,
-            context.grace if grace is None else grace,
-            interrupt_only=context.interrupt_only if interrupt_only is None else interrupt_only,
+        grace = context.grace if grace is None else grace
+        interrupt_only = context.interrupt_only if interrupt_only is None else interrupt_only
+        if operation.state != QUEUED:
+            self._runner.stop(operation, StopCause.CANCEL, grace, interrupt_only=interrupt_only)
+            return
+        error = DeliveryError(
+            "OPERATION_CANCELLED",
+            engine_id=self.engine_id,
+            operation_id=_ids.show(operation.operation_id),
+            namespace="kept",
+            cause="it was taken out of the queue",
         )
+        if self.queue.remove(operation):
+            self.end(operation, error)
+        else:
+            self._runner.withdraw(operation, error, (StopCause.CANCEL, grace, interrupt_only))
 
     # ---- streams
 
@@ -443,6 +447,7 @@ class Engine:
         """Return the error of what was taken out of the queue."""
         return DeliveryError("QUEUE_CLEARED", engine_id=self.engine_id, cause=cause)
 
-    def stopped_error(self) -> DeliveryError:
-        """Return the error of what it does not run any more."""
-        return DeliveryError("ENGINE_STOPPED", engine_id=self.engine_id, cause=self.stop_reason)
+    def stopped_error(self, *, has_run: bool = True) -> DeliveryError:
+        """Return the error of what it does not run any more, and may have."""
+        metadata = {} if has_run else {"has_run": "false"}
+        return DeliveryError("ENGINE_STOPPED", engine_id=self.engine_id, cause=self.stop_reason, **metadata)

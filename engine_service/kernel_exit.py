@@ -49,9 +49,13 @@ class ExitStatus:
 class KernelExited(Exception):
     """A kernel ended while something waited for it. Carries how, and the last that it wrote to stderr."""
 
-    def __init__(self, status: ExitStatus, last_words: bytes = b"") -> None:
-        """Take how it ended, and the end of its stderr since the operation (or the start) began."""
+    def __init__(self, status: ExitStatus, last_words: bytes = b"", *, has_begun: bool = True) -> None:
+        """Take how it ended, and the end of its stderr since the operation (or the start) began.
+
+        `has_begun` says whether the operation may have, which it was given.
+        """
         self.status = status
+        self.has_begun = has_begun
         self._last_words = last_words.decode("utf-8", "backslashreplace").strip()
         super().__init__(status.describe() + (f"\n{self._last_words}" if self._last_words else ""))
 

@@ -54,6 +54,8 @@ class Command:
     values: tuple[tuple[str, Transferred], ...] = ()
     accept: tuple[Codec, ...] = ()
     inline_limit: int = 1 << 20
+    is_task: bool = False
+    """It may be handed over before the kernel has answered the task before it; functions use captured names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class Reply:
     `values` has `value` for `execute` and `apply`, `namespace` for `pull` and `pull_function`, and the keys for
     `pull_serialized`. `displays` has what the last expression displays; all else that was displayed or written
     came before. `started_at` is Unix time, `duration` seconds. `properties` is every property there is, only if
-    one changed.
+    one changed. `was_revoked` says that the command never began; then there is nothing else.
     """
 
     failure: Failure | None = None
@@ -118,6 +120,9 @@ class Reply:
     started_at: float = 0.0
     duration: float = 0.0
     properties: dict[str, Encoded] | None = None
+    was_revoked: bool = False
+    acknowledgement: int = 0
+    """Number by which the kernel waits to learn that its output was read, 0 if it does not."""
 
     def close(self) -> None:
         """Close the files of stored values that nobody took over."""

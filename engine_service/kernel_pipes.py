@@ -1,4 +1,8 @@
-"""What a kernel writes to its stdout and stderr, as the host reads it: at once, and to its end when asked."""
+"""What a kernel writes to its stdout and stderr, as the host reads it: at once, and to its end when asked.
+
+While what was read has not been passed on, the page says so: the kernel, which may have the next command
+already, does not leave the one that wrote it before.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +14,25 @@ import termios
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from engine_service.kernel_page import READING
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
 _READ_SIZE = 64 << 10
 _PIPE_SIZE = 256 << 10
-_WORDS = 2000
 
 
 class OutputPipes:
-    """Two pipes, read on an event loop. `last_words` is the end of what came on stderr since it was emptied."""
+    """Two pipes, read on an event loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, take: Callable[[str, bytes], None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, page: memoryview, take: Callable[[str, bytes], None]
+    ) -> None:
         """Make the pipes; `take` gets the stream's name and bytes as they were read, and must not raise."""
-        self.last_words = b""
         self._loop = loop
+        self._page = page
         self._take = take
         self._read_ends: dict[str, int] = {}
         self._write_ends: dict[str, int] = {}
@@ -53,23 +60,20 @@ class OutputPipes:
             fcntl.ioctl(fd, termios.FIONREAD, waiting)
             (size,) = struct.unpack("i", waiting)
             if size:
-                with suppress(BlockingIOError):  # user code may read what it wrote itself, before us
-                    self._pass_on(name, os.read(fd, size))
+                self._read(name, size)
 
-    def _read(self, name: str) -> None:
+    def _read(self, name: str, size: int = _READ_SIZE) -> None:
+        self._page[READING] = 1
         try:
-            data = os.read(self._read_ends[name], _READ_SIZE)
-        except (BlockingIOError, InterruptedError):
+            data = os.read(self._read_ends[name], size)
+        except (BlockingIOError, InterruptedError):  # user code may read what it wrote itself, before us
+            self._page[READING] = 0
             return
         if data:
-            self._pass_on(name, data)
+            self._take(name, data)
         else:  # it closed the stream itself
             self._loop.remove_reader(self._read_ends[name])
-
-    def _pass_on(self, name: str, data: bytes) -> None:
-        if name == "stderr":
-            self.last_words = (self.last_words + data)[-_WORDS:]
-        self._take(name, data)
+        self._page[READING] = 0
 
     def close(self) -> None:
         """Close everything. What the pipes still hold is lost: see `drain`."""

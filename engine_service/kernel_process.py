@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import array
 import asyncio
-import mmap
 import os
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,6 +34,7 @@ from engine_service.kernel_messages import (
     Start,
     Transferred,
 )
+from engine_service.kernel_page import AHEAD, RUNNING, TARGET, make_page, open_page, revoke
 from engine_service.kernel_pipes import OutputPipes
 from engine_service.kernel_wire import read_from_kernel, write_command, write_start
 from enginery import _ids
@@ -87,18 +87,31 @@ class KernelOptions:
 class KernelListener(Protocol):
     """Who is told what a kernel says beside its answers, as it is read. Must be quick and raise nothing."""
 
-    def output(self, stream: str, data: bytes, *, running: bool) -> None:
-        """It wrote to `stdout` or `stderr`; `running` says whether a command runs, whose output it is then."""
+    def output(self, stream: str, data: bytes, operation_id: bytes) -> None:
+        """That operation wrote to `stdout` or `stderr`; an empty id means that none runs."""
 
-    def display(self, display: DisplayData) -> None:
-        """The command that runs displays an object; all output before it was told before."""
+    def display(self, display: DisplayData, operation_id: bytes) -> None:
+        """That operation displays an object; all output before it was told before."""
 
-    def progress(self, fraction: float, text: str) -> None:
-        """The command that runs reports progress."""
+    def progress(self, fraction: float, text: str, operation_id: bytes) -> None:
+        """That operation reports progress."""
 
 
-_PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+@dataclass(slots=True, eq=False)
+class _Given:
+    """A command that the kernel has and has not answered."""
+
+    serial: int
+    operation_id: bytes
+    is_task: bool
+    size: int
+    done: Done
+    is_revoked: bool = False
+
+
 _MAX_VECTOR = 512  # buffers of one sendmsg
+_MAX_GIVEN_BYTES = 64 << 10  # in the socket, which takes a few times more before it blocks
+_WORDS = 2000  # bytes of stderr
 
 
 class KernelProcess:
@@ -118,8 +131,11 @@ class KernelProcess:
         self._listener = listener
         self._reader = FrameReader()
         self._serial = 0
-        self._command: Command | None = None
-        self._answer: Callable[[Any], None] | None = None
+        self._introduction: asyncio.Future[Any] | None = None
+        self._line: deque[_Given] = deque()  # the first runs, or is to run next
+        self._given_bytes = 0
+        self._last_words = b""  # the end of what came on stderr, of the command whose serial number follows
+        self._spoke = 0
         self._sending: asyncio.Task[None] | None = None
         self._ordered = False
         self._cause = ""
@@ -139,7 +155,7 @@ class KernelProcess:
         except TimeoutError:
             kernel.kill(cause=f"it was not ready after {options.startup_timeout:g} s")
             status = await asyncio.shield(kernel.exited)
-            raise KernelExited(status, kernel._pipes.last_words) from None
+            raise KernelExited(status, kernel._last_words) from None
         except BaseException:
             kernel.kill()
             await asyncio.shield(kernel.exited)
@@ -149,10 +165,9 @@ class KernelProcess:
     def _spawn(self, options: KernelOptions) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.setblocking(False)
-        page = _make_page()
-        self._map = mmap.mmap(page, _PAGE_SIZE)
-        self._page = memoryview(self._map).cast("Q")
-        self._pipes = OutputPipes(self._loop, self._take_output)
+        page = make_page()
+        self._page = open_page(page)
+        self._pipes = OutputPipes(self._loop, self._page, self._take_output)
         acknowledged, self._acknowledge = os.pipe()
         os.set_blocking(self._acknowledge, False)
         descriptors = (theirs.fileno(), page, acknowledged)
@@ -180,33 +195,47 @@ class KernelProcess:
         self._watch_exit()
 
     async def _introduce(self, options: KernelOptions) -> None:
-        answer: asyncio.Future[Ready] = self._loop.create_future()
-        self._answer = partial(_settle, answer)
-        await self._send(self._send_what_fits(write_start(_describe_start(options))))
-        ready = await answer
+        self._introduction = self._loop.create_future()
+        unsent, _ = self._send_what_fits(write_start(_describe_start(options)))
+        await self._send(unsent)
+        ready = await self._introduction
         assert isinstance(ready, Ready)
         self.python_version = ready.python_version
         self.properties = ready.properties
         self._pipes.drain()
 
-    def begin(self, command: Command, done: Done) -> None:
-        """Begin a command; one at a time. `done` gets the reply, or KernelExited if the kernel ends before it.
+    @property
+    def takes_more(self) -> bool:
+        """Whether a task may be handed over behind those that it has: if they leave room for it."""
+        line = self._line
+        return not line or (
+            len(line) < AHEAD
+            and line[-1].is_task
+            and self._given_bytes < _MAX_GIVEN_BYTES
+            and (self._sending is None or self._sending.done())
+        )
 
-        It is called at once when the reply is read, since a trip through the event loop costs more than most
-        commands; it must not raise. KernelExited if the kernel has ended already. Stored values of the command
-        stay the caller's to close, once `done` was called; those of the reply become the caller's.
+    def begin(self, command: Command, done: Done) -> None:
+        """Begin a command, or hand over a task behind others if it `takes_more`.
+
+        `done` gets the reply, or KernelExited if the kernel ends before it. It is called at once when the reply
+        is read, since a trip through the event loop costs more than most commands; it must not raise.
+        KernelExited if the kernel has ended already. Stored values of the command stay the caller's to close,
+        once `done` was called; those of the reply become the caller's.
         """
         if self.exited.done():
             raise KernelExited(self.exited.result())
-        if self._answer is not None:
-            raise RuntimeError("a kernel runs one command at a time")
-        self._pipes.drain()  # what was written before belongs to nobody
-        self._pipes.last_words = b""
+        if self._line:
+            if not (command.is_task and self.takes_more):
+                raise RuntimeError("a kernel runs one command at a time, but for tasks")
+        else:
+            self._pipes.drain()  # what was written before belongs to nobody
+            self._last_words = b""
+        frame = write_command(self._serial + 1, command)
+        unsent, size = self._send_what_fits(frame)
         self._serial += 1
-        frame = write_command(self._serial, command)
-        unsent = self._send_what_fits(frame)
-        self._command = command
-        self._answer = done
+        self._line.append(_Given(self._serial, command.operation_id, command.is_task, size, done))
+        self._given_bytes += size
         if unsent:
             self._sending = self._loop.create_task(self._send(unsent), name=f"command for kernel {self.pid}")
 
@@ -216,17 +245,18 @@ class KernelProcess:
         self.begin(command, partial(_settle, future))
         return await future
 
-    def _send_what_fits(self, frame: Frame) -> list[memoryview]:
-        """Send as much of a frame as the socket takes at once, and return the rest."""
+    def _send_what_fits(self, frame: Frame) -> tuple[list[memoryview], int]:
+        """Send as much of a frame as the socket takes at once, and return the rest and the size of all."""
         buffers: list[Buffer] = frame.pack()
+        size = sum(buffer.nbytes if isinstance(buffer, memoryview) else len(buffer) for buffer in buffers)
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", frame.fds))] if frame.fds else []
         try:
             sent = self._socket.sendmsg(buffers[:_MAX_VECTOR], ancillary)
-        except BlockingIOError:  # never with nothing in flight, unless the system is out of buffers
+        except BlockingIOError:  # never with so little in flight, unless the system is out of buffers
             raise WireError("the socket of the kernel takes nothing") from None
         except (BrokenPipeError, ConnectionResetError):
-            return []  # it has ended: the answer will say how
-        return rest(buffers, sent)
+            return [], size  # it has ended: the answer will say how
+        return ([], size) if sent == size else (rest(buffers, sent), size)
 
     async def _send(self, unsent: list[memoryview]) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):  # it has ended: the answer will say how
@@ -235,13 +265,35 @@ class KernelProcess:
 
     def interrupt(self, operation_id: bytes = b"") -> bool:
         """Interrupt that operation, or whichever runs if empty. Returns whether it runs; never hits another."""
-        if self._command is None or self.exited.done():
+        if not self._line or self.exited.done():
             return False
-        if operation_id and operation_id != self._command.operation_id:
+        first = self._line[0]
+        if operation_id and operation_id != first.operation_id:
             return False
-        self._page[0] = self._serial  # the kernel ignores the signal unless this one runs
+        self._page[TARGET] = first.serial  # the kernel ignores the signal unless this one runs
         os.kill(self.pid, signal.SIGINT)  # Popen's own would reap a kernel that has just ended
         return True
+
+    def revoke(self, operation_id: bytes) -> None:
+        """Let that operation not begin if it has not: then its reply says that it was revoked."""
+        for given in () if self.exited.done() else self._line:
+            if given.operation_id == operation_id:
+                given.is_revoked = True
+                revoke(self._page, given.serial)
+
+    def has_begun(self, operation_id: bytes) -> bool:
+        """Return whether that operation, which it has, has begun, as far as its user code lets us see."""
+        running = 0 if self.exited.done() else self._page[RUNNING]
+        for given in self._line:
+            if given.operation_id == operation_id and given.serial <= running:
+                given.is_revoked = False  # too late
+                return True
+        return False
+
+    def catch_up(self) -> None:
+        """Take in now what it has answered, instead of as soon as the event loop comes to it."""
+        if not self.exited.done():
+            self._on_readable()
 
     def kill(self, number: int = signal.SIGKILL, *, cause: str = "") -> None:
         """Send a signal to the kernel and all processes of its group. Nothing if it has ended.
@@ -293,43 +345,98 @@ class KernelProcess:
         except ConnectionResetError:  # it ended with something unread: its end will be noticed
             self._loop.remove_reader(self._socket.fileno())
         except WireError as error:
-            self._loop.remove_reader(self._socket.fileno())
-            self.kill(cause=f"killed, since it broke the protocol between kernel and host ({error})")
+            self._break(error)
 
-    def _take_frames(self) -> None:
-        while (frame := self._reader.take()) is not None:
-            message = read_from_kernel(frame, self._serial if self._answer is not None else -1)
-            if isinstance(message, Progress):
-                if self._command is not None:
-                    self._listener.progress(message.fraction, message.text)
-                continue
+    def _break(self, error: WireError) -> None:
+        self._loop.remove_reader(self._socket.fileno())
+        self.kill(cause=f"killed, since it broke the protocol between kernel and host ({error})")
+
+    def _take_frames(self, *, until: int = 0) -> None:
+        """Handle what was read; with `until`, only until that command is the first that is not answered."""
+        while not (until and self._line and self._line[0].serial == until):
+            frame = self._reader.take()
+            if frame is None:
+                return
+            self._take_frame(frame)
+
+    def _take_frame(self, frame: Frame) -> None:
+        first = self._line[0] if self._line else None
+        expected = first.serial if first is not None else -1 if self._introduction is None else 0
+        message = read_from_kernel(frame, expected)
+        operation_id = b"" if first is None else first.operation_id
+        if isinstance(message, Progress):
+            if first is not None:
+                self._listener.progress(message.fraction, message.text, operation_id)
+            return
+        if isinstance(message, Shown):
             self._pipes.drain()  # what was written before this comes before it
-            if isinstance(message, Shown):
-                self._show(message)
-                continue
-            self._command = None
-            answer, self._answer = self._answer, None
-            if answer is not None:
-                answer(message)
-            elif isinstance(message, Reply):
-                message.close()
+            self._show(message, operation_id)
+            return
+        if isinstance(message, Ready):
+            self._pipes.drain()
+            introduction, self._introduction = self._introduction, None
+            if introduction is not None and not introduction.done():
+                introduction.set_result(message)
+            return
+        assert first is not None
+        if message.was_revoked and not first.is_revoked:
+            message.close()
+            raise WireError("it did not begin what it was told to")
+        if message.acknowledgement or not first.is_task:
+            self._pipes.drain()  # with a task that does not ask for it, nothing was left
+        if message.acknowledgement:
+            self._confirm(message.acknowledgement)
+        self._line.popleft()
+        self._given_bytes -= first.size
+        if self._spoke <= first.serial:
+            self._last_words = b""
+        first.done(message)
 
-    def _show(self, shown: Shown) -> None:
-        if self._command is not None:
-            self._listener.display(shown.display)
+    def _show(self, shown: Shown, operation_id: bytes) -> None:
+        if operation_id:
+            self._listener.display(shown.display, operation_id)
         else:  # of a thread that its command left behind: nobody's, as its output is
             text = shown.display.data.get("text/plain", "")
             data = text if isinstance(text, bytes) else text.encode()
-            self._listener.output("stdout", data + b"\n", running=False)
+            self._listener.output("stdout", data + b"\n", b"")
+        self._confirm(shown.number)
+
+    def _confirm(self, number: int) -> None:
+        """Tell the kernel that its output up to here was read."""
         try:
-            os.write(self._acknowledge, shown.number.to_bytes(8, "little"))
+            os.write(self._acknowledge, number.to_bytes(8, "little"))
         except BrokenPipeError:  # user code closed it: then it waits for nothing
             return
         except BlockingIOError:
             raise WireError("it displays, and does not wait until that is taken in") from None
 
     def _take_output(self, stream: str, data: bytes) -> None:
-        self._listener.output(stream, data, running=self._command is not None)
+        """Pass on what was read: it is of the command begun last, which the kernel does not leave meanwhile."""
+        running = self._page[RUNNING]
+        line = self._line
+        if line and line[0].serial < running <= line[-1].serial:  # those before have answers, not read yet
+            self._catch_up_to(running)
+        if stream == "stderr":
+            words = self._last_words if self._spoke == running else b""
+            self._last_words, self._spoke = (words + data)[-_WORDS:], running
+        operation_id = line[0].operation_id if line and line[0].serial == running else b""
+        self._listener.output(stream, data, operation_id)
+
+    def _catch_up_to(self, serial: int) -> None:
+        try:
+            with suppress(BlockingIOError, InterruptedError, ConnectionResetError):
+                self._reader.receive(self._socket)
+            self._take_frames(until=serial)
+        except WireError as error:
+            self._break(error)
+        self._loop.call_soon(self._take_rest)
+
+    def _take_rest(self) -> None:
+        if not self.exited.done():
+            try:
+                self._take_frames()
+            except WireError as error:
+                self._break(error)
 
     # ---- its end
 
@@ -369,11 +476,14 @@ class KernelProcess:
             peak_bytes=usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
             out_of_memory=count_oom_kills() > self._oom_kills,
         )
+        running = self._page[RUNNING]
         self._close()
         self.exited.set_result(exit_status)
-        answer, self._answer, self._command = self._answer, None, None
-        if answer is not None:
-            answer(KernelExited(exit_status, self._pipes.last_words))
+        if self._introduction is not None and not self._introduction.done():
+            self._introduction.set_exception(KernelExited(exit_status, self._last_words))
+        while self._line:
+            given = self._line.popleft()
+            given.done(KernelExited(exit_status, self._last_words, has_begun=given.serial <= running))
 
     def _read_last_frames(self) -> None:
         """It may have answered just before it ended."""
@@ -388,7 +498,6 @@ class KernelProcess:
         self._socket.close()
         self._reader.close()
         self._page.release()
-        self._map.close()
         self._pipes.close()
         os.close(self._acknowledge)
 
@@ -404,17 +513,6 @@ def _settle(future: asyncio.Future[Any], answer: Ready | Reply | KernelExited) -
 
 
 _EXIT_GRACE = 0.5  # seconds from the end of the socket to the end of the process
-
-
-def _make_page() -> int:
-    """Return an inheritable file of one page that both sides map."""
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("enginery-page", os.MFD_CLOEXEC)
-    else:
-        with tempfile.TemporaryFile() as file:
-            fd = os.dup(file.fileno())
-    os.ftruncate(fd, _PAGE_SIZE)
-    return fd
 
 
 def _describe_start(options: KernelOptions) -> Start:

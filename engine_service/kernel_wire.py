@@ -117,6 +117,8 @@ def write_command(serial: int, command: Command) -> Frame:
         meta["values"] = writer.values(command.values)
     if command.accept:
         meta["accept"] = command.accept
+    if command.is_task:
+        meta["is_task"] = True
     return writer.frame(meta)
 
 
@@ -132,8 +134,8 @@ def write_shown(shown: Shown) -> Frame:
     return writer.frame({"kind": "shown", "number": shown.number, "display": display})
 
 
-def write_reply(serial: int, reply: Reply) -> Frame:
-    """Return the frame of `reply`; output is written to the pipes."""
+def write_reply(serial: int, reply: Reply, acknowledgement: int = 0) -> Frame:
+    """Return the frame of `reply`; output is in the pipes. `acknowledgement` is a number to wait for."""
     writer = _Writer()
     meta: dict[str, object] = {
         "kind": "reply",
@@ -156,6 +158,10 @@ def write_reply(serial: int, reply: Reply) -> Frame:
         meta["displays"] = [_describe_display(display, writer) for display in reply.displays]
     if reply.properties is not None:
         meta["properties"] = writer.values(reply.properties.items())
+    if reply.was_revoked:
+        meta["was_revoked"] = True
+    if acknowledgement:
+        meta["acknowledgement"] = acknowledgement
     return writer.frame(meta)
 
 
@@ -336,6 +342,7 @@ def read_command(frame: Frame) -> tuple[int, Command]:
         values=tuple((name, reader.value(value)) for name, value in meta.get("values", ())),
         accept=tuple(_CODECS[codec] for codec in meta.get("accept", ())),
         inline_limit=meta["inline_limit"],
+        is_task=meta.get("is_task", False),
     )
     return meta["serial"], command
 
@@ -385,6 +392,8 @@ def _read_reply(frame: Frame) -> Reply:
         started_at=_float(meta["started_at"]),
         duration=_float(meta["duration"]),
         properties=reader.values(meta["properties"], reader.encoded) if "properties" in meta else None,
+        was_revoked=bool(meta.get("was_revoked", False)),
+        acknowledgement=_int(meta.get("acknowledgement", 0)),
     )
 
 

@@ -116,6 +116,11 @@ class Operation:
         return f"<Operation {self.operation_id.hex()} {operation_pb2.OperationState.Name(self.state)}>"
 
     @property
+    def may_go_ahead(self) -> bool:
+        """Whether the kernel may have it before it has answered the task before it."""
+        return self.context.is_task and self.fields is not None
+
+    @property
     def has_ended(self) -> bool:
         """Whether it has ended."""
         return self.state not in TRANSITIONS

@@ -1,5 +1,6 @@
 """The queue of one engine: operations run one at a time, in the order in which they were submitted.
 
+Tasks, whose failure takes out nobody, are taken up to `AHEAD` at a time: so the kernel has the next at hand.
 A synchronous machine without I/O: time is an argument, in seconds of any clock that only rises, and whoever is
 taken out is returned.
 """
@@ -9,8 +10,11 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
 
+from engine_service.kernel_page import AHEAD
+from engine_service.operation import QUEUED
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from engine_service.operation import Operation
 
@@ -44,7 +48,8 @@ class OperationQueue:
         self._bytes = 0
         self._sessions: Counter[bytes] = Counter()  # waiting operations of each session
         self._gates: OrderedDict[bytes, tuple[bytes, float]] = OrderedDict()  # session to who was refused, when
-        self.running: Operation | None = None
+        self._taken: dict[bytes, Operation] = {}  # the first runs, or is the next to
+        self._takes_tasks = False
 
     def __len__(self) -> int:
         """Return how many wait."""
@@ -53,6 +58,16 @@ class OperationQueue:
     def __iter__(self) -> Iterator[Operation]:
         """Return those that wait, first to run first."""
         return iter(self._waiting.values())
+
+    @property
+    def running(self) -> Operation | None:
+        """The oldest of those that were taken and have not finished: it runs, or is about to."""
+        return next(iter(self._taken.values()), None)
+
+    @property
+    def ahead(self) -> list[Operation]:
+        """Those that were taken and have not begun, as far as is known."""
+        return [operation for operation in self._taken.values() if operation.state == QUEUED]
 
     def admit(self, operation_id: bytes, session_id: bytes, size: int, now: float) -> None:
         """Raise QueueFullError unless an operation of `size` bytes has room. An empty queue takes any size."""
@@ -88,26 +103,38 @@ class OperationQueue:
             self._sessions[operation.session_id] += 1
 
     def begin(self) -> Operation | None:
-        """Take the next operation to run; None if there is none or one still runs."""
-        if self.running is not None or not self._waiting:
+        """Take the next operation to run; None if there is none, or it waits for those that were taken."""
+        if not self._waiting:
             return None
-        _, operation = self._waiting.popitem(last=False)
+        operation = next(iter(self._waiting.values()))
+        if self._taken and not (self._takes_tasks and operation.may_go_ahead and len(self._taken) < AHEAD):
+            return None
+        del self._waiting[operation.operation_id]
         self._forget(operation)
-        self.running = operation
+        self._taken[operation.operation_id] = operation
+        self._takes_tasks = operation.context.is_task
         return operation
 
-    def finish(self, *, failed: bool) -> list[Operation]:
-        """End the running operation and return those that its failure takes out."""
-        operation = self.running
-        assert operation is not None
-        self.running = None
+    def finish(self, operation: Operation, *, failed: bool) -> list[Operation]:
+        """End an operation that was taken, and return those that its failure takes out."""
+        del self._taken[operation.operation_id]
         if not failed or operation.context.keep_queue or not self._sessions[operation.session_id]:
             return []
         return self._take([other for other in self if other.session_id == operation.session_id])
 
-    def remove(self, operation: Operation) -> None:
-        """Take out one that waits."""
-        self._take([operation])
+    def give_back(self, operations: Iterable[Operation]) -> None:
+        """Put operations that were taken, and did not begin, before those that wait, in the order given."""
+        for operation in reversed(list(operations)):
+            del self._taken[operation.operation_id]
+            self.submit(operation)
+            self._waiting.move_to_end(operation.operation_id, last=False)
+
+    def remove(self, operation: Operation) -> bool:
+        """Take out one that waits; False if it does not, since it was taken to be run."""
+        is_waiting = operation.operation_id in self._waiting
+        if is_waiting:
+            self._take([operation])
+        return is_waiting
 
     def clear(self, *, all_incarnations: bool = True) -> list[Operation]:
         """Take out and return all that wait, or only those that do not take a new kernel; what runs goes on."""

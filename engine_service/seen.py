@@ -1,9 +1,9 @@
 """Which operations were here, remembered for longer than their answers, so that none runs twice.
 
 A session counts its operations, so that one bit says it of each. An id that the bits cannot tell, since it is
-far older than the session's newest, counts as one that was here, unless its call is one that may come late. Such
-ids, and those that share their first half with no other, such as random ones, are remembered one by one: they must
-not push the sessions out.
+far older than the session's newest, counts as one that was here, unless its call is one that may come late.
+Such ids, and those that share their first half with no other, such as random ones, are remembered one by one:
+they must not push the sessions out.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ class CallContext(NamedTuple):  # a frozen dataclass takes a microsecond more fo
 
     `timeout` (None for ever) and `grace` are in seconds; see CallOptions in frame.proto. `known` says that the
     request is empty, since the engine knows the operation; `is_new` that its caller did not name it, so that it
-    cannot have been called before. `epoch` is that of the registration that alone is meant, 0 for any. `is_task`
-    says that the controller chose the engine: see Call.task in frame.proto.
+    cannot have been called before. `epoch` is that of the registration that alone is meant, 0 for any.
+    `is_task` says that the controller chose the engine: see Call.task in frame.proto.
     """
 
     operation_id: bytes

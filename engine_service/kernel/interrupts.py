@@ -1,18 +1,19 @@
 """Interrupts that hit the operation they name, and no other.
 
 The host writes the serial number of its target into a page of memory that both share, then sends SIGINT. The
-handler raises KeyboardInterrupt only if that operation is armed. So a late signal does nothing.
+handler raises KeyboardInterrupt only if that operation is armed. So a late signal does nothing. One that was
+handed over ahead of time is revoked on the same page: then it never begins.
 """
 
 from __future__ import annotations
 
-import mmap
-import os
 import signal
 import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from engine_service.kernel_page import RUNNING, TARGET, is_revoked
 
 if TYPE_CHECKING:
     import asyncio
@@ -25,10 +26,9 @@ _QUIET = 0.01  # seconds after one that raised in which others are ignored: what
 class Interrupts:
     """The kernel's half of the page. Everything here but `shielded` runs on the main thread."""
 
-    def __init__(self, page: int) -> None:
-        """Map the page whose file descriptor this is, close that, and take over SIGINT."""
-        self._target = memoryview(mmap.mmap(page, mmap.PAGESIZE)).cast("Q")
-        os.close(page)
+    def __init__(self, page: memoryview) -> None:
+        """Take the page, and take over SIGINT."""
+        self._page = page
         self._main = threading.get_ident()
         self._armed = 0
         self._shields = 0
@@ -40,14 +40,18 @@ class Interrupts:
         signal.signal(signal.SIGINT, self._handler)
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
-    def arm(self, serial: int) -> None:
-        """From here on an interrupt of `serial` raises; one that came before raises now."""
+    def arm(self, serial: int) -> bool:
+        """From now on an interrupt of `serial` raises, or now if it came before. False if `serial` was revoked."""
+        if is_revoked(self._page, serial):
+            return False
+        self._page[RUNNING] = serial
         self.task_cancelled = False
         self._quiet_until = 0.0
         self._armed = serial
-        if self._target[0] == serial:
+        if self._page[TARGET] == serial:
             self._quiet_until = time.monotonic() + _QUIET
             raise KeyboardInterrupt
+        return True
 
     def disarm(self) -> None:
         """From here on nothing raises."""
@@ -82,7 +86,7 @@ class Interrupts:
                 self._handle(signal.SIGINT, None)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self._armed or self._target[0] != self._armed:
+        if not self._armed or self._page[TARGET] != self._armed:
             return
         if self._shields:
             self._deferred = True

@@ -1,9 +1,15 @@
-"""The kernel's end of what connects it to its host: a socket, and a pipe on which displays are acknowledged."""
+"""The kernel's end of what connects it to its host: a socket, and a pipe on which the host acknowledges.
+
+What is acknowledged is that the host has read the output that was written before: so displays have their place
+in it, and one operation's output is never taken for that of the next, which the kernel may have already.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
+import termios
 import threading
 import traceback
 from typing import TYPE_CHECKING
@@ -11,11 +17,13 @@ from typing import TYPE_CHECKING
 from engine_service.kernel import process
 from engine_service.kernel_frames import FrameReader, WireError, send
 from engine_service.kernel_messages import Shown
+from engine_service.kernel_page import READING
 from engine_service.kernel_wire import write_progress, write_shown
 from enginery.errors import ValueTooLarge
 
 if TYPE_CHECKING:
     import _socket
+    from collections.abc import Callable
 
     from engine_service.kernel.interrupts import Interrupts
     from engine_service.kernel_frames import Frame
@@ -65,14 +73,19 @@ class Link:
         return True
 
 
+_NOTHING = bytes(4)  # what FIONREAD says of an empty pipe
+
+
 class Reports:
     """What user code says while it runs, from any thread: progress, and objects to display."""
 
-    def __init__(self, link: Link, acknowledgements: int, interrupts: Interrupts) -> None:
+    def __init__(self, link: Link, acknowledgements: int, interrupts: Interrupts, page: memoryview) -> None:
         """Send over `link`; `acknowledgements` is the pipe on which the host says what it has taken in."""
         self._link = link
         self._acknowledgements = acknowledgements
         self._interrupts = interrupts
+        self._page = page
+        self._outputs = (os.dup(1), os.dup(2))  # as they are now: user code may put others in their place
         self._pid = os.getpid()
         self._lock = threading.RLock()  # one display at a time
         self._put_off: list[DisplayData] = []
@@ -111,7 +124,36 @@ class Reports:
         except WireError as error:
             raise ValueTooLarge(f"what is displayed is too large: {error}") from None
         while was_sent and self._taken < self._number:  # those that an exception kept from waiting come first
-            data = os.read(self._acknowledgements, 8)
-            if not data:  # the host has gone
+            if not self._take():
                 return
+
+    def _take(self) -> bool:
+        """Wait for an acknowledgement; False if the host has gone."""
+        data = os.read(self._acknowledgements, 8)
+        if data:
             self._taken = int.from_bytes(data, "little")
+        return bool(data)
+
+    def is_output_read(self) -> bool:
+        """Return whether the host has read all that was written so far, and knows whose output it is."""
+        try:  # first the pipes: what is read there is noted on the page before
+            return (
+                all(fcntl.ioctl(fd, termios.FIONREAD, _NOTHING) == _NOTHING for fd in self._outputs)
+                and not self._page[READING]
+            )
+        except OSError:  # user code closed everything that it did not open
+            return False
+
+    def answer(self, send_answer: Callable[[int], None]) -> None:
+        """Send an answer with the number of its acknowledgement, and wait for that. On the main thread."""
+        with self._lock:
+            self._number += 1
+            send_answer(self._number)
+            while self._taken < self._number:
+                try:
+                    if not self._take():
+                        return
+                except KeyboardInterrupt:
+                    raise
+                except Exception:  # as in `Link._wait`
+                    traceback.print_exc()

@@ -6,6 +6,7 @@ import _socket
 import builtins
 import os
 import sys
+from functools import partial
 from time import perf_counter, time  # as they are now: user code may put others into `time`
 from typing import NoReturn
 
@@ -21,6 +22,7 @@ from engine_service.kernel.properties import Properties
 from engine_service.kernel.source import Interpreter
 from engine_service.kernel_frames import WireError
 from engine_service.kernel_messages import Command, Failure, Ready, Reply, Start
+from engine_service.kernel_page import open_page
 from engine_service.kernel_wire import (
     read_command,
     read_start,
@@ -40,6 +42,7 @@ class Kernel:
         """Make the namespace and what user code may ask for."""
         self._link = link
         self._interrupts = interrupts
+        self._reports = reports
         self._pid = os.getpid()
         self._namespace = Namespace(start.engine_id)
         self._properties = Properties(start.properties)
@@ -82,7 +85,10 @@ class Kernel:
                 _leave_child(reply)
             self._interrupts.restore()
             reply.properties = self._properties.take_changes()
-            self._send_reply(serial, reply)
+            if command.is_task and not self._reports.is_output_read():  # the next one may be here already
+                self._reports.answer(partial(self._send_reply, serial, reply))
+            else:
+                self._send_reply(serial, reply)
 
     def _answer(self, serial: int, command: Command) -> Reply:
         """Run a command. An interrupt is never lost and never leaves the nested `try`."""
@@ -90,8 +96,10 @@ class Kernel:
         began = perf_counter()
         try:
             try:
-                self._interrupts.arm(serial)
-                self._commands.run(command, reply)
+                if self._interrupts.arm(serial):
+                    self._commands.run(command, reply)
+                else:
+                    reply.was_revoked = True
             except BaseException as error:
                 reply.close()
                 failure = self._describe(error)
@@ -117,13 +125,14 @@ class Kernel:
             describe(Exception(), interrupted=True)
             return bare_failure(error, problem)
 
-    def _send_reply(self, serial: int, reply: Reply) -> None:
+    def _send_reply(self, serial: int, reply: Reply, acknowledgement: int = 0) -> None:
         stored = [value for value in reply.values.values() if isinstance(value, Stored)]
         try:
-            self._link.send(write_reply(serial, reply))
+            self._link.send(write_reply(serial, reply, acknowledgement))
         except WireError as error:  # nothing was sent: too many names, or a text beyond all bounds
             failure = describe(ValueTooLarge(f"the answer is too large: {error}"), interrupted=False)
-            self._link.send(write_reply(serial, Reply(started_at=reply.started_at, failure=failure)))
+            answer = Reply(started_at=reply.started_at, failure=failure)
+            self._link.send(write_reply(serial, answer, acknowledgement))
         finally:
             for value in stored:
                 value.close()
@@ -150,8 +159,10 @@ def main(sock: int, page: int, acknowledgements: int) -> None:
         return
     start = read_start(frame)
     process.prepare(start.host_pid)
-    interrupts = Interrupts(page)
-    kernel = Kernel(link, interrupts, Reports(link, acknowledgements, interrupts), start)
+    shared = open_page(page)
+    os.close(page)
+    interrupts = Interrupts(shared)
+    kernel = Kernel(link, interrupts, Reports(link, acknowledgements, interrupts, shared), start)
     try:
         kernel.seed(start)
     except BaseException as error:

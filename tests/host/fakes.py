@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +13,7 @@ import grpc
 import grpc.aio
 
 from engine_service.engine import Engine, EngineOptions
+from engine_service.kernel_page import AHEAD
 from engine_service.kernel_process import Command, ExitStatus, Failure, KernelExited, KernelOptions, Reply
 from enginery import _ids, _status
 from enginery._connection_file import ConnectionInfo
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    from engine_service.kernel_process import KernelListener
+    from engine_service.kernel_process import DisplayData, KernelListener
     from enginery._reasons import DeliveryError
 
 Response = TypeVar("Response", bound="Message")
@@ -34,8 +36,7 @@ IDS = _ids.OperationIds()
 
 
 class FakeKernel:
-    """Answers `execute` by what the code says: `fail`, `reject`, `die`, `wait`, `deaf`, `print TEXT`,
-    `set KEY`.
+    """Does what the code says: `fail`, `reject`, `die`, `wait`, `deaf`, `print TEXT`, `set NAME`.
 
     Anything else is echoed. `wait` fails when it is interrupted, `deaf` does not hear it.
     """
@@ -54,8 +55,9 @@ class FakeKernel:
         self.released = asyncio.Event()
         self.interrupted = asyncio.Event()
         self.reply: Callable[[Command], Reply] | None = None
-        self.running: asyncio.Task[None] | None = None
-        self._done: Callable[[Reply | KernelExited], None] | None = None
+        self.serving: asyncio.Task[None] | None = None
+        self.line: deque[tuple[Command, Callable[[Reply | KernelExited], None]]] = deque()
+        self.revoked: set[bytes] = set()
 
     def resident_bytes(self) -> int:
         return self.memory
@@ -82,37 +84,68 @@ class FakeKernel:
         if self.exited.done():
             return
         self.exited.set_result(status)
-        if self.running is not None:
-            self.running.cancel()
-        self._answer(KernelExited(status))
+        if self.serving is not None:
+            self.serving.cancel()
+        while self.line:
+            command, done = self.line.popleft()
+            done(KernelExited(status, has_begun=command in self.commands))
 
     async def stop(self, grace: float) -> ExitStatus:
         self.die(ExitStatus(0, ordered=True))
         return await self.exited
 
+    @property
+    def takes_more(self) -> bool:
+        return not self.line or (self.line[-1][0].is_task and len(self.line) < AHEAD)
+
     def begin(self, command: Command, done: Callable[[Reply | KernelExited], None]) -> None:
         if self.exited.done():
             raise KernelExited(self.exited.result())
-        self._done = done
-        self.running = asyncio.create_task(self._run(command))
+        assert self.takes_more
+        self.line.append((command, done))
+        if self.serving is None or self.serving.done():
+            self.serving = asyncio.create_task(self._serve())
 
-    def _answer(self, answer: Reply | KernelExited) -> None:
-        done, self._done = self._done, None
-        if done is not None:
-            done(answer)
+    def revoke(self, operation_id: bytes) -> None:
+        self.revoked.add(operation_id)
 
-    async def _run(self, command: Command) -> None:
-        self.commands.append(command)
+    def has_begun(self, operation_id: bytes) -> bool:
+        return any(command.operation_id == operation_id for command in self.commands)
+
+    def catch_up(self) -> None:
+        """It answers at once."""
+
+    def write(self, stream: str, data: bytes) -> None:
+        """Write something, as the command that runs or as nobody."""
+        self.listener.output(stream, data, self.line[0][0].operation_id if self.line else b"")
+
+    def show(self, display: DisplayData) -> None:
+        """Display something, as the command that runs."""
+        self.listener.display(display, self.line[0][0].operation_id)
+
+    async def _serve(self) -> None:
+        while self.line:
+            await asyncio.sleep(0)
+            command, _ = self.line[0]
+            if command.operation_id in self.revoked:
+                reply = Reply(was_revoked=True)
+            else:
+                self.commands.append(command)
+                reply = await self._run(command)
+            _, done = self.line.popleft()
+            done(reply)
+
+    async def _run(self, command: Command) -> Reply:
         word, _, rest = command.code.partition(" ")
         reply = Reply(text=command.code, started_at=1000.5, duration=0.25)
         if self.reply is not None:
             reply = self.reply(command)
         elif word == "die":
-            self.listener.output("stdout", b"last words", running=True)
+            self.write("stdout", b"last words")
             self.die(ExitStatus(-11))
             await self.exited
         elif word == "print":
-            self.listener.output("stdout", rest.encode(), running=True)
+            self.write("stdout", rest.encode())
         elif word == "wait":
             ends = [asyncio.ensure_future(end.wait()) for end in (self.released, self.interrupted)]
             try:
@@ -132,7 +165,7 @@ class FakeKernel:
             reply = failure("ValueError", "no")
         elif word == "reject":
             reply = failure("TaskReject", "no", category="REJECTED")
-        self._answer(reply)
+        return reply
 
 
 def failure(name: str, message: str, category: str = "USER") -> Reply:

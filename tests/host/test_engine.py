@@ -198,7 +198,7 @@ async def test_a_defect_is_reported_and_harms_nobody_else() -> None:
 def answering(kernel: FakeKernel, reply: Reply, **output: bytes) -> None:
     def answer(command: Command) -> Reply:
         for stream, data in output.items():
-            kernel.listener.output(stream, data, running=True)
+            kernel.write(stream, data)
         return reply
 
     kernel.reply = answer

@@ -254,8 +254,8 @@ async def test_large_events_fit_their_messages() -> None:
     display = DisplayData({"text/plain": "x", "image/png": bytes(2 << 20)})
 
     def answer(command: object) -> Reply:
-        kernels.started[0].listener.output("stdout", b"\xff" * (1 << 20), running=True)
-        kernels.started[0].listener.display(display)
+        kernels.started[0].write("stdout", b"\xff" * (1 << 20))
+        kernels.started[0].show(display)
         return Reply(text="5")
 
     async with running_engine() as (engine, kernels):
@@ -303,9 +303,9 @@ async def test_many_readers_keep_the_loop_from_nothing_else(monkeypatch: pytest.
             return [data async for data in engine.attach(request)]
 
         readers = [asyncio.ensure_future(follow_all()) for _ in range(8)]
-        kernels.started[0].listener.output("stdout", b"x" * (2 << 20), running=True)
+        kernels.started[0].write("stdout", b"x" * (2 << 20))
         await until(lambda: len(reads) >= 8)
-        kernels.started[0].listener.output("stdout", b"last", running=True)
+        kernels.started[0].write("stdout", b"last")
         kernels.started[0].released.set()
         for messages in await asyncio.gather(*readers):
             events = [
@@ -322,7 +322,7 @@ async def test_large_displays_become_blobs_once() -> None:
     display = DisplayData({"text/plain": "x", "image/png": bytes(2 << 20)})
 
     def answer(command: object) -> Reply:
-        kernels.started[0].listener.display(display)
+        kernels.started[0].show(display)
         return Reply(text="5")
 
     async with running_engine() as (engine, kernels):
@@ -345,7 +345,7 @@ async def test_blobs_take_no_room_of_the_message() -> None:
     def answer(command: object) -> Reply:
         for _ in range(20):
             display = DisplayData({"text/plain": "x", "text/html": "y" * (300 << 10)})
-            kernels.started[0].listener.display(display)
+            kernels.started[0].show(display)
         return Reply(text="5")
 
     async with running_engine() as (engine, kernels):

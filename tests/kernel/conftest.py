@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from engine_service.event_log import EventLog
 from engine_service.kernel_process import Command, DisplayData, KernelOptions, KernelProcess, Reply
-from enginery._codec import decode, encode, encode_function, encode_functions
+from enginery._codec import decode, encode, encode_for_engine, encode_functions
 from enginery._encoded import Codec
 
 if TYPE_CHECKING:
@@ -26,16 +26,16 @@ class Heard:
         self.progressed: list[tuple[float, str]] = []
         self.log = EventLog(64 << 20)
 
-    def output(self, stream: str, data: bytes, *, running: bool) -> None:
-        if running:
+    def output(self, stream: str, data: bytes, operation_id: bytes) -> None:
+        if operation_id:
             self.log.output(stream, data, 0)
         else:
             self.late.append((stream, data))
 
-    def display(self, display: DisplayData) -> None:
+    def display(self, display: DisplayData, operation_id: bytes) -> None:
         self.log.display(display, 0)
 
-    def progress(self, fraction: float, text: str) -> None:
+    def progress(self, fraction: float, text: str, operation_id: bytes) -> None:
         self.progressed.append((fraction, text))
 
     def clear(self) -> None:
@@ -94,7 +94,7 @@ class Driver:
         return self.stdout.decode()
 
     async def apply(self, function: Callable[..., object], *args: object, **kwargs: object) -> Reply:
-        values = (("function", encode_function(function)), ("arguments", encode((args, kwargs))))
+        values = (("function", encode_for_engine(function)), ("arguments", encode((args, kwargs))))
         return await self.run("apply", values=values)
 
     async def push(self, **names: object) -> Reply:

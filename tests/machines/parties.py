@@ -172,31 +172,41 @@ class StepKernel(FakeKernel):
     def __init__(self, options: KernelOptions, listener: KernelListener, runs: list[Run]) -> None:
         super().__init__(options, listener)
         self._runs = runs
-        self._done: Callable[[Reply | KernelExited], None] | None = None
 
     @property
     def is_busy(self) -> bool:
         """Whether it runs something."""
-        return self._done is not None
+        return bool(self.line)
 
     def begin(self, command: Command, done: Callable[[Reply | KernelExited], None]) -> None:
         if self.exited.done():
             raise KernelExited(self.exited.result())
+        self.line.append((command, done))
+        if len(self.line) == 1:
+            self._run_first()
+
+    def _run_first(self) -> None:
+        command, _ = self.line[0]
+        self.commands.append(command)
         self._runs.append(Run(command.operation_id, command.engine_id, f"run {len(self._runs)}"))
         self._text = self._runs[-1].nonce
-        self._done = done
 
     def finish(self) -> None:
-        """Answer what runs."""
-        done, self._done = self._done, None
-        assert done is not None
-        done(Reply(text=self._text, started_at=1.0, duration=0.1))
+        """Answer what runs, and what was revoked behind it."""
+        reply = Reply(text=self._text, started_at=1.0, duration=0.1)
+        while True:
+            _, done = self.line.popleft()
+            done(reply)
+            if not self.line:
+                return
+            if self.line[0][0].operation_id not in self.revoked:
+                break
+            reply = Reply(was_revoked=True)
+        if self.commands[-1] is not self.line[0][0]:
+            self._run_first()
 
     def die(self, status: ExitStatus) -> None:
-        super().die(status)
-        done, self._done = self._done, None
-        if done is not None:
-            done(KernelExited(status))
+        self._exit(status)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def test_one_at_a_time_in_order() -> None:
     submit(queue, second)
     assert queue.begin() is first
     assert queue.begin() is None
-    assert queue.finish(failed=False) == []
+    assert queue.finish(first, failed=False) == []
     assert queue.begin() is second
 
 
@@ -43,7 +43,7 @@ def test_a_failure_takes_out_its_own_session_alone() -> None:
     for item in (failing, mine, other, anonymous, mine_too):
         submit(queue, item)
     queue.begin()
-    assert queue.finish(failed=True) == [mine, mine_too]
+    assert queue.finish(failing, failed=True) == [mine, mine_too]
     assert list(queue) == [other, anonymous]
 
 
@@ -55,7 +55,7 @@ def test_a_failure_without_session_or_that_keeps_the_queue_clears_nothing(failin
     for item in (failing, *behind):
         submit(queue, item)
     queue.begin()
-    assert queue.finish(failed=True) == []
+    assert queue.finish(failing, failed=True) == []
     assert list(queue) == behind
 
 
@@ -89,7 +89,8 @@ def test_the_sessions_later_calls_wait_for_one_that_was_refused() -> None:
     """What was on its way behind a refused call does not overtake it; other sessions are not held up."""
     queue = OperationQueue(max_calls=1)
     refused, later, later_too = operation(A), operation(A), operation(A)
-    submit(queue, operation())
+    first = operation()
+    submit(queue, first)
     with pytest.raises(QueueFullError, match="1 calls"):
         submit(queue, refused)
     queue.begin()
@@ -98,7 +99,7 @@ def test_the_sessions_later_calls_wait_for_one_that_was_refused() -> None:
     with pytest.raises(QueueFullError, match="an earlier call of the session"):
         submit(queue, later_too)
     submit(queue, refused)
-    queue.finish(failed=False)
+    queue.finish(first, failed=False)
     queue.begin()
     submit(queue, later)
     queue.clear()
@@ -193,7 +194,7 @@ class AgainstAModel(RuleBasedStateMachine):
         taken = []
         if failed and not self.running.context.keep_queue and self.running.session_id:
             taken = [item for item in self.waiting if item.session_id == self.running.session_id]
-        assert self.queue.finish(failed=failed) == taken
+        assert self.queue.finish(self.running, failed=failed) == taken
         self.waiting = [item for item in self.waiting if item not in taken]
         self.running = None
 
@@ -222,5 +223,5 @@ def test_nothing_is_lost_or_run_twice(sessions: list[bytes]) -> None:
     seen = []
     while (running := queue.begin()) is not None:
         seen.append(running)
-        seen += queue.finish(failed=running.operation_id[-1] % 3 == 0)
+        seen += queue.finish(running, failed=running.operation_id[-1] % 3 == 0)
     assert sorted(item.operation_id for item in seen) == sorted(item.operation_id for item in items)
