@@ -388,6 +388,12 @@ class CompositeError(ExceptionGroup[Exception], EngineryError):
             if remote is not None:
                 print(remote.traceback.rstrip("\n"), file=out)
 
+    def _render_traceback_(self) -> list[str]:
+        """Show it in IPython."""
+        from enginery._rendered import render  # all that a program without IPython does without
+
+        return render(self)
+
     def raise_exception(self, index: int = 0) -> None:
         """Raise the exception at `index`; IndexError if there is none."""
         raise self.exceptions[index]

@@ -1,0 +1,211 @@
+"""What a `%px` shows of the operations that it began: live as it comes, or grouped when all is done."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from enginery._following import TICK, Following
+from enginery._presenter import tagged
+from enginery._screen import Screen
+from enginery.operation import stop_on_interrupt
+from enginery.result import Display, ExecuteResult
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from enginery._presenter import Presenter, Stream
+    from enginery.operation import Operation
+    from enginery.operations import Event
+
+Grouping = Literal["engine", "type", "order"]
+GROUPINGS: tuple[Grouping, ...] = get_args(Grouping)
+_STREAMS: tuple[Stream, ...] = ("stdout", "stderr")
+_LAST_WORDS = 1.0  # seconds for what stopped code writes to arrive
+
+
+class Cell:
+    """The operations of one `%px`, and what is shown of them."""
+
+    def __init__(self, operations: Sequence[Operation[Any]], presenter: Presenter) -> None:
+        """Show nothing yet."""
+        self._operations = operations
+        self._presenter = presenter
+        self._screens: dict[tuple[int, Stream], Screen] = {}
+        self._written: dict[tuple[int, Stream], float] = {}
+        self._shown: list[list[tuple[str, Display]]] = [[] for _ in operations]  # displays, by their name
+        self._heard: set[int] = set()  # those of which there was more than the end
+        self._painted = 0.0
+
+    # ---- live
+
+    def stream(self, *, stops: bool = True) -> None:
+        """Show output and displays as they come, tagged by engine, and at the end what each returned.
+
+        Ctrl-C stops the operations and is raised; without `stops` they go on.
+        """
+        following = Following(self._operations)
+        try:
+            try:
+                self._follow(following)
+            except KeyboardInterrupt as interrupt:
+                if stops:
+                    left = [operation for operation in self._operations if not operation.done()]
+                    interrupt.add_note(stop_on_interrupt(left))
+                    self._follow(following, time.monotonic() + _LAST_WORDS)
+                raise
+        finally:
+            following.close()
+            self._end()
+        self.finish(stops=stops)
+        for position in range(len(self._operations)):
+            self._complete(position)
+            self._show_result(position, len(self._shown[position]))
+
+    def _follow(self, following: Following, until: float | None = None) -> None:
+        while following.goes_on and (until is None or time.monotonic() < until):
+            for position, event in following.step():
+                self._take(position, event)
+            self._paint()
+
+    def _take(self, position: int, event: Event) -> None:
+        operation = self._operations[position]
+        match event.kind:
+            case "stdout" | "stderr":
+                self._write(position, event.kind, event.text)
+            case "display" if event.display is not None:
+                for stream in _STREAMS:  # what was written before comes before
+                    self._flush(position, stream)
+                name = self._presenter.display(f"[output:{operation.engine_id}]", event.display)
+                self._shown[position].append((name, event.display))
+            case "dropped":
+                note = f"\n[... {event.dropped_bytes} bytes of output were dropped ...]\n"
+                self._write(position, "stderr", note)
+            case "outcome" if position not in self._heard:  # the journal has its answer, and no other events
+                self._write(position, "stdout", operation.stdout)
+                self._write(position, "stderr", operation.stderr)
+        self._heard.add(position)
+
+    def _write(self, position: int, stream: Stream, text: str) -> None:
+        screen = self._screens.setdefault((position, stream), Screen())
+        screen.write(text)
+        self._written[position, stream] = time.monotonic()
+        self._lines(position, stream, screen.take(rested=False))
+
+    def _lines(self, position: int, stream: Stream, taken: tuple[list[str], bool]) -> None:
+        lines, are_bars = taken
+        if lines:
+            show = self._presenter.ended_bars if are_bars else self._presenter.lines
+            show(stream, [self._tag(position, stream, line) for line in lines])
+
+    def _tag(self, position: int, stream: Stream, line: str) -> str:
+        return f"[{stream}:{self._operations[position].engine_id}] {line}"
+
+    def _flush(self, position: int, stream: Stream) -> None:
+        screen = self._screens.get((position, stream))
+        if screen is not None:
+            self._lines(position, stream, screen.take())
+
+    def _paint(self) -> None:
+        """Show lines that are not full, or may still change, a few times a second."""
+        now = time.monotonic()
+        if now < self._painted + TICK:
+            return
+        self._painted = now
+        bars: list[str] = []
+        for (position, stream), screen in sorted(self._screens.items()):
+            if now >= self._written[position, stream] + TICK / 2:
+                self._lines(position, stream, screen.take())
+            bars += [self._tag(position, stream, line) for line in screen.changing]
+        self._presenter.bars(bars)
+
+    def _end(self) -> None:
+        for (position, stream), screen in sorted(self._screens.items()):
+            self._lines(position, stream, screen.take())
+            are_bars = screen.is_changing
+            self._lines(position, stream, (screen.end(), are_bars))
+        self._presenter.close()
+
+    def finish(self, *, stops: bool = True) -> None:
+        """Wait for the answers, which come by another way than the events. Ctrl-C as for `stream`."""
+        try:
+            for operation in self._operations:
+                operation.exception()
+        except KeyboardInterrupt as interrupt:
+            if stops:
+                interrupt.add_note(stop_on_interrupt([one for one in self._operations if not one.done()]))
+            raise
+
+    def _complete(self, position: int) -> None:
+        """Show again, in their places, displays that were too large to come with the events."""
+        shown = self._shown[position]
+        for (name, before), display in zip(shown, self._operations[position].displays, strict=False):
+            if len(display.data) > len(before.data):
+                self._presenter.replace(name, display)
+
+    # ---- at the end
+
+    def show(self, grouping: Grouping = "type") -> None:
+        """Show everything at once, of operations that are done.
+
+        `engine`: all of one engine together. `type`: first what all printed, then what they displayed, then
+        what they returned. `order`: the first display of each, then the second of each.
+        """
+        everyone = range(len(self._operations))
+        counts = [self._display_count(position) for position in everyone]
+        if grouping == "engine":
+            for position in everyone:
+                self._show_output(position)
+                for index in range(counts[position]):
+                    self._show_display(position, index)
+                self._show_result(position, counts[position])
+            return
+        for position in everyone:
+            self._show_output(position)
+        pairs = [(position, index) for position in everyone for index in range(counts[position])]
+        if grouping == "order":
+            pairs.sort(key=lambda pair: pair[1])
+        for position, index in pairs:
+            self._show_display(position, index)
+        for position in everyone:
+            self._show_result(position, counts[position])
+
+    def _display_count(self, position: int) -> int:
+        """Return how many displays came before the result's own."""
+        operation = self._operations[position]
+        displays = operation.displays
+        result = None if operation.exception() is not None else operation.result()
+        if not displays or not isinstance(result, ExecuteResult) or result.text is None:
+            return len(displays)
+        last = displays[-1].data
+        return len(displays) - (len(last) > 1 and last.get("text/plain") == result.text)
+
+    def _show_output(self, position: int) -> None:
+        operation = self._operations[position]
+        for stream, text in (("stdout", operation.stdout), ("stderr", operation.stderr)):
+            screen = Screen()
+            screen.write(text)
+            lines = [*screen.take()[0], *screen.end()]
+            if lines:
+                name: Stream = "stdout" if stream == "stdout" else "stderr"
+                self._presenter.lines(name, [self._tag(position, name, line) for line in lines])
+
+    def _show_display(self, position: int, index: int) -> None:
+        operation = self._operations[position]
+        self._presenter.display(f"[output:{operation.engine_id}]", operation.displays[index])
+
+    def _show_result(self, position: int, displays_before: int) -> None:
+        """Show what an operation returned; its own displays come after `displays_before` others."""
+        operation = self._operations[position]
+        if operation.exception() is not None:
+            return
+        result = operation.result()
+        if isinstance(result, ExecuteResult):
+            tag = f"Out[{operation.engine_id}:{result.number}]:"
+            own = operation.displays[displays_before:]
+            if own and result.text is not None:
+                self._presenter.display(tag, own[-1])
+            elif result.pretty is not None:
+                self._presenter.text(tagged(tag, result.pretty))
+        elif result is not None:
+            self._presenter.text(tagged(f"Out[{operation.engine_id}]:", repr(result)))
