@@ -197,7 +197,7 @@ class Group(Late[list[T]], Generic[T]):
 
     def cancel(self, grace: float | None = None, interrupt_only: bool | None = None) -> bool:
         """Stop all that are not done, as `Operation.cancel`; return whether any of them stops."""
-        return stop_patiently(self._operations, grace, interrupt_only)
+        return bool(self._operations) and stop_patiently(self._operations, grace, interrupt_only)
 
     def __len__(self) -> int:
         """Return how many there are."""

@@ -649,7 +649,7 @@ class FakeController:
     def _answer(self, call: frame_pb2.Call) -> frame_pb2.Reply:
         name = _methods.NAMES[call.method]
         try:
-            engine = self.engines.get(call.engine_id)
+            engine = self.engines.get(call.call_id % 2 if call.HasField("task") else call.engine_id)
             if engine is None:
                 ids = ", ".join(map(str, self.engines))
                 raise DeliveryError("INVALID_ENGINE_ID", engine_id=call.engine_id, engine_ids=ids)
@@ -660,9 +660,12 @@ class FakeController:
             if name == "Kill":
                 self._tell(cluster_pb2.ENGINE_EVENT_KIND_GONE, self.engines.pop(call.engine_id))
             return _not_delivered(call, error)
-        return frame_pb2.Reply(
+        reply = frame_pb2.Reply(
             call_id=call.call_id, outcome=frame_pb2.Outcome.ValueType(outcome), response=response
         )
+        if call.HasField("task"):
+            reply.engine_id, reply.attempts = engine.engine_id, 1
+        return reply
 
     async def _shutdown(self, request: Any, context: Any) -> cluster_pb2.ShutdownResponse:
         self.shut_down.set()
