@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from enginery._current import CurrentEngine, get_engine
+    from enginery._reference import Reference, reference
     from enginery.aio import AsyncClient, aconnect
     from enginery.async_operation import AsyncGroup, AsyncOperation
     from enginery.async_views import AsyncEnginesView, AsyncEngineView
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         UnpickleableException,
     )
     from enginery.group import Group, Progress
+    from enginery.joined import Joined, MapResult
     from enginery.operation import Operation
     from enginery.operations import Event, EventStream, OperationInfo
     from enginery.result import Display, ExecuteResult, QueuedCall, QueueStatus
@@ -84,6 +86,8 @@ _HOMES = {
     "SerializationError": "errors",
     "UnpickleableException": "errors",
     "Operation": "operation",
+    "Joined": "joined",
+    "MapResult": "joined",
     "Event": "operations",
     "EventStream": "operations",
     "OperationInfo": "operations",
@@ -91,6 +95,8 @@ _HOMES = {
     "ExecuteResult": "result",
     "QueueStatus": "result",
     "QueuedCall": "result",
+    "Reference": "_reference",
+    "reference": "_reference",
     "Serialized": "serialized",
     "serialize": "serialized",
     "EngineView": "view",
@@ -122,7 +128,9 @@ __all__ = [
     "ExecuteResult",
     "Group",
     "InvalidEngineID",
+    "Joined",
     "KernelDied",
+    "MapResult",
     "MemoryLimitExceeded",
     "NoEnginesRegistered",
     "Operation",
@@ -135,6 +143,7 @@ __all__ = [
     "QueueFull",
     "QueueStatus",
     "QueuedCall",
+    "Reference",
     "RemoteError",
     "SerializationError",
     "Serialized",
@@ -142,6 +151,7 @@ __all__ = [
     "aconnect",
     "connect",
     "get_engine",
+    "reference",
     "serialize",
 ]
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+import sys
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
-from enginery import _calls
+from enginery import _calls, _sources
 from enginery._base_view import BaseView
 from enginery._options import NO_OPTIONS, Options
+from enginery._sources import SyncImports
+from enginery.functions import RemoteFunction
 from enginery.operation import wait_for
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from enginery._decode import Errors
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     from enginery.result import ExecuteResult, QueueStatus
     from enginery.serialized import Serialized
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -190,6 +195,51 @@ class EngineView(BaseView):
         if options is not usual:
             _calls.check_reserved(function, timeout=timeout, grace=grace, interrupt_only=interrupt_only)
         return self._do(_calls.apply(function, args, kwargs), block, options)
+
+    @overload
+    def run(self, path: str | os.PathLike[str], *, block: Literal[True] | None = None) -> ExecuteResult: ...
+    @overload
+    def run(self, path: str | os.PathLike[str], *, block: Literal[False]) -> Operation[ExecuteResult]: ...
+    def run(
+        self, path: str | os.PathLike[str], *, block: bool | None = None
+    ) -> ExecuteResult | Operation[ExecuteResult]:
+        """Run a Python file of this machine in the namespace, as `execute` its source.
+
+        It is compiled here first: SyntaxError, or OSError if it cannot be read, before anything is sent.
+        """
+        return self._do(_calls.execute(_sources.read(path)), block)
+
+    @overload
+    def remote(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> RemoteFunction[P, T]: ...
+    @overload
+    def remote(self, function: Callable[P, T], /) -> RemoteFunction[P, T]: ...
+    @overload
+    def remote(
+        self, /, *, block: bool | None = None, timeout: float | None = None
+    ) -> Callable[[Callable[P, T]], RemoteFunction[P, T]]: ...
+    def remote(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        block: bool | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """Make a function run on the engine when it is called here: `@view.remote`, or with settings
+        `@view.remote(timeout=5, block=False)`, which are as for `options`.
+        """
+        view = self if block is None and timeout is None else self.options(block=block, timeout=timeout)
+        if function is None:
+            return lambda function: RemoteFunction(view, function)
+        return RemoteFunction(view, function)
+
+    def sync_imports(self) -> SyncImports:
+        """Import on the engine what a block imports here: `with view.sync_imports(): import numpy as np`.
+
+        Import statements of the block are carried out there when it ends, if nothing failed here. OSError if
+        the block's source cannot be had, as in `python -c`.
+        """
+        return SyncImports(self, sys._getframe(1))
 
     @overload
     def push(self, namespace: Mapping[str, object], *, block: Literal[True] | None = None) -> None: ...

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar, overload
+import sys
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, SupportsIndex, TypeVar, overload
 
-from enginery import _calls
-from enginery._base_view import BaseView
+from enginery import _calls, _sources
 from enginery._options import NO_OPTIONS, Options
+from enginery._sources import SyncImports
+from enginery._spreading import Spreading
 from enginery.errors import NoEnginesRegistered
+from enginery.functions import RemoteFunction
 from enginery.group import Group, gather
 from enginery.operation import wait_for
 from enginery.view import EngineView
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 
     from enginery._decode import Errors
@@ -20,10 +24,11 @@ if TYPE_CHECKING:
     from enginery.result import ExecuteResult, QueueStatus
     from enginery.serialized import Serialized
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class EnginesView(BaseView):
+class EnginesView(Spreading):
     """Several engines: `client[:]`, `client[[0, 2]]`, or all there are at the time of each call:
     `client["all"]`.
 
@@ -177,6 +182,44 @@ class EnginesView(BaseView):
         if options is not usual:
             _calls.check_reserved(function, timeout=timeout, grace=grace, interrupt_only=interrupt_only)
         return self._do(_calls.apply(function, args, kwargs), block, options)
+
+    @overload
+    def run(
+        self, path: str | os.PathLike[str], *, block: Literal[True] | None = None
+    ) -> list[ExecuteResult]: ...
+    @overload
+    def run(self, path: str | os.PathLike[str], *, block: Literal[False]) -> Group[ExecuteResult]: ...
+    def run(
+        self, path: str | os.PathLike[str], *, block: bool | None = None
+    ) -> list[ExecuteResult] | Group[ExecuteResult]:
+        """See `EngineView.run`; the answers are in target order."""
+        return self._do(_calls.execute(_sources.read(path)), block)
+
+    @overload
+    def remote(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> RemoteFunction[P, list[T]]: ...
+    @overload
+    def remote(self, function: Callable[P, T], /) -> RemoteFunction[P, list[T]]: ...
+    @overload
+    def remote(
+        self, /, *, block: bool | None = None, timeout: float | None = None
+    ) -> Callable[[Callable[P, T]], RemoteFunction[P, list[T]]]: ...
+    def remote(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        block: bool | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """See `EngineView.remote`; a call returns a list of answers, in target order."""
+        view = self if block is None and timeout is None else self.options(block=block, timeout=timeout)
+        if function is None:
+            return lambda function: RemoteFunction(view, function)
+        return RemoteFunction(view, function)
+
+    def sync_imports(self) -> SyncImports:
+        """See `EngineView.sync_imports`."""
+        return SyncImports(self, sys._getframe(1))
 
     @overload
     def push(self, namespace: Mapping[str, object], *, block: Literal[True] | None = None) -> list[None]: ...

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import functools
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 import enginery
-from enginery.errors import InvalidEngineID, OperationTimedOut, RemoteError
+from enginery import _codec, _parts, _sources, get_engine
+from enginery.errors import CompositeError, InvalidEngineID, OperationTimedOut, RemoteError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +118,271 @@ async def test_options_are_those_of_one_coroutine(client: enginery.Client) -> No
         assert next(iter(view))._options.timeout == 5
     assert seen == [True, True]
     assert view._in_force() is view
+
+
+# ---- many engines
+
+
+@pytest.mark.parametrize("dist", ["block", "cyclic"])
+@pytest.mark.parametrize(
+    "items",
+    [[1, "two", 3.0, None], (1, 2), range(10), "a text", b"bytes", [], [[1], [2]]],
+    ids=lambda items: f"{type(items).__name__}-{len(items)}",
+)
+def test_scatter_and_gather(client: enginery.Client, items: Any, dist: Any) -> None:
+    """Any sequence comes back equal; its parts are of its type, and equal but for one item."""
+    view = client[:]
+    view.scatter("part", items, dist)
+    parts = view["part"]
+    assert {type(part) for part in parts} == {type(items)}
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    back = view.gather("part", dist)
+    assert back == (items if isinstance(items, str | bytes) else list(items))
+
+
+def test_scatter_of_what_is_read_once_and_of_what_has_no_order(client: enginery.Client) -> None:
+    """An iterator is read; sets, dictionaries and numbers are refused, and so is an unknown distribution."""
+    view = client[:]
+    view.scatter("a", (n * n for n in range(5)))
+    assert view["a"] == [[0, 1], [4, 9], [16]]
+    for wrong in ({1, 2}, {"a": 1}, 5, np.array(5)):
+        with pytest.raises(TypeError, match="cannot be split"):
+            view.scatter("a", wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="dist"):
+        view.scatter("a", [1], dist="random")  # type: ignore[call-overload]
+    with pytest.raises(CompositeError):
+        view.gather("nothing")
+    view.scatter("a", [1, 2, 3, 4, 5])
+    with pytest.raises(ValueError, match="cyclic"):
+        client[[2, 0, 1]].gather("a", "cyclic")
+
+
+def test_flatten_scatters_single_items_as_themselves(client: enginery.Client) -> None:
+    """A part of one item is that item, and gathering gives a list of them."""
+    view = client[:]
+    view.scatter("rank", range(3), flatten=True)
+    assert view["rank"] == [0, 1, 2]
+    assert view.gather("rank") == [0, 1, 2]
+    waiting = view.scatter("rank", "abcd", flatten=True, block=False)
+    assert waiting.result(10) == [None, None, None]
+    assert view["rank"] == ["ab", "c", "d"]
+
+
+@pytest.mark.parametrize("dist", ["block", "cyclic"])
+def test_arrays_are_split_along_their_first_axis(client: enginery.Client, dist: Any) -> None:
+    """Without a copy for blocks and with one for cyclic parts; gathered they are one array again."""
+    array = np.arange(40_000.0).reshape(400, 100)
+    for part in _parts.split(array, 3, dist):
+        assert np.shares_memory(part, array) is (dist == "block")
+        assert len(_codec.encode({"a": part}).parts) == 2  # out of band: pickling copies nothing
+    view = client[:]
+    view.scatter("a", array, dist)
+    assert view.execute("a.shape")[0].value == (134, 100)
+    assert np.array_equal(view.gather("a", dist), array)
+    assert np.array_equal(view.gather("a", dist, block=False).result(10), array)
+
+
+def test_zip_pull(client: enginery.Client) -> None:
+    """A tuple for each name, of its values in target order; of one name a list."""
+    view = client[:]
+    view.execute("a, b = id + 1, -id", block=True)
+    first, second = view.zip_pull(["a", "b"])
+    assert (first, second) == ((1, 2, 3), (0, -1, -2))
+    assert view.zip_pull("a") == [1, 2, 3]
+
+
+# ---- map
+
+
+def test_map_gives_each_engine_a_part(client: enginery.Client) -> None:
+    """Results in order; several sequences; fewer items than engines; coroutine functions; by name."""
+    view = client[:]
+    view.push_function({"double": lambda x: 2 * x})
+    assert view.map(lambda x: (x, get_engine().id), range(5)) == [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2)]
+    assert view.map(pow, [1, 2, 3], (n for n in (2, 2, 2))) == [1, 4, 9]
+    assert view.map("double", [1, 2]) == [2, 4]
+    assert view.map("math.sqrt", [4]) == [2]
+    assert view.map(enginery.reference("double"), "ab") == ["aa", "bb"]
+    assert view.map(abs, []) == []
+
+    async def later(x: int) -> int:
+        return x + 1
+
+    assert view.map(later, np.arange(4)) == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match="not of one length, but of 2, 3 items"):
+        view.map(pow, [1, 2], [1, 2, 3])
+    with pytest.raises(TypeError, match="at least one sequence"):
+        view.map(abs)
+    with pytest.raises(TypeError, match="calls a function"):
+        view.map(5, [1])  # type: ignore[call-overload]
+
+
+def test_map_says_for_which_item_it_failed(client: enginery.Client) -> None:
+    """In a note of the error; parts of other engines are done."""
+    with pytest.raises(CompositeError) as caught:
+        client[:].map(lambda x: 1 / (x - 3), range(6))
+    (error,) = caught.value.exceptions
+    assert isinstance(error, ZeroDivisionError)
+    assert error.__notes__ == ["It was raised for item 3 of the sequence."]
+    with pytest.raises(CompositeError) as caught:
+        client[:].map("nothing", range(6))
+    assert {type(error) for error in caught.value.exceptions} == {NameError}
+    with pytest.raises(CompositeError) as caught:
+        client[:].map(time.sleep, [0, 0, 60], timeout=0.1)
+    assert isinstance(caught.value.exceptions[0], OperationTimedOut)
+
+
+async def test_map_does_not_have_to_wait(client: enginery.Client) -> None:
+    """It is a group then: results in order as they come, all of them at the end, and it can be stopped."""
+    mapped = client[:].map(lambda x: x * x, range(7), block=False)
+    assert await mapped == [x * x for x in range(7)]
+    assert list(mapped.values()) == mapped.result()
+    assert mapped.engine_ids == [0, 1, 2]
+    assert client[:].map(abs, [], block=False).result() == []
+    stuck = client[:].map(time.sleep, [0, 60, 60], block=False)
+    assert next(stuck.values()) is None
+    stuck.cancel()
+    with pytest.raises(CompositeError):
+        stuck.result(10)
+
+
+def test_a_function_is_pickled_once_for_all_engines(client: enginery.Client) -> None:
+    """However many parts there are."""
+    function = Counted()
+    assert client[:].map(function, range(6)) == list(range(6))
+    assert Counted.pickled == 1
+
+
+class Counted:
+    """Counts how often it is pickled."""
+
+    pickled = 0
+
+    def __call__(self, x: int) -> int:
+        return x
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        type(self).pickled += 1
+        return functools.partial, (int,)
+
+
+# ---- functions
+
+
+def test_remote_functions(client: enginery.Client) -> None:
+    """They run on their view's engines, keep name and doc, pass on every argument, and may call themselves."""
+
+    @client[1].remote
+    def where(block: int, *, timeout: int = 0) -> tuple[int, int, int]:
+        """Say where."""
+        return get_engine().id, block, timeout
+
+    assert where(4, timeout=5) == (1, 4, 5)
+    assert (where.__wrapped__.__name__, where.__doc__) == ("where", "Say where.")
+    assert repr(where) == "<RemoteFunction where on engines [1]>"
+
+    @client[:].remote
+    def factorial(n: int) -> int:
+        below: Any = factorial(n - 1) if n else 1  # on an engine it is the function itself
+        return n * below if n else 1
+
+    assert factorial(5) == [120, 120, 120]
+
+    @client[:].remote(block=False, timeout=0.1)
+    def stuck() -> None:
+        time.sleep(60)
+
+    group: Any = stuck()
+    assert isinstance(group[0].exception(10), OperationTimedOut)
+
+
+def test_parallel_functions(client: enginery.Client) -> None:
+    """They get a part of each sequence on each engine, and what they return is put together; map is by item."""
+    view = client[:]
+
+    @view.parallel
+    def product(a: Any, b: Any) -> Any:
+        return a * b
+
+    array = np.arange(10)
+    assert np.array_equal(product(array, array), array * array)
+    assert product.map(range(4), range(4)) == [0, 1, 4, 9]
+
+    @view.parallel(dist="cyclic", block=False)
+    def part(items: list[int]) -> list[int]:
+        return items
+
+    group: Any = part(range(7))
+    assert group.result(10) == list(range(7))
+    assert [operation.result() for operation in group] == [range(0, 7, 3), range(1, 7, 3), range(2, 7, 3)]
+    assert view.parallel(sum)(range(6)) == [1, 5, 9]
+    with pytest.raises(ValueError, match="not of one length"):
+        product([1], [])
+    with pytest.raises(TypeError, match="got none"):
+        product()
+
+
+# ---- names and source
+
+
+def test_references_are_the_engines_own(client: enginery.Client) -> None:
+    """Anywhere in an argument or a pushed value, as any expression; what is not there is NameError."""
+    view = client[:]
+    view.execute("rows = [id, id + 1]; table = {'a': [5, 6]}", block=True)
+    reference = enginery.reference
+    assert view.apply(sum, reference("rows")) == [1, 3, 5]
+    assert client[1].apply(lambda *, pair: pair["in"][0], pair={"in": (reference("table['a'][1]"),)}) == 6
+    client[0].push({"same": reference("rows")})
+    assert client[0].execute("same is rows").value is True
+    assert client[0].apply(round, reference("math.pi"), 2) == 3.14
+    length: Any = functools.partial(len, reference("rows"))  # type: ignore[arg-type]
+    assert client[0].apply(length) == 2
+    client[0].execute("rows = [1, 2, 3]")
+    assert client[0].apply(length) == 3
+    with pytest.raises(NameError, match="nothing"):
+        client[0].apply(print, reference("nothing"))
+    with pytest.raises(KeyError):
+        client[0].apply(print, reference("table['b']"))
+    with pytest.raises(SyntaxError):
+        reference("a = 1")
+    with pytest.raises(TypeError, match="only on an engine"):
+        reference("rows")()
+    assert repr(reference(" rows ")) == "reference('rows')"
+
+
+def test_run_compiles_here_first(client: enginery.Client, tmp_path: Path) -> None:
+    """A file runs in the namespace; one that is no Python is refused before anything is sent."""
+    script = tmp_path / "script.py"
+    script.write_bytes("# coding: latin-1\nname = 'é'\nprint(name)\n__name__".encode("latin-1"))
+    result = client[0].run(script)
+    assert (result.stdout, result.value, client[0]["name"]) == ("é\n", "__main__", "é")
+    assert [result.stdout for result in client[:].run(script, block=False).result(10)] == ["é\n"] * 3
+    script.write_text("def f(:\n")
+    calls = client.statistics()["calls"]
+    with pytest.raises(SyntaxError):
+        client[:].run(script)
+    with pytest.raises(FileNotFoundError):
+        client[:].run(tmp_path / "none.py")
+    assert client.statistics()["calls"] == calls
+
+
+def test_imports_are_carried_out_on_engines_too(client: enginery.Client) -> None:
+    """Under the names that they have here; not if they failed here; what has no source says so."""
+    view = client[:]
+    with view.sync_imports():
+        import os.path as paths
+        import string as text
+        from math import sqrt as root
+
+    assert view.execute("paths.sep, text.digits[0], root(9)")[2].value == (paths.sep, text.digits[0], 3)
+    assert root(4) == 2
+    with pytest.raises(ImportError), client[0].sync_imports():  # noqa: PT012 - the block is what is tested
+        import json  # noqa: F401
+
+        import no_such_module  # type: ignore[import-not-found]  # noqa: F401
+    assert "json" not in client[0].keys()  # noqa: SIM118 - no dictionary
+    with pytest.raises(OSError, match="source"):
+        exec("with view.sync_imports():\n    import csv", {"view": view})
+    (relative,) = ast.parse("from ..near import a as b").body
+    assert isinstance(relative, ast.ImportFrom)
+    assert _sources._absolute(relative, "package.inner") == "from package.near import a as b"
