@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from enginery import _codec, _ids, _values, result
+from enginery import _codec, _ids, _pickled_functions, _values, result
 from enginery._encoded import MAX_PROPERTIES, Codec, Encoded
 from enginery._methods import METHODS
 from enginery._options import NO_OPTIONS, Options
@@ -170,7 +170,11 @@ def _called(function: Callable[..., object] | str) -> engine_pb2.ApplyRequest:
     if isinstance(function, str):
         message.function_name = function
     elif callable(function):
-        message.pickled_function.CopyFrom(_values.to_pickle(_pickle(function, {"the function": function})))
+        pickled = _pickled_functions.find(function)
+        if pickled is None:
+            pickled = _pickle(function, {"the function": function})
+            _pickled_functions.remember(function, pickled)
+        _values.fill_pickle(message.pickled_function, pickled)
     else:
         raise TypeError(f"apply calls a function or the name of one, not {type(function).__name__}")
     return message
@@ -191,7 +195,7 @@ def _with_arguments(
 
 def _pickled_arguments(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Encoded:
     try:
-        return _codec.encode((args, kwargs))
+        return _codec.encode_for_engine((args, kwargs))
     except SerializationError:
         named = {f"argument {position}": value for position, value in enumerate(args, 1)}
         named |= {f"argument {name!r}": value for name, value in kwargs.items()}
@@ -278,7 +282,7 @@ def push(namespace: Mapping[str, object]) -> Request[None]:
 
 def push_function(namespace: Mapping[str, Callable[..., object]]) -> Request[None]:
     """Put functions into the namespace."""
-    encoded = _codec.encode_functions(_checked(namespace))
+    encoded = _codec.encode_functions(_checked(namespace), for_engine=True)
     uploads = _Collector()
     blob = uploads.take(encoded)
     message = (
@@ -347,7 +351,7 @@ def kill() -> Request[None]:
 def _pickle(obj: object, parts: Mapping[str, object]) -> Encoded:
     """Pickle `obj`; if that fails, the error names the first of its parts that is to blame."""
     try:
-        return _codec.encode(obj)
+        return _codec.encode_for_engine(obj)
     except SerializationError:
         for name, part in parts.items():
             try:

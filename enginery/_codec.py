@@ -7,6 +7,7 @@ only to decode an array.
 from __future__ import annotations
 
 import builtins
+import functools
 import io
 import json
 import math
@@ -19,10 +20,11 @@ import cloudpickle
 from cloudpickle import cloudpickle as _cloudpickle
 
 from enginery._encoded import Codec, Encoded
+from enginery._reference import Unresolved
 from enginery.errors import PythonVersionMismatch, SerializationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -65,13 +67,18 @@ def encode(obj: object, accept: Sequence[Codec] = (Codec.PICKLE,)) -> Encoded:
     raise SerializationError(f"{_name(obj)} fits no accepted codec ({'; '.join(reasons)})") from cause
 
 
-def encode_function(function: Callable[..., object]) -> Encoded:
-    """Pickle a callable for `apply`: by reference what can be imported, by value what `__main__` holds."""
-    return encode(function)
+def encode_for_engine(obj: object) -> Encoded:
+    """Pickle `obj` for an engine: as `encode`, but the source of the user's own modules goes along."""
+    try:
+        return _encode_pickle(obj, with_sources=True)
+    except _DoesNotFit as error:
+        raise SerializationError(f"{_name(obj)} cannot be pickled: {error}") from error.__cause__
 
 
-def encode_functions(namespace: Mapping[str, object]) -> Encoded:
+def encode_functions(namespace: Mapping[str, object], *, for_engine: bool = False) -> Encoded:
     """Pickle a dictionary of functions by value, wherever they come from, for push_function and pull_function.
+
+    `for_engine`: what they use of the user's own modules goes along, as for `encode_for_engine`.
 
     TypeError if a value is no function.
     """
@@ -79,7 +86,7 @@ def encode_functions(namespace: Mapping[str, object]) -> Encoded:
         require_function(name, function)
     by_value = {id(f) for f in namespace.values() if isinstance(f, types.FunctionType)}
     try:
-        return _encode_pickle(dict(namespace), by_value)
+        return _encode_pickle(dict(namespace), by_value, with_sources=for_engine)
     except _DoesNotFit as error:
         names = ", ".join(namespace)
         raise SerializationError(f"the functions {names} cannot be pickled: {error}") from error.__cause__
@@ -171,18 +178,50 @@ def _name(obj: object) -> str:
     return f"an object of type {where}{type.__dict__['__qualname__'].__get__(kind)}"
 
 
-class _ByValuePickler(_cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is untyped
-    """Pickles the functions of some ids by value even if they could be imported."""
+_CachedFunction = type(functools.lru_cache(len))
 
-    by_value: frozenset[int] | set[int] = frozenset()
+
+class _Pickler(_cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is untyped
+    """Pickles the functions of some ids by value, and the user's own modules with their source (`_own_modules`)."""
+
+    def __init__(
+        self,
+        file: io.BytesIO,
+        by_value: Collection[int],
+        with_sources: bool,
+        keep_in_band: Callable[[pickle.PickleBuffer], bool],
+    ) -> None:
+        super().__init__(file, protocol=5, buffer_callback=keep_in_band)
+        self._by_value = by_value
+        self._with_sources = with_sources
 
     def reducer_override(self, obj: object) -> object:
-        if id(obj) in self.by_value:
+        if id(obj) in self._by_value:
             return self._dynamic_function_reduce(obj)
+        if self._with_sources and _is_of_module(obj):
+            from enginery import _own_modules  # not in kernels
+
+            reduced = _own_modules.reduction(obj)
+            if reduced is not None and _is_reference(obj):
+                return reduced
         return super().reducer_override(obj)
 
 
-def _encode_pickle(obj: object, by_value: set[int] | None = None) -> Encoded:
+def _is_of_module(obj: object) -> bool:
+    kind = type(obj)
+    return kind in (types.FunctionType, types.ModuleType, _CachedFunction) or issubclass(kind, type)
+
+
+def _is_reference(obj: object) -> bool:
+    """Return whether cloudpickle would write the mere name of `obj`."""
+    if type(obj) is _CachedFunction:
+        return _cloudpickle._lookup_module_and_qualname(obj) is not None
+    return bool(_cloudpickle._should_pickle_by_reference(obj))
+
+
+def _encode_pickle(
+    obj: object, by_value: Collection[int] = frozenset(), *, with_sources: bool = False
+) -> Encoded:
     if type(obj) in _PLAIN:
         return Encoded(Codec.PICKLE, (pickle.dumps(obj, 5),), PYTHON_VERSION)
     buffers: list[memoryview] = []
@@ -199,9 +238,8 @@ def _encode_pickle(obj: object, by_value: set[int] | None = None) -> Encoded:
 
     file = io.BytesIO()
     try:
-        if by_value:
-            pickler = _ByValuePickler(file, protocol=5, buffer_callback=keep_in_band)
-            pickler.by_value = by_value
+        if by_value or with_sources:
+            pickler = _Pickler(file, by_value, with_sources, keep_in_band)
         else:
             pickler = cloudpickle.Pickler(file, protocol=5, buffer_callback=keep_in_band)
         pickler.dump(obj)
@@ -377,6 +415,8 @@ def _decode_pickle(
         return open_pickle(data, buffers).load()
     except PythonVersionMismatch:
         raise
+    except Unresolved as error:  # a reference to what the engine does not have
+        raise error.cause from None
     except (Exception, SystemExit) as error:  # corrupt bytes make pickle raise anything; none ends the reader
         if foreign:
             raise PythonVersionMismatch(_mismatch(value.python_version, _shorten(error))) from error

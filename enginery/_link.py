@@ -24,6 +24,7 @@ import grpc.aio  # noqa: E402
 
 from enginery import _answer, _calls, _loop, _outcomes, _status  # noqa: E402
 from enginery._connection import Connection, cause_of, open_connection, translated  # noqa: E402
+from enginery._modules import Modules  # noqa: E402
 from enginery._operation_calls import OperationCalls  # noqa: E402
 from enginery._reasons import Code, DeliveryError, public  # noqa: E402
 from enginery._session import RETRIED, Entry, Session  # noqa: E402
@@ -67,6 +68,7 @@ class Link:
         self.roster = Roster()
         self.session = Session(self.roster.epochs)
         self.operations = OperationCalls(self)
+        self.modules = Modules(self)
         self.thread = _loop.get()
         self.timeout = timeout
         self.reconnect_timeout = reconnect_timeout
@@ -140,6 +142,7 @@ class Link:
         info = self._source()
         connection = await open_connection(info, self.session.session_id, self.cluster_id, self.timeout)
         self.roster.apply(connection.snapshot)
+        self.modules.engines_changed()
         self.info = info
         return connection
 
@@ -218,6 +221,7 @@ class Link:
     async def _watch(self, connection: Connection) -> None:
         while (response := await connection.watch.read()) is not grpc.aio.EOF:
             self.roster.apply(response)
+            self.modules.engines_changed()
 
     async def _write(self, connection: Connection) -> None:
         try:

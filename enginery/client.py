@@ -24,7 +24,7 @@ from enginery.errors import (
     NoEnginesRegistered,
 )
 from enginery.group import gather
-from enginery.operation import Operation
+from enginery.operation import Operation, wait_for
 from enginery.operations import OperationInfo, from_message, state_numbers
 from enginery.tasks import TaskCalls, TaskView
 from enginery.v1 import operation_pb2
@@ -33,7 +33,7 @@ from enginery.views import EnginesView
 
 if TYPE_CHECKING:
     import os
-    from types import TracebackType
+    from types import ModuleType, TracebackType
 
     from enginery._decode import Errors
     from enginery._task_options import After
@@ -271,6 +271,34 @@ class Client(TaskCalls):
                 break
             request.page_token = page.next_page_token
         return list(found.values())[:limit]
+
+    # ---- modules
+
+    def upload_module(self, module: str | os.PathLike[str] | ModuleType) -> str:
+        """Send a module of this machine to every engine, and import it there; return its name.
+
+        `module` is a `.py` file, the folder of a package, data files included, or a module that was imported
+        here, whose whole package goes. It is read from the files as they are now, and takes the place of
+        whatever an engine has under its name; so after an edit, upload it again. Names of an engine's namespace
+        that meant the module, or a function or class of it, then mean the new one; objects that were made keep
+        their class. Engines that register later, and new kernels, are sent it by this client while it is open.
+
+        What the import raises on an engine is raised here, and leaves that engine as it was. FileNotFoundError,
+        ValueError or ValueTooLarge (over 64 MiB), before anything is sent, if it is no module that can be sent:
+        compiled ones cannot. Small modules that functions or objects refer to go along without: see the guide.
+        """
+        from enginery import _own_modules  # few clients need it
+
+        self._check_open()
+        source = _own_modules.read(module)
+        operations = self._link.modules.upload(source, self, self.errors)
+        try:
+            wait_for(operations)
+            gather(operations)
+        except Exception:
+            self._link.modules.forget(source)
+            raise
+        return source.name
 
     # ---- calls, for views
 

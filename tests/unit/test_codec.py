@@ -20,7 +20,7 @@ from enginery._codec import (
     decode_bound,
     decode_functions,
     encode,
-    encode_function,
+    encode_for_engine,
     encode_functions,
 )
 from enginery._encoded import Codec, Encoded
@@ -235,14 +235,14 @@ def test_decode_bound() -> None:
     """Functions of a `__main__` get other globals, whatever they captured is handed over apart."""
     f = _main("a = 1\nb = 2\ndef g(): return b\ndef f(): return a, g()")
     namespace: dict[str, object] = {"a": 10, "b": 20}
-    bound, captured = decode_bound(encode_function(f), namespace)
+    bound, captured = decode_bound(encode_for_engine(f), namespace)
     assert callable(bound)
     assert set(captured) == {"a", "g"} | ({"b"} & set(captured))
     assert captured["a"] == 1
     assert set(namespace) - {"__builtins__"} == {"a", "b"}
     namespace["g"] = captured["g"]
     assert bound() == (10, 20)
-    assert decode_bound(encode_function(math.sqrt), namespace)[0] is math.sqrt
+    assert decode_bound(encode_for_engine(math.sqrt), namespace)[0] is math.sqrt
 
 
 def test_functions_by_value() -> None:
