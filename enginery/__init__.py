@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         QueueFull,
         RemoteError,
         SerializationError,
+        TaskReject,
         UnpickleableException,
     )
     from enginery.group import Group, Progress
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from enginery.operations import Event, EventStream, OperationInfo
     from enginery.result import Display, ExecuteResult, QueuedCall, QueueStatus
     from enginery.serialized import Serialized, serialize
+    from enginery.task_map import TaskMap
+    from enginery.tasks import TaskView
     from enginery.view import EngineView
     from enginery.views import EnginesView
 
@@ -84,6 +87,7 @@ _HOMES = {
     "QueueCleared": "errors",
     "RemoteError": "errors",
     "SerializationError": "errors",
+    "TaskReject": "errors",
     "UnpickleableException": "errors",
     "Operation": "operation",
     "Joined": "joined",
@@ -99,6 +103,8 @@ _HOMES = {
     "reference": "_reference",
     "Serialized": "serialized",
     "serialize": "serialized",
+    "TaskMap": "task_map",
+    "TaskView": "tasks",
     "EngineView": "view",
     "EnginesView": "views",
     "load_ipython_extension": "magics",  # %load_ext enginery calls these, and nobody else
@@ -147,6 +153,9 @@ __all__ = [
     "RemoteError",
     "SerializationError",
     "Serialized",
+    "TaskMap",
+    "TaskReject",
+    "TaskView",
     "UnpickleableException",
     "aconnect",
     "connect",

@@ -41,6 +41,8 @@
     ├── RemoteError                           what user code raised on an engine
     └── CompositeError (also ExceptionGroup)  several engines failed
 
+User code raises TaskReject in a task that is to run on another engine; it is no EngineryError.
+
 This module imports nothing of Enginery.
 """
 

@@ -111,9 +111,10 @@ class TaskCalls:
             view = view.options(**given)  # type: ignore[arg-type]  # of different types
         return view._start(_calls.Applied(function).request(args, kwargs))
 
-    def map(
+    @overload
+    def map(  # the engine awaits what a coroutine function returns
         self,
-        function: Callable[..., T] | str,
+        function: Callable[..., Coroutine[Any, Any, T]],
         /,
         *iterables: Iterable[Any],
         chunksize: int | str = AUTO,
@@ -125,7 +126,54 @@ class TaskCalls:
         priority: int | None = None,
         timeout: float | None = None,
         label: str | None = None,
-    ) -> TaskMap[T]:
+    ) -> TaskMap[T]: ...
+    @overload
+    def map(
+        self,
+        function: Callable[..., T],
+        /,
+        *iterables: Iterable[Any],
+        chunksize: int | str = AUTO,
+        ordered: bool = True,
+        max_outstanding: int | None = None,
+        return_exceptions: bool = False,
+        retries: int | None = None,
+        where: Mapping[str, object] | None = None,
+        priority: int | None = None,
+        timeout: float | None = None,
+        label: str | None = None,
+    ) -> TaskMap[T]: ...
+    @overload
+    def map(
+        self,
+        function: str,
+        /,
+        *iterables: Iterable[Any],
+        chunksize: int | str = AUTO,
+        ordered: bool = True,
+        max_outstanding: int | None = None,
+        return_exceptions: bool = False,
+        retries: int | None = None,
+        where: Mapping[str, object] | None = None,
+        priority: int | None = None,
+        timeout: float | None = None,
+        label: str | None = None,
+    ) -> TaskMap[Any]: ...
+    def map(
+        self,
+        function: Callable[..., Any] | str,
+        /,
+        *iterables: Iterable[Any],
+        chunksize: int | str = AUTO,
+        ordered: bool = True,
+        max_outstanding: int | None = None,
+        return_exceptions: bool = False,
+        retries: int | None = None,
+        where: Mapping[str, object] | None = None,
+        priority: int | None = None,
+        timeout: float | None = None,
+        label: str | None = None,
+    ) -> TaskMap[Any]:
         """Call a function for the items of iterables, as `map` of the language does; return an iterator of the
         values.
 

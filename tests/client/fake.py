@@ -350,6 +350,7 @@ class FakeController:
         self.records: dict[str, FakeOperation] = {}
         self.cancels: list[operation_pb2.CancelRequest] = []
         self.calls: list[frame_pb2.Call] = []
+        self.epoch = 1
         self.attached: list[int] = []
         self.cut_after: int | None = None
         """Break an attached stream after so many events."""
@@ -502,7 +503,7 @@ class FakeController:
         first = await anext(aiter(requests))
         self.sessions.append(first.hello.session_id)
         yield cluster_pb2.SessionResponse(
-            welcome=cluster_pb2.SessionWelcome(cluster_id=self.cluster_id, controller_epoch=1)
+            welcome=cluster_pb2.SessionWelcome(cluster_id=self.cluster_id, controller_epoch=self.epoch)
         )
         if self.ends_sessions:
             return
