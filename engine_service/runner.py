@@ -228,14 +228,13 @@ class Runner:
     def _lead(self, run: _Run) -> None:
         """It is the first that the kernel has not answered: so it runs, unless it was revoked in time."""
         run.phase = Phase.IN_KERNEL
+        if run.is_revoked and not self._engine.kernel.has_begun(run.operation.operation_id):
+            run.timer = asyncio.get_running_loop().call_later(_LOOK_AGAIN, self._lead, run)
+            return
+        self._start(run)
         if run.stop is not None:
-            self._start(run)
             cause, grace, interrupt_only = run.stop
             self.stop(run.operation, cause, grace, interrupt_only=interrupt_only)
-        elif not run.is_revoked or self._engine.kernel.has_begun(run.operation.operation_id):
-            self._start(run)
-        else:
-            run.timer = asyncio.get_running_loop().call_later(_LOOK_AGAIN, self._lead, run)
 
     def _answer(self, run: _Run, reply: Reply, death: DeliveryError | None) -> None:
         operation = run.operation

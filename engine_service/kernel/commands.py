@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import types
 from typing import TYPE_CHECKING
 
@@ -70,7 +71,12 @@ class Commands:
         """Carry out `command` and put what comes of it into `reply`."""
         self._namespace.repair()
         self._namespace.engine_id = command.engine_id
-        self._methods[command.method](command, reply)
+        try:
+            self._methods[command.method](command, reply)
+        except BaseException:
+            _figures("close")  # those of code that failed half way are not the next command's
+            raise
+        _figures("show")
 
     def _execute(self, command: Command, reply: Reply) -> None:
         self._namespace.entered(command.number, command.code)
@@ -200,6 +206,13 @@ class Commands:
             if files > _MAX_STORED:
                 raise ValueTooLarge(f"more than {_MAX_STORED} large values at once: pull fewer")
             reply.values[name] = store(value)
+
+
+def _figures(action: str) -> None:
+    """Show the open figures of matplotlib, or close them, if it was imported with the backend of engines."""
+    figures = sys.modules.get("engine_service.kernel.figures")
+    if figures is not None:
+        getattr(figures, action)()
 
 
 def _inline(value: Transferred) -> Encoded:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import sys
+from typing import Any
+
 from engine_service.kernel_messages import DisplayData
 
 MAX_TEXT = 1 << 20  # characters of a repr
@@ -81,6 +85,7 @@ def forms_of(value: object, text: str) -> DisplayData | None:
         [(mime, form) for mime, form in bundle.items() if type(mime) is str] if type(bundle) is dict else []
     )
     offers += [(mime, _offer(value, method)) for mime, method in _FORMS.items() if mime not in data]
+    offers.append(("image/png", _figure(value)))
     for mime, content in offers:
         if isinstance(content, tuple) and len(content) == 2:
             content, hints = content
@@ -104,6 +109,19 @@ def _offer(value: object, method: str) -> object:
     if method == "_repr_mimebundle_" and isinstance(offered, tuple) and offered:
         return offered[0]
     return offered
+
+
+def _figure(value: Any) -> bytes | None:
+    """Return a matplotlib figure as PNG, None for anything else: figures leave it to others how they show."""
+    figure = sys.modules.get("matplotlib.figure")
+    if figure is None or getattr(figure, "Figure", None) not in type(value).__mro__:
+        return None
+    try:
+        buffer = io.BytesIO()
+        value.savefig(buffer, format="png", bbox_inches="tight")
+        return buffer.getvalue()
+    except Exception:  # such as a text in it that cannot be drawn: the text form is there
+        return None
 
 
 def _json_text(content: object) -> str | None:

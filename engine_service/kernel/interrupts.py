@@ -41,7 +41,7 @@ class Interrupts:
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
     def arm(self, serial: int) -> bool:
-        """From now on an interrupt of `serial` raises, or now if it came before. False if `serial` was revoked."""
+        """From now on an interrupt of `serial` raises, or now if it came before. False if it was revoked."""
         if is_revoked(self._page, serial):
             return False
         self._page[RUNNING] = serial

@@ -10,7 +10,7 @@ from functools import partial
 from time import perf_counter, time  # as they are now: user code may put others into `time`
 from typing import NoReturn
 
-from engine_service.kernel import process
+from engine_service.kernel import on_import, process
 from engine_service.kernel.awaiting import Awaiting
 from engine_service.kernel.commands import Commands
 from engine_service.kernel.engine import ProgressReports, RunningEngine
@@ -58,6 +58,7 @@ class Kernel:
         )
         engine = RunningEngine(self._namespace, self._properties, reports.display, self._progress)
         _current.set_engine(engine)
+        on_import.install()
         builtins.get_engine = _current.get_engine  # type: ignore[attr-defined]  # without a name in the namespace
 
     def seed(self, start: Start) -> None:

@@ -128,6 +128,7 @@ class FakeKernel:
             await asyncio.sleep(0)
             command, _ = self.line[0]
             if command.operation_id in self.revoked:
+                self.revoked.remove(command.operation_id)
                 reply = Reply(was_revoked=True)
             else:
                 self.commands.append(command)
