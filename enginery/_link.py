@@ -93,7 +93,7 @@ class Link:
         """Send a call to each engine at once and return the operations."""
         _loop.check_fork()
         now = time.monotonic()
-        entries = [self.session.entry(request, engine_id, errors, now) for engine_id in engine_ids]
+        entries = self.session.entries(request, engine_ids, errors, now)
         request.uploads = ()  # the entries hold them, until they are sent
         try:
             self.session.submit(entries, may_wait=not self.thread.is_current())

@@ -20,11 +20,12 @@ from enginery import _ids, _options
 from enginery._lane import Hold, Lane, by_call_id
 from enginery._methods import ANY_ENGINE, METHODS, OPERATIONS, PYTHON_NAMES
 from enginery._reasons import DeliveryError
+from enginery._shared_call import SharedCall
 from enginery.operation import Operation
 from enginery.v1 import cluster_pb2, frame_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from enginery._calls import Request, Uploads
     from enginery._decode import Errors
@@ -84,7 +85,8 @@ class Entry:
     operation: Operation[Any]
     request: Request[Any]
     frame: bytes
-    """A serialized SessionRequest that holds this call alone; joined, such messages are one with all calls."""
+    """A serialized SessionRequest that holds this call alone; joined, such messages are one with all calls.
+    Empty if it is one of a `shared` call."""
     uploads: Uploads
     """What must be uploaded first; empty once it was."""
     submitted_at: float
@@ -92,8 +94,15 @@ class Entry:
     """The registration of its engine that is meant: the one that was known when it was made. 0 if none was. Of
     a task
     the controller to which it was sent first."""
+    shared: SharedCall | None = None
+    """What it has in common with the same call on other engines; those with call ids in a row go as one."""
     sendings: int = 0
     """How often it was sent; 0 while the engine cannot have it."""
+
+    @property
+    def size(self) -> int:
+        """How much it takes, in bytes."""
+        return _CALL_COST + (len(self.frame) if self.shared is None else self.shared.size)
 
 
 @dataclass(slots=True)
@@ -152,6 +161,26 @@ class Session:
         frame = cluster_pb2.SessionRequest(calls=[call]).SerializeToString()
         return Entry(call_id, operation, request, frame, request.uploads, now, self._epochs.get(engine_id, 0))
 
+    def entries(
+        self, request: Request[T], engine_ids: Sequence[int], errors: Errors, now: float
+    ) -> list[Entry]:
+        """Return the calls of one request on engines; on several, ready to be sent as one."""
+        if len(engine_ids) == 1:
+            return [self.entry(request, engine_ids[0], errors, now)]
+        shared = SharedCall(request, len(engine_ids) or 1)
+        made = []
+        for call_id, engine_id in zip(self._ids_in_a_row(len(engine_ids)), engine_ids, strict=True):
+            operation = Operation(request, engine_id, _ids.operation_id(self.session_id, call_id), errors)
+            epoch = self._epochs.get(engine_id, 0)
+            made.append(Entry(call_id, operation, request, b"", request.uploads, now, epoch, shared))
+        return made
+
+    def _ids_in_a_row(self, count: int) -> list[int]:
+        while True:
+            ids = [next(self._call_ids) for _ in range(count)]
+            if not ids or ids[-1] - ids[0] == count - 1:  # else another thread took one between them
+                return ids
+
     def never_wait(self) -> None:
         """Let calls be submitted without waiting, up to limits that are far higher: for callers on an event
         loop, who look at `has_room` now and then."""
@@ -178,7 +207,7 @@ class Session:
                 self._stalled -= 1
             if self._closed:
                 raise DeliveryError("NOT_SENT", cause="this client was closed")
-            self._submitted_bytes += sum(len(entry.frame) + _CALL_COST for entry in entries)
+            self._submitted_bytes += sum(entry.size for entry in entries)
             self._submitted_calls += len(entries)
             self._inbox.extend(entries)
 
@@ -256,9 +285,15 @@ class Session:
         """Return the next message to send, None if there is none. Its calls wait for their replies from now
         on."""
         frames: list[bytes] = []
-        size = 0
-        while self._outbox and len(frames) < BATCH_CALLS and (not frames or size < BATCH_BYTES):
+        calls = size = 0
+        while self._outbox and calls < BATCH_CALLS and (not frames or size < BATCH_BYTES):
             entry = self._outbox.popleft()
+            if entry.shared is not None:
+                together = self._take_together(entry, entry.shared)
+                calls += len(together)
+                frames.append(self._shared_frame(together, entry.shared))
+                size += len(frames[-1])
+                continue
             frame = entry.frame
             if entry.sendings:
                 frame = _again(entry)
@@ -268,16 +303,40 @@ class Session:
             elif entry.epoch != self._epochs.get(entry.operation.target, 0):
                 frame = _again(entry)  # it goes to the engine that was meant, or to none
             entry.sendings += 1
+            calls += 1
             frames.append(frame)
             size += len(frame)
             self._waiting[entry.call_id] = entry
         if not frames:
             return None
-        self.counters.calls += len(frames)
+        self.counters.calls += calls
         self.counters.messages += 1
         if self._stalled:
             self._make_room()
         return b"".join(frames)
+
+    def _take_together(self, entry: Entry, shared: SharedCall) -> list[Entry]:
+        """Return `entry` and those behind it in the outbox that are the same call on other engines."""
+        together = [entry]
+        while (
+            self._outbox
+            and len(together) < BATCH_CALLS
+            and self._outbox[0].shared is shared
+            and self._outbox[0].call_id == together[-1].call_id + 1
+        ):
+            together.append(self._outbox.popleft())
+        return together
+
+    def _shared_frame(self, together: list[Entry], shared: SharedCall) -> bytes:
+        targets = []
+        for entry in together:
+            engine_id = entry.operation.target
+            is_current = not entry.sendings and entry.epoch == self._epochs.get(engine_id, 0)
+            targets.append((engine_id, 0 if is_current else entry.epoch))
+            self.counters.resent += bool(entry.sendings)
+            entry.sendings += 1
+            self._waiting[entry.call_id] = entry
+        return shared.frame(together[0].call_id, targets)
 
     def withdraw(self, operation: Operation[Any], *, arrived: bool = True) -> list[Entry] | None:
         """End a call that is not on its way as cancelled, and return uploads to start; None if it is.
@@ -312,7 +371,7 @@ class Session:
     def done(self, entry: Entry) -> None:
         """Let go of a call that was answered."""
         self._ended_calls += 1
-        self._ended_bytes += len(entry.frame) + _CALL_COST
+        self._ended_bytes += entry.size
         if self._lanes:
             lane = self._lanes.get(entry.operation.target)
             if lane is not None and lane.hold is not None:

@@ -350,6 +350,8 @@ class FakeController:
         self.records: dict[str, FakeOperation] = {}
         self.cancels: list[operation_pb2.CancelRequest] = []
         self.calls: list[frame_pb2.Call] = []
+        self.frames = 0
+        """How many calls came, those to many engines as one."""
         self.epoch = 1
         self.attached: list[int] = []
         self.cut_after: int | None = None
@@ -520,8 +522,10 @@ class FakeController:
 
     async def _read(self, requests: Any, replies: asyncio.Queue[frame_pb2.Reply], session_id: bytes) -> None:
         async for message in requests:
-            self.messages.append(len(message.calls))
-            for call in message.calls:
+            calls = [one for call in message.calls for one in _single(call)]
+            self.messages.append(len(calls))
+            self.frames += len(message.calls)
+            for call in calls:
                 call.session_id = session_id
                 self.calls.append(call)
                 self._take(call, replies)
@@ -722,6 +726,19 @@ class FakeController:
         if request.release:
             engine.released.append(request.blob_id)
             del engine.blobs[request.blob_id]
+
+
+def _single(call: frame_pb2.Call) -> list[frame_pb2.Call]:
+    """Return the calls that one to many engines stands for."""
+    calls = []
+    for position, target in enumerate(call.targets):
+        one = frame_pb2.Call()
+        one.CopyFrom(call)
+        one.ClearField("targets")
+        one.call_id += position
+        one.engine_id, one.sent_epoch = target.engine_id, target.sent_epoch
+        calls.append(one)
+    return calls or [call]
 
 
 def info_of(controller: FakeController) -> _connection_file.ConnectionInfo:

@@ -229,3 +229,11 @@ def test_an_argument_is_pickled_once_for_many_engines(client: enginery.Client) -
     client[:].push({"a": Counted()})
     assert client[:].pull("a") == [7, 7]
     assert Counted.pickled == 1
+
+
+def test_a_request_travels_once_for_many_engines(client: enginery.Client, controller: FakeController) -> None:
+    """One frame names them all, and each answers for itself."""
+    assert client[:].push({"a": "x" * 1000}) == [None, None]
+    assert controller.frames == 1
+    assert client[:].pull(["a", "id"]) == [["x" * 1000, 0], ["x" * 1000, 1]]
+    assert (controller.frames, len(controller.calls)) == (2, 4)
