@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import grpc
 import grpc.aio
 
+from controller_service.any_engine import AnyEngine
 from controller_service.cluster_endpoint import Cluster, ClusterEndpoint
 from controller_service.config import POWER, Config
 from controller_service.engine_endpoint import ClusterFacts, EngineEndpoint
@@ -22,6 +23,7 @@ from controller_service.events import EngineEvent, EventKind
 from controller_service.journal import Journal, NoJournal
 from controller_service.journal_store import Bounds
 from controller_service.lease import State
+from controller_service.operations import Operations
 from controller_service.registry import Registry
 from controller_service.session_endpoint import SessionEndpoint
 from controller_service.streams import OpenStreams
@@ -83,6 +85,7 @@ class Controller:
         self.port = 0
         """The port that it listens on, once started."""
         self._switchboard: Switchboard | None = None
+        self._any_engine: AnyEngine | None = None
         self._server: grpc.aio.Server | None = None
         self._health: HealthServicer | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -156,7 +159,9 @@ class Controller:
         else:
             socket_path.unlink(missing_ok=True)  # of a controller that died; the lock is ours
             self._server.add_insecure_port(f"unix:{socket_path}")
+        # A task goes to the engine that has it, or is lost with that: those that are gone are not waited for.
         await self._drop_ended()
+        await self._switchboard.tasks.restore(await self.journal.tasks())
         await self._server.start()
         self._switchboard.start()
         self._tasks.append(asyncio.create_task(self._keep_leases()))
@@ -226,16 +231,21 @@ class Controller:
             cluster_id, epoch, token_digest(identity.client_token), None if authority is None else sign
         )
         engines = EngineEndpoint(switchboard, facts, streams)
-        sessions = SessionEndpoint(switchboard, streams, cluster_id=cluster_id, controller_epoch=epoch)
+        operations = Operations(switchboard)
+        any_engine = self._any_engine = AnyEngine(switchboard, operations)
+        sessions = SessionEndpoint(
+            switchboard, any_engine, streams, cluster_id=cluster_id, controller_epoch=epoch
+        )
         cluster = ClusterEndpoint(
             self.registry,
             Cluster(cluster_id, epoch, self.config.value_limit),
+            switchboard.tasks.scheduler,
             streams,
             self.request_shutdown,
         )
         raw_stream = grpc.stream_stream_rpc_method_handler
         return (
-            EngineRouter(switchboard, self._transfers).handlers(),
+            EngineRouter(switchboard, operations, any_engine, self._transfers).handlers(),
             grpc.method_handlers_generic_handler(
                 CONTROLLER_SERVICE.full_name,
                 {
@@ -365,6 +375,8 @@ class Controller:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._any_engine is not None:
+            await self._any_engine.stop()
         if self._switchboard is not None:
             await self._switchboard.stop()
         await self.journal.close()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from controller_service.events import EngineEvent, Registration
     from controller_service.registry import Registry
+    from controller_service.scheduler import Scheduler
     from controller_service.streams import OpenStreams
 
 _DEFAULT_PAGE = 100
@@ -52,12 +53,14 @@ class ClusterEndpoint:
         self,
         registry: Registry,
         cluster: Cluster,
+        tasks: Scheduler,
         streams: OpenStreams,
         shut_down: Callable[[bool, float], None],
     ) -> None:
-        """Speak of the engines of `registry`; `shut_down(keep_engines, grace)` begins its end."""
+        """Speak of engines and tasks; `shut_down(keep_engines, grace)` begins the end of the controller."""
         self._registry = registry
         self._cluster = cluster
+        self._tasks = tasks
         self._streams = streams
         self._shut_down = shut_down
         self._lost = LostEngines()
@@ -118,6 +121,7 @@ class ClusterEndpoint:
 
     async def get_cluster_info(self, _request: object, _context: object) -> cluster_pb2.GetClusterInfoResponse:
         """Return the facts."""
+        tasks = self._tasks.statistics()
         return cluster_pb2.GetClusterInfoResponse(
             cluster_id=self._cluster.cluster_id,
             controller_epoch=self._cluster.controller_epoch,
@@ -128,6 +132,8 @@ class ClusterEndpoint:
             lease=lease_duration(self._registry.lease),
             value_limit=self._cluster.value_limit,
             pid=os.getpid(),
+            waiting_task_count=tasks.waiting,
+            placed_task_count=tasks.placed,
         )
 
     async def shutdown(

@@ -13,14 +13,16 @@ import grpc.aio
 
 from controller_service.answers import outcome_message
 from controller_service.journal_records import Result
-from controller_service.operations import ATTACH, UNARY, Operations
+from controller_service.operations import ATTACH, UNARY
 from enginery import _ids
-from enginery._metadata import cancels_on_disconnect, read_call
-from enginery._methods import ENGINE_SERVICE, METHODS, OPERATION_ID_KEY, OPERATIONS, STREAMING
+from enginery._metadata import cancels_on_disconnect, read_call, read_task
+from enginery._methods import ANY_ENGINE, ENGINE_SERVICE, METHODS, OPERATION_ID_KEY, OPERATIONS, STREAMING
 from enginery._requests import parse
 from enginery.v1 import operation_pb2
 
 if TYPE_CHECKING:
+    from controller_service.any_engine import AnyEngine
+    from controller_service.operations import Operations
     from controller_service.switchboard import Switchboard
     from controller_service.transfers import Transfers
     from enginery._engine import CallContext
@@ -32,11 +34,15 @@ _Context = grpc.aio.ServicerContext[bytes, bytes]
 class EngineRouter:
     """Serves EngineService."""
 
-    def __init__(self, switchboard: Switchboard, transfers: Transfers) -> None:
-        """Call the engines of `switchboard`; streaming calls go by `transfers`."""
+    def __init__(
+        self, switchboard: Switchboard, operations: Operations, any_engine: AnyEngine, transfers: Transfers
+    ) -> None:
+        """Call the engines of `switchboard`, and those that `any_engine` chooses; streaming calls go by
+        `transfers`, those about operations by `operations`."""
         self._switchboard = switchboard
         self._transfers = transfers
-        self._operations = Operations(switchboard)
+        self._operations = operations
+        self._any_engine = any_engine
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Return the handlers of every rpc."""
@@ -57,9 +63,14 @@ class EngineRouter:
             cancels = cancels_on_disconnect(metadata)
             await context.send_initial_metadata(((OPERATION_ID_KEY, _ids.show(call.operation_id)),))
             try:
+                if engine_id == ANY_ENGINE:
+                    task = read_task(metadata)
+                    return (await self._any_engine.call(number, request, call, task)).response
                 return (await serve(engine_id, number, request, call)).response
             except asyncio.CancelledError:
-                if cancels and number in OPERATIONS and engine_id is not None:
+                if cancels and number in OPERATIONS and engine_id == ANY_ENGINE:
+                    self._any_engine.cancel(call.operation_id)
+                elif cancels and number in OPERATIONS and engine_id is not None:
                     self._switchboard.cancel(engine_id, call.operation_id)
                 raise
 
@@ -83,7 +94,8 @@ class EngineRouter:
         request = data if isinstance(data, bytes) else b""
         found = await self._operations.locate(engine_id, request, call)
         if not isinstance(found, Result):
-            await self._transfers.relay(found, ATTACH, context, first=request)
+            engine, request = found
+            await self._transfers.relay(engine, ATTACH, context, first=request)
             return
         # Its events are gone with its engine; how it ended is left.
         after = parse(operation_pb2.AttachRequest, request).after_sequence

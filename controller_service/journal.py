@@ -1,9 +1,9 @@
 """The journal: what a controller must know again after it was killed, written behind what it does.
 
-It keeps which engines are registered, so that a restarted controller waits for them, and the results of
-finished operations, so that they outlive their engine. Nothing waits for it: what is added goes to disk in
-groups, by one thread. Whoever must know what is safe compares two counts: everything that was added while
-`appended` was at most n is on disk once `committed` has reached n.
+It keeps which engines are registered, so that a restarted controller waits for them, the results of finished
+operations, so that they outlive their engine, and tasks that have not ended. Nothing waits for it: what is
+added goes to disk in groups, by one thread. Whoever must know what is safe compares two counts: everything
+that was added while `appended` was at most n is on disk once `committed` has reached n.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from controller_service.events import Kept
-from controller_service.journal_records import Batch, EngineRow, NamedCall, Pending, Result
+from controller_service.journal_records import Batch, EngineRow, KeptTask, NamedCall, Pending, Result
 from controller_service.journal_store import Bounds, Store
 from enginery._reasons import DeliveryError
 from enginery.v1 import frame_pb2
@@ -94,6 +94,24 @@ class AnyJournal(Protocol):
 
     def calls_to(self, engine_id: int) -> list[bytes]:
         """Return the operations that `note_call` keeps for an engine: named ones without a result."""
+
+    on_commit: Callable[[], None]
+    """Called whenever something was written."""
+
+    def put_task(self, task: KeptTask) -> None:
+        """Keep a task as it is now."""
+
+    def drop_task(self, task_id: bytes) -> None:
+        """Keep a task no more; one that is unknown is ignored."""
+
+    def is_task_written(self, task_id: bytes) -> bool:
+        """Return whether the disk may have a task as it was before."""
+
+    def hurry(self) -> None:
+        """Write what was added without waiting for a group."""
+
+    async def tasks(self) -> Sequence[KeptTask]:
+        """Return the tasks that an earlier controller left, in the order in which they came."""
 
     def put_engine(self, engine: Registration, *, at_once: bool = True) -> None:
         """Keep who an engine is, and that it is registered; `at_once` does not wait for a group."""
@@ -172,6 +190,8 @@ class Journal:
         self._max_pending = max_pending
         self._group = _Group()
         self._called: dict[NamedCall, int] = {}
+        self._written_tasks: set[bytes] = set()
+        self.on_commit: Callable[[], None] = lambda: None
         self._reported_dropped = 0
         self._kept_bytes = 0
         self._broken: BaseException | None = None
@@ -257,6 +277,40 @@ class Journal:
     def calls_to(self, engine_id: int) -> list[bytes]:
         """Return the named operations of an engine that have no result; see AnyJournal."""
         return [operation_id for operation_id, called in self._called if called == engine_id]
+
+    def put_task(self, task: KeptTask) -> None:
+        """Keep a task; see AnyJournal."""
+        batch = self._group.collecting
+        batch.tasks[task.task_id] = task
+        self._added(batch)
+
+    def drop_task(self, task_id: bytes) -> None:
+        """Keep a task no more; see AnyJournal."""
+        batch = self._group.collecting
+        if task_id in self._written_tasks:
+            self._written_tasks.discard(task_id)
+            batch.tasks[task_id] = None
+            self._added(batch)
+        else:
+            batch.tasks.pop(task_id, None)
+
+    def is_task_written(self, task_id: bytes) -> bool:
+        """Return whether the disk may have a task; see AnyJournal."""
+        return task_id in self._written_tasks
+
+    def hurry(self) -> None:
+        """Write soon; see AnyJournal."""
+        self._hurry.set()
+
+    async def tasks(self) -> Sequence[KeptTask]:
+        """Return the tasks that are left; see AnyJournal. None if they cannot be read, which is logged."""
+        try:
+            tasks = await self._run(self._store.tasks)
+        except Exception as error:
+            self._note_failure(error)
+            return ()
+        self._written_tasks.update(task.task_id for task in tasks)
+        return tasks
 
     def put_engine(self, engine: Registration, *, at_once: bool = True) -> None:
         """Keep who an engine is; see AnyJournal."""
@@ -346,9 +400,14 @@ class Journal:
                     await self._hurry.wait()
             self._wake.clear()
             self._hurry.clear()
-            await self._commit(self._group.turn())
+            await self._commit(self._turn())
         if self._wake.is_set():  # something was added while the last group was written
-            await self._commit(self._group.turn())
+            await self._commit(self._turn())
+
+    def _turn(self) -> Batch:
+        batch = self._group.turn()
+        self._written_tasks.update(task_id for task_id, task in batch.tasks.items() if task is not None)
+        return batch
 
     async def _commit(self, batch: Batch) -> None:
         """Write one group; while that fails, try again until the end."""
@@ -362,6 +421,7 @@ class Journal:
             pause = min(pause * 2, _LONGEST_RETRY)
         self.committed += batch.count
         self._group.writing = Batch()
+        self.on_commit()
 
     async def _try_to_write(self, batch: Batch) -> bool:
         try:
@@ -413,6 +473,10 @@ class NoJournal:
     committed = 0
     dropped = 0
 
+    def __init__(self) -> None:
+        """Keep nothing."""
+        self.on_commit: Callable[[], None] = lambda: None
+
     def add_result(
         self,
         operation_id: bytes,
@@ -432,6 +496,23 @@ class NoJournal:
     def calls_to(self, engine_id: int) -> list[bytes]:
         """Return nothing."""
         return []
+
+    def put_task(self, task: KeptTask) -> None:
+        """Keep nothing."""
+
+    def drop_task(self, task_id: bytes) -> None:
+        """There is nothing to drop."""
+
+    def is_task_written(self, task_id: bytes) -> bool:
+        """There is no disk."""
+        return False
+
+    def hurry(self) -> None:
+        """There is nothing to write."""
+
+    async def tasks(self) -> Sequence[KeptTask]:
+        """Return nothing."""
+        return ()
 
     def put_engine(self, engine: Registration, *, at_once: bool = True) -> None:
         """Keep nothing."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 from controller_service.events import Facts, Kept, KeptEngine
-from enginery.v1 import engine_pb2
+from enginery._methods import ANY_ENGINE
+from enginery.v1 import engine_pb2, frame_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -121,6 +122,31 @@ class EngineRow:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class KeptTask:
+    """A task that has not ended."""
+
+    task_id: bytes
+    session_id: bytes
+    call: frame_pb2.Call
+    """What is sent for it."""
+    options: frame_pb2.TaskOptions
+    submitted_ns: int
+    arrival: int
+    attempts: int
+    engine_id: int = ANY_ENGINE
+    """The engine that it is on."""
+    epoch: int = 0
+    """Of that engine's registration; 0 if it is on none."""
+
+    def frame(self) -> bytes:
+        """Return its call as its client sent it, serialized."""
+        own = frame_pb2.Call(
+            engine_id=ANY_ENGINE, operation_id=self.task_id, session_id=self.session_id, task=self.options
+        )
+        return self.call.SerializeToString() + own.SerializeToString()  # which are parsed as one
+
+
 @dataclass(slots=True)
 class Batch:
     """Records that are written together: first what is forgotten, then the rest."""
@@ -135,6 +161,8 @@ class Batch:
     """Calls that go to their engine now, with its epoch."""
     answered: list[NamedCall] = field(default_factory=list)
     """Such calls that need not be kept any more."""
+    tasks: dict[bytes, KeptTask | None] = field(default_factory=dict)
+    """Tasks as they are now; None for those that have ended."""
 
 
 def kept(rows: Collection[EngineRow]) -> Kept:

@@ -1,6 +1,6 @@
 """The journal's files: an SQLite database, and one file for each large answer. For the journal's thread alone.
 
-    journal.db      results and engines
+    journal.db      results, engines, and tasks that have not ended
     answers/        answers over 64 KiB, each named by its operation
 
 The file of a large answer is written before the row that speaks of it, and removed after it. Files without a
@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from controller_service import file_system
-from controller_service.journal_records import EngineRow, Result, kept
+from controller_service.journal_records import EngineRow, KeptTask, Result, kept
 from enginery._files import make_private_directory, read_private, write_private
+from enginery.v1 import frame_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -36,7 +37,7 @@ DEFAULT_AGE = 24 * 3600.0
 DEFAULT_LIMIT = 1 << 30
 LARGE = 64 << 10
 """Bytes above which an answer is a file."""
-_VERSION = 5  # as the schema sets it
+_VERSION = 6  # as the schema sets it
 _OVERHEAD = 256  # bytes that a result costs on disk beside its answer
 _WAL_BYTES = 16 << 20  # to which the write-ahead log shrinks again after a burst
 _CACHE_KIB = 8 << 10
@@ -44,8 +45,14 @@ _LOCK_PATIENCE = 2.0  # seconds: nobody else writes, but somebody may look with 
 _HIGHEST = (1 << 63) - 1
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
+_TASKS = """
+PRAGMA user_version = 6;
+CREATE TABLE tasks (
+    task_id BLOB PRIMARY KEY, frame BLOB NOT NULL, submitted_ns INTEGER NOT NULL, arrival INTEGER NOT NULL,
+    attempts INTEGER NOT NULL, engine_id INTEGER NOT NULL, epoch INTEGER NOT NULL
+);
+"""
 _SCHEMA = """
-PRAGMA user_version = 5;
 CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 INSERT INTO meta VALUES ('kept_bytes', 0);
 CREATE TABLE engines (
@@ -72,6 +79,10 @@ CREATE TRIGGER removed AFTER DELETE ON results BEGIN
 END;
 """
 _INSERT = "INSERT OR IGNORE INTO results VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_PUT_TASK = """
+INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (task_id) DO UPDATE
+SET attempts = excluded.attempts, engine_id = excluded.engine_id, epoch = excluded.epoch
+"""
 _FIND = """
 SELECT operation_id, engine_id, method, session_id, outcome, ended_ms, number, is_file, is_error, answer
 FROM results WHERE operation_id = ?
@@ -153,6 +164,7 @@ class Store:
             gone |= self._make_room(database, batch.size)
             self._write_engines(database, batch.engines)
             self._write_calls(database, batch)
+            self._write_tasks(database, batch)
             kept_bytes = _kept_bytes(database)
             database.execute("COMMIT")
         except sqlite3.Error as error:
@@ -170,6 +182,10 @@ class Store:
         self._query("DELETE FROM calls WHERE kept_ms < ?", (oldest,))
         rows = self._query("SELECT operation_id, engine_id, epoch FROM calls ORDER BY kept_ms", ())
         return {(operation_id, engine_id): epoch for operation_id, engine_id, epoch in rows}
+
+    def tasks(self) -> list[KeptTask]:
+        """Return the tasks that have not ended, in the order in which they came."""
+        return [_task(row) for row in self._query("SELECT * FROM tasks ORDER BY arrival", ())]
 
     def find(self, operation_id: bytes) -> Result | None:
         """Return the result of an operation."""
@@ -239,8 +255,11 @@ class Store:
         database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         version = database.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
-            database.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+            database.executescript(f"BEGIN; {_SCHEMA} {_TASKS} COMMIT;")
             database.execute("INSERT INTO meta VALUES ('cluster_id', ?)", (self._cluster_id,))
+            version = _VERSION
+        if version == 5:  # which had no tasks
+            database.executescript(f"BEGIN; {_TASKS} COMMIT;")
             version = _VERSION
         if version != _VERSION:
             raise _UnusableError(f"it has format {version}, and this Enginery knows {_VERSION}")
@@ -304,6 +323,17 @@ class Store:
             rows = [(*call, epoch, now) for call, epoch in batch.called.items()]
             database.executemany("INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?)", rows)
         database.executemany("DELETE FROM calls WHERE operation_id = ? AND engine_id = ?", batch.answered)
+
+    def _write_tasks(self, database: sqlite3.Connection, batch: Batch) -> None:
+        tasks = batch.tasks.items()
+        rows = (
+            (task_id, one.frame(), one.submitted_ns, one.arrival, one.attempts, one.engine_id, one.epoch)
+            for task_id, one in tasks
+            if one is not None
+        )
+        database.executemany(_PUT_TASK, rows)
+        ended = ((task_id,) for task_id, one in tasks if one is None)
+        database.executemany("DELETE FROM tasks WHERE task_id = ?", ended)
 
     # Results
 
@@ -405,6 +435,17 @@ def _is_damage(error: sqlite3.Error) -> bool:
 def _result(row: Sequence[Any], response: bytes = b"", error: bytes = b"") -> Result:
     operation_id, engine_id, method, session_id, outcome, ended_ms, number = row
     return Result(operation_id, engine_id, method, session_id, outcome, ended_ms, response, error, number)
+
+
+def _task(row: Sequence[Any]) -> KeptTask:
+    task_id, frame, submitted_ns, arrival, attempts, engine_id, epoch = row
+    try:
+        call = frame_pb2.Call.FromString(frame)
+    except Exception as error:  # protobuf's DecodeError differs in class between its implementations
+        raise _UnusableError(f"what it says of a task is damaged: {error}") from error
+    options = frame_pb2.TaskOptions()
+    options.CopyFrom(call.task)
+    return KeptTask(task_id, call.session_id, call, options, submitted_ns, arrival, attempts, engine_id, epoch)
 
 
 def _kept_bytes(database: sqlite3.Connection) -> int:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from controller_service import operation_pages
 from controller_service.answers import operation_of, outcome_message
+from controller_service.journal_records import Result
 from controller_service.poll import PATIENCE, Poll
+from controller_service.task_operations import TaskOperations
 from enginery import _ids
 from enginery._engine import CallContext, CallReply
-from enginery._methods import METHODS
+from enginery._methods import ANY_ENGINE, METHODS
 from enginery._reasons import DeliveryError
 from enginery._requests import parse, read_operation_id
 from enginery.v1 import frame_pb2, operation_pb2
@@ -21,7 +23,6 @@ from enginery.v1 import frame_pb2, operation_pb2
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    from controller_service.journal_records import Result
     from controller_service.reference import EngineFromReference
     from controller_service.switchboard import Switchboard
 
@@ -59,10 +60,14 @@ class Operations:
     def __init__(self, switchboard: Switchboard) -> None:
         """Ask the engines of `switchboard`."""
         self._switchboard = switchboard
+        self.tasks = TaskOperations(switchboard.tasks, switchboard.references)
+        """What of them are tasks."""
         self._answers = switchboard.answers
 
     async def call(self, engine_id: int | None, method: int, request: bytes, context: CallContext) -> CallReply:
         """Serve a unary call."""
+        if engine_id == ANY_ENGINE:
+            engine_id = None
         if method == _RELEASE:
             return _ok(await self._release(engine_id, request))
         if engine_id is not None:
@@ -77,20 +82,28 @@ class Operations:
 
     async def locate(
         self, engine_id: int | None, request: bytes, context: CallContext
-    ) -> EngineFromReference | Result:
-        """Return the engine that knows the operation of an AttachRequest, or else how it ended."""
+    ) -> tuple[EngineFromReference, bytes] | Result:
+        """Return the engine that knows the operation of an AttachRequest, and the request for it, or its end.
+
+        A task that waits for an engine is waited for.
+        """
         attach = parse(operation_pb2.AttachRequest, request)
         operation_id = read_operation_id(attach.operation_id)
+        placed = await self.tasks.place(operation_id, _LONGEST_WAIT)
+        if placed is not None:
+            engine, attempt_id = placed
+            attach.operation_id = _ids.show(attempt_id)
+            return engine, attach.SerializeToString()
         question = operation_pb2.GetOperationRequest(operation_id=attach.operation_id).SerializeToString()
-        if engine_id is None:
+        if engine_id is None or engine_id == ANY_ENGINE:
             found = await self._find(operation_id, _GET, question, 0.0)
-            return self._switchboard.engine(found[0]) if isinstance(found, tuple) else found
+            return found if isinstance(found, Result) else (self._switchboard.engine(found[0]), request)
         try:
             engine = self._switchboard.engine(engine_id)
             await engine.call(_GET, question, context)
         except DeliveryError as error:
             return await self._instead(error, operation_id)
-        return engine
+        return engine, request
 
     async def _call_one(self, engine_id: int, method: int, request: bytes, context: CallContext) -> CallReply:
         try:
@@ -110,7 +123,13 @@ class Operations:
     async def _find(
         self, operation_id: bytes, method: int, request: bytes, seconds: float
     ) -> tuple[int, bytes] | Result:
-        """Return the engine that knows the operation and its response, or else what is kept of it."""
+        """Return the engine that knows the operation and its response, or else what is kept of it.
+
+        For a task it is ANY_ENGINE.
+        """
+        of_task = await self.tasks.find(operation_id, method, request, seconds)
+        if of_task is not None:
+            return ANY_ENGINE, of_task
         engines = self._switchboard.engines(None)
         # The engine for which a call of that operation waits is the one that knows, or will.
         asked = [one for one in engines if one.has_waiting(operation_id)] or engines
@@ -133,6 +152,8 @@ class Operations:
             cause = f"{len(ids)} are more than {_MAX_RELEASED}"
             raise DeliveryError("BAD_REQUEST", field="operation_ids", cause=cause)
         named = {read_operation_id(text, "operation_ids") for text in ids}
+        tasks = {one for one in named if self._switchboard.tasks.release(one)}
+        named -= tasks
         kept = {one for one in named if await self._answers.find(one) is not None}
         self._answers.forget(named)
         engines = self._switchboard.engines(engine_id)
@@ -141,7 +162,7 @@ class Operations:
         connected = [one for one in engines if one.is_connected]
         await _release_on(connected, kept)
         return operation_pb2.ReleaseResponse(
-            released_count=len(kept) + await _release_on(connected, named - kept)
+            released_count=len(tasks) + len(kept) + await _release_on(connected, named - kept)
         )
 
 

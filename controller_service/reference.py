@@ -26,7 +26,7 @@ from enginery._status import from_bytes
 from enginery.v1 import engine_pb2, frame_pb2, operation_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from controller_service.events import Registration
     from controller_service.link import Link
@@ -42,9 +42,18 @@ class EngineFromReference(EngineBase):
     """The engine of `engine_id`, wherever it runs. Lives as long as its registration."""
 
     def __init__(
-        self, engine: Registration, *, call_ids: Iterator[int], waiting_limit: int, answers: Answers
+        self,
+        engine: Registration,
+        *,
+        call_ids: Iterator[int],
+        waiting_limit: int,
+        answers: Answers,
+        goes_on: Callable[[int], None],
     ) -> None:
-        """Take where call ids come from, which all references of a controller share, and the bound in bytes."""
+        """Take where call ids come from, which all references of a controller share, and the bound in bytes.
+
+        `goes_on` is told the engine's id when an operation of it has ended that is no task.
+        """
         self._engine_id = engine.engine_id
         self.epoch = engine.epoch
         """Of its registration."""
@@ -53,6 +62,7 @@ class EngineFromReference(EngineBase):
         self._call_ids = call_ids
         self._answers = answers
         self._journal = answers.journal
+        self._goes_on = goes_on
         self._router = Router(engine.engine_id, waiting_limit)
         self._link: Link | None = None
         self._again: deque[RoutedCall] = deque()  # which the stream is still to be told
@@ -77,6 +87,11 @@ class EngineFromReference(EngineBase):
         """Return counts."""
         return self._router.statistics()
 
+    @property
+    def operation_count(self) -> int:
+        """How many operations are known to be on the engine, or on their way there."""
+        return self._router.operation_count
+
     def has_waiting(self, operation_id: bytes) -> bool:
         """Return whether a call of that operation waits for its reply."""
         return self._router.find(operation_id) is not None
@@ -85,7 +100,7 @@ class EngineFromReference(EngineBase):
 
     async def call(self, method: int, request: bytes, context: CallContext) -> CallReply:
         """Call a method; see EngineBase. While the engine is away the call waits."""
-        receiver = _Future(hash(request))
+        receiver = Future(hash(request))
         call = frame_pb2.Call(
             engine_id=self.engine_id,
             method=method,  # type: ignore[arg-type]  # a number that this controller may not know
@@ -127,7 +142,18 @@ class EngineFromReference(EngineBase):
             operation_id=_control_ids.mint(),
             request=request.SerializeToString(),
         )
-        self.submit(call, _Nobody())
+        self.submit(call, Nobody())
+
+    def forget(self, operation_id: bytes) -> None:
+        """Have the host release what it knows of an operation."""
+        request = operation_pb2.ReleaseRequest(operation_ids=[_ids.show(operation_id)])
+        call = frame_pb2.Call(
+            engine_id=self.engine_id,
+            method=frame_pb2.METHOD_RELEASE,
+            operation_id=_control_ids.mint(),
+            request=request.SerializeToString(),
+        )
+        self.submit(call, Nobody())
 
     def release(self, operation_ids: Iterable[bytes]) -> None:
         """Keep no answers of these: they are only given to the calls that wait for them."""
@@ -216,6 +242,7 @@ class EngineFromReference(EngineBase):
                 reply.response,
                 reply.error,
             )
+            self._goes_on(self._engine_id)
         elif call.method == SUBMIT and outcome == frame_pb2.OUTCOME_OK:
             self._router.submitted(call.operation_id, call.session_id)
         if logger.isEnabledFor(logging.DEBUG):
@@ -224,6 +251,7 @@ class EngineFromReference(EngineBase):
     def ended(self, ended: engine_pb2.OperationEnded) -> None:
         """Keep how an operation of this engine ended that was not called on its present stream."""
         self._router.ended(ended.operation_id)
+        self._goes_on(self._engine_id)
         if (
             ended.method in OPERATIONS
             and ended.outcome in FINAL
@@ -321,27 +349,30 @@ def _deliver(call: RoutedCall, reply: frame_pb2.Reply) -> None:
     call.receiver.deliver(own)
 
 
-class _Future:
+class Future:
     """The receiver of one reply, for a caller that waits. `fingerprint` is of its request."""
 
     def __init__(self, fingerprint: int) -> None:
+        """Wait in the running loop."""
         self.fingerprint = fingerprint
         self.future: asyncio.Future[frame_pb2.Reply] = asyncio.get_running_loop().create_future()
 
     @property
     def is_gone(self) -> bool:
+        """Whether its caller has stopped waiting."""
         return self.future.done()
 
     def asks_the_same_as(self, other: Receiver) -> bool:
         """Return whether that is the receiver of the same request."""
-        return isinstance(other, _Future) and other.fingerprint == self.fingerprint
+        return isinstance(other, Future) and other.fingerprint == self.fingerprint
 
     def deliver(self, reply: frame_pb2.Reply) -> None:
+        """Take it."""
         if not self.future.done():  # its caller may have stopped waiting
             self.future.set_result(reply)
 
 
-class _Nobody:
+class Nobody:
     """The receiver of a reply that nobody waits for."""
 
     is_gone = True

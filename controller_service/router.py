@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from controller_service import frames
+from controller_service.gates import Gates
 from enginery._channel import MAX_MESSAGE
 from enginery._methods import METHODS, OPERATIONS
 from enginery._reasons import DeliveryError
@@ -32,13 +33,8 @@ CALL_OVERHEAD = 512
 """Bytes that a waiting call costs beside its frame."""
 RESERVE = 4 << 20
 """Bytes over the limit that are left to control calls, so that a full router can still be told to cancel."""
-GATE_SECONDS = 10.0
-"""How long a refused operation holds back what its session sends behind it, unless it comes again: callers try
-again within two seconds, or have given it up."""
 MAX_SUBMITTED = 32_768
 """Operations without a call that are known to be on the engine; of more, the oldest are not told to be lost."""
-MAX_GATES = 4_096
-"""Sessions that are held back at the same time; of more, the one that was refused first is let go."""
 _MAX_FRAME = MAX_MESSAGE - (16 << 10)  # a larger message would end the stream for every engine of the host
 SUBMIT = METHODS["Submit"]
 
@@ -95,12 +91,6 @@ class RoutedCall:
         return bool(self.session_id) and (self.method in OPERATIONS or self.method == SUBMIT)
 
 
-@dataclass(slots=True)
-class _Gate:
-    operation_id: bytes
-    opens_at: float
-
-
 @dataclass(frozen=True, slots=True)
 class Statistics:
     """Counts of one router."""
@@ -124,8 +114,9 @@ class Router:
         self._operations: dict[bytes, RoutedCall] = {}
         self._bytes = 0
         self._submitted: dict[bytes, bytes] = {}  # the sessions of operations without a call
+        self._called = 0  # operations for which calls wait
         self._released: set[bytes] = set()  # operations for which calls wait, and whose answers nobody needs
-        self._gates: dict[bytes, _Gate] = {}
+        self._gates = Gates()
 
     def __repr__(self) -> str:
         """Show the counts."""
@@ -136,6 +127,11 @@ class Router:
         return Statistics(
             len(self._waiting), self._bytes, self.is_connected, len(self._gates), len(self._submitted)
         )
+
+    @property
+    def operation_count(self) -> int:
+        """How many operations are known to be on the engine, or on their way there."""
+        return self._called + len(self._submitted)
 
     def find(self, operation_id: bytes) -> RoutedCall | None:
         """Return the call of that operation that waits, the latest of several; None if there is none."""
@@ -179,16 +175,12 @@ class Router:
         if not call.waits_its_turn:
             reserve = 0 if call.is_operation else RESERVE
             return None if total <= self._limit + reserve else self._full()
-        self._open_gates(now)
-        gate = self._gates.get(call.session_id)
-        if gate is not None and gate.operation_id != call.operation_id:
+        if self._gates.hold_back(call.session_id, call.operation_id, now):
             return self._full()
-        self._gates.pop(call.session_id, None)  # if it is refused once more, its gate is the newest
         if total <= self._limit:
+            self._gates.open(call.session_id)
             return None
-        self._gates[call.session_id] = _Gate(call.operation_id, now + GATE_SECONDS)
-        if len(self._gates) > MAX_GATES:
-            del self._gates[next(iter(self._gates))]
+        self._gates.close(call.session_id, call.operation_id, now)
         return self._full()
 
     def add(self, call: RoutedCall) -> None:
@@ -196,6 +188,7 @@ class Router:
         self._waiting[call.number] = call
         self._operations[call.operation_id] = call
         self._bytes += len(call.frame) + CALL_OVERHEAD
+        self._called += call.is_operation
 
     def adopt(self, call: RoutedCall) -> bool:
         """Let `call`, which its client says it sent before, take over from the one that waits.
@@ -245,6 +238,10 @@ class Router:
         """End `call`, and return whether it still waited."""
         if self._waiting.pop(call.number, None) is None:
             return False
+        if call.is_operation:
+            self._called -= 1
+            if self._submitted:
+                self._submitted.pop(call.operation_id, None)  # its end is told by this reply
         if self._released:
             call.is_released = call.operation_id in self._released
         if self._operations.get(call.operation_id) is call:
@@ -259,15 +256,11 @@ class Router:
         self.is_connected = False
         calls, self._waiting, self._bytes = list(self._waiting.values()), {}, 0
         submitted, self._submitted = self._submitted, {}
+        self._called = 0
         self._operations.clear()
         self._released.clear()
         self._gates.clear()
         return calls, submitted
-
-    def _open_gates(self, now: float) -> None:
-        """Let those sessions go that have given up what was refused; the oldest gates come first."""
-        while self._gates and next(iter(self._gates.values())).opens_at <= now:
-            del self._gates[next(iter(self._gates))]
 
     def _known(self, call: RoutedCall) -> bytes:
         """Return the frame that asks for the reply of an operation that the host has."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import enum
 import itertools
-from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from controller_service import task_errors
@@ -20,7 +20,7 @@ from controller_service.task import TRANSITIONS, State, Task
 from enginery.v1 import frame_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from controller_service.shelf import Where
     from enginery._reasons import DeliveryError
@@ -32,7 +32,7 @@ MAX_BYTES = 256 << 20
 """How many tasks may be here, and how many bytes; more are refused, to come again later."""
 REFUSED_FOR = 0.25
 """Seconds for which an engine that refused a task is offered none."""
-_MAX_EMPTY_SHELVES = 64
+_MAX_SHELVES = 64  # beyond which empty ones are removed
 
 
 class Verdict(enum.Enum):
@@ -47,7 +47,6 @@ class Verdict(enum.Enum):
 OK = frame_pb2.OUTCOME_OK
 LOST = frame_pb2.OUTCOME_LOST
 CANCELLED = frame_pb2.OUTCOME_CANCELLED
-TIMED_OUT = frame_pb2.OUTCOME_TIMED_OUT
 NOT_DELIVERED = frame_pb2.OUTCOME_NOT_DELIVERED
 VERDICTS: dict[int, Verdict] = {
     OK: Verdict.END,
@@ -56,7 +55,7 @@ VERDICTS: dict[int, Verdict] = {
     frame_pb2.OUTCOME_REJECTED: Verdict.ELSEWHERE,
     NOT_DELIVERED: Verdict.END,
     CANCELLED: Verdict.END,
-    TIMED_OUT: Verdict.END,
+    frame_pb2.OUTCOME_TIMED_OUT: Verdict.END,
     frame_pb2.OUTCOME_RELEASED: Verdict.END,
 }
 """What each outcome means, unless the error says that it has not run."""
@@ -92,20 +91,24 @@ class Statistics:
     size: int
 
 
-@dataclass(slots=True)
-class _Deadline:
+class _Deadlines:
     """When tasks that wait must have been placed, the earliest first."""
 
-    heap: list[tuple[float, int, Task]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Task]] = []
 
-    def add(self, at: float, task: Task) -> None:
-        heappush(self.heap, (at, task.arrival, task))
+    def add(self, at: float, task: Task, most: int) -> None:
+        """Take one more; at most so many tasks wait, so that of more some need not be kept."""
+        if len(self._heap) > 2 * most:
+            self._heap = [one for one in self._heap if _waits(one[2])]
+            heapify(self._heap)
+        heappush(self._heap, (at, task.arrival, task))
 
     def due(self, now: float) -> list[Task]:
         due = []
-        while self.heap and self.heap[0][0] <= now:
-            due.append(heappop(self.heap)[2])
-        return due
+        while self._heap and self._heap[0][0] <= now:
+            due.append(heappop(self._heap)[2])
+        return [task for task in due if _waits(task)]
 
 
 class Scheduler:
@@ -119,8 +122,8 @@ class Scheduler:
         self._engines: dict[int, Engine] = {}
         self._shelves: dict[tuple[Where, frozenset[int]], Shelf] = {}
         self._behind: dict[bytes, dict[Task, None]] = {}  # tasks, by what they come after
-        self._deadlines = _Deadline()
-        self._arrivals = itertools.count(1)
+        self._deadlines = _Deadlines()
+        self._arrivals = 0
         self._turns = itertools.count(1)
         self._bytes = 0
         self._placed = 0
@@ -173,19 +176,29 @@ class Scheduler:
         self._place(task, self._engines[engine_id], now)
         return self._done()
 
+    def known_end(self, task: Task, outcome: int, now: float) -> list[Action]:
+        """A held task has ended before, and what came then is told again."""
+        self._end(task, None, now, outcome)
+        return self._done()
+
     def gone(self, task: Task, problem: DeliveryError, now: float) -> list[Action]:
-        """The engine that a held task may have been on does not come back."""
+        """The engine that a held task may have been on does not come back: `problem` says why."""
         task.attempts += 1
         if task.attempts <= task.retries:
             self._again(task, now)
         else:
-            self._end(task, task_errors.lost(task, problem) if task.attempts > 1 else problem, now, LOST)
+            self._end(task, task_errors.lost(task, problem) if task.attempts > 1 else None, now, LOST)
         return self._done()
 
     def ended_elsewhere(self, operation_id: bytes, outcome: int | None, now: float) -> list[Action]:
         """An operation that tasks come after, and that is no task here, has ended so; None: it is not known."""
         self._let_follow(operation_id, outcome, now)
         return self._done()
+
+    def has_ready(self, engine_id: int) -> bool:
+        """Return whether tasks wait that an engine may run."""
+        engine = self._engines.get(engine_id)
+        return engine is not None and bool(engine.shelves)
 
     def is_awaited(self, operation_id: bytes) -> bool:
         """Return whether tasks come after that operation."""
@@ -233,12 +246,19 @@ class Scheduler:
     # Engines
 
     def engine_is(
-        self, engine_id: int, epoch: int, properties: Mapping[str, bytes], *, is_open: bool, now: float
+        self,
+        engine_id: int,
+        epoch: int,
+        properties: Mapping[str, bytes],
+        operation_count: Callable[[], int],
+        *,
+        is_open: bool,
+        now: float,
     ) -> list[Action]:
         """An engine is new, or has changed. It is offered tasks while it `is_open`."""
         engine = self._engines.get(engine_id)
         if engine is None:
-            engine = self._engines[engine_id] = Engine(engine_id, epoch)
+            engine = self._engines[engine_id] = Engine(engine_id, epoch, operation_count)
         engine.is_open = is_open
         engine.closed_until = 0.0
         if engine.properties != properties or not engine.is_known:
@@ -247,6 +267,16 @@ class Scheduler:
                 shelf.consider(engine)
             self._drop_all_hopeless(now)
         self._fill(engine, now)
+        return self._done()
+
+    def engine_goes_on(self, engine_id: int, now: float) -> list[Action]:
+        """An engine has answered a call that was no task: a task may have its turn."""
+        engine = self._engines.get(engine_id)
+        if engine is not None and engine.shelves:
+            # Else a view that keeps an engine busy would keep all tasks away from it.
+            if not engine.has_room(now) and engine.may_queue(now):
+                self._place(_first(engine), engine, now)
+            self._fill(engine, now)
         return self._done()
 
     def engine_gone(self, engine_id: int, now: float) -> list[Action]:
@@ -262,10 +292,11 @@ class Scheduler:
     def tick(self, now: float) -> list[Action]:
         """Time has passed. At least once a second."""
         for task in self._deadlines.due(now):
-            if task.state in (State.READY, State.BLOCKED, State.HELD) and not task.attempts:
-                self._end(task, task_errors.not_placed(task, self._obstacle(task)), now, TIMED_OUT)
+            self._end(task, task_errors.not_placed(task, self._obstacle(task)), now, NOT_DELIVERED)
         for engine in self._engines.values():
             self._fill(engine, now)
+        if len(self._shelves) > _MAX_SHELVES:
+            self._shelves = {key: shelf for key, shelf in self._shelves.items() if shelf}
         return self._done()
 
     # How it is done
@@ -275,11 +306,12 @@ class Scheduler:
         return actions
 
     def _take(self, task: Task, now: float) -> None:
-        task.arrival = task.arrival or next(self._arrivals)
+        task.arrival = task.arrival or self._arrivals + 1
+        self._arrivals = max(self._arrivals, task.arrival)
         self._tasks[task.task_id] = task
         self._bytes += task.size + TASK_OVERHEAD
         if task.placement_timeout is not None:
-            self._deadlines.add(now + task.placement_timeout, task)
+            self._deadlines.add(now + task.placement_timeout, task, self._max_tasks)
 
     def _begin(self, task: Task, now: float) -> None:
         if task.after:
@@ -301,7 +333,7 @@ class Scheduler:
     def _offer(self, task: Task, now: float) -> None:
         """Give a ready task to the engine that has least to do, or let it wait."""
         shelf = self._shelf(task)
-        if not shelf:
+        if not shelf:  # else nobody has room for those that are on it
             engine = shelf.least_loaded(now)
             if engine is not None:
                 self._place(task, engine, now)
@@ -309,17 +341,9 @@ class Scheduler:
         shelf.add(task)
 
     def _fill(self, engine: Engine, now: float) -> None:
-        """Give an engine what has waited longest, while it has room."""
-        while engine.has_room(now):
-            best = None
-            for shelf in self._shelves.values():
-                if engine.engine_id in shelf.engines:
-                    head = shelf.head()
-                    if head is not None and (best is None or head < best[0]):
-                        best = head, shelf
-            if best is None:
-                return
-            self._place(best[1].pop(), engine, now)
+        """Give an engine what comes first, while it has room."""
+        while engine.shelves and engine.has_room(now):
+            self._place(_first(engine), engine, now)
 
     def _place(self, task: Task, engine: Engine, now: float) -> None:
         self._move(task, State.PLACED)
@@ -342,7 +366,10 @@ class Scheduler:
         return engine
 
     def _end(self, task: Task, error: DeliveryError | None, now: float, outcome: int) -> None:
+        was_ready = task.is_ready
         self._move(task, State.ENDED)
+        if was_ready:
+            self._shelf(task).discard()
         del self._tasks[task.task_id]
         self._bytes -= task.size + TASK_OVERHEAD
         self._actions.append(End(task, error))
@@ -371,9 +398,6 @@ class Scheduler:
             shelf = self._shelves[key] = Shelf(task.where, task.excluded)
             for engine in self._engines.values():
                 shelf.consider(engine)
-            if len(self._shelves) > _MAX_EMPTY_SHELVES:
-                for old in [one for one, other in self._shelves.items() if not other and one != key]:
-                    del self._shelves[old]
         return shelf
 
     def _drop_all_hopeless(self, now: float) -> None:
@@ -383,7 +407,7 @@ class Scheduler:
     def _drop_hopeless(self, shelf: Shelf, now: float) -> None:
         """End tasks that every engine that could run them has rejected."""
         while shelf.is_hopeless and shelf:
-            self._end(shelf.pop(), None, now, frame_pb2.OUTCOME_REJECTED)
+            self._end(shelf.first(), None, now, frame_pb2.OUTCOME_REJECTED)
 
     def _obstacle(self, task: Task) -> str:
         """Return why a task waits."""
@@ -394,3 +418,13 @@ class Scheduler:
         if not self._engines:
             return "no engine is registered"
         return "those that match were busy" if self._shelf(task).engines else "none has what it asks for"
+
+
+def _waits(task: Task) -> bool:
+    """Return whether a task was never placed to be run."""
+    return task.state in (State.READY, State.BLOCKED, State.HELD) and not task.attempts
+
+
+def _first(engine: Engine) -> Task:
+    """Take out the task that an engine runs next."""
+    return min(engine.shelves, key=Shelf.head).pop()

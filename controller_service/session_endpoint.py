@@ -10,6 +10,7 @@ from controller_service import frames
 from controller_service.answers import undelivered
 from controller_service.stream import Stream
 from enginery import _ids, _logs
+from enginery._methods import ANY_ENGINE
 from enginery._reasons import DeliveryError
 from enginery._requests import parse
 from enginery.v1 import cluster_pb2
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     import grpc.aio
 
+    from controller_service.any_engine import AnyEngine
     from controller_service.streams import OpenStreams
     from controller_service.switchboard import Switchboard
     from enginery.v1 import frame_pb2
@@ -27,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 MAX_UNREAD = 64 << 20
 """Bytes of replies that a client may leave unread."""
+MAX_TARGETS = 10_000
+"""Engines of one call."""
 _SESSION_BYTES = 8
 _OPERATION_BYTES = 16
 
@@ -37,14 +41,16 @@ class SessionEndpoint:
     def __init__(
         self,
         switchboard: Switchboard,
+        any_engine: AnyEngine,
         streams: OpenStreams,
         *,
         cluster_id: str,
         controller_epoch: int,
         max_unread: int = MAX_UNREAD,
     ) -> None:
-        """Call the engines of `switchboard`."""
+        """Call the engines of `switchboard`, and those that `any_engine` chooses."""
         self._switchboard = switchboard
+        self._any_engine = any_engine
         self._streams = streams
         self._max_unread = max_unread
         self._open: dict[bytes, _Session] = {}
@@ -56,7 +62,7 @@ class SessionEndpoint:
         """Serve one stream until its client ends it; one that only sends no more gets its replies first."""
         settled = asyncio.Event()
         stream = Stream(context, limit=self._max_unread, on_over=settled.set)
-        session = _Session(self._switchboard, stream, settled, self._welcome, self._opened)
+        session = _Session(self._switchboard, self._any_engine, stream, settled, self._welcome, self._opened)
         try:
             async with self._streams.opened(stream):
                 await stream.read_all(session.receive)
@@ -79,12 +85,14 @@ class _Session:
     def __init__(
         self,
         switchboard: Switchboard,
+        any_engine: AnyEngine,
         stream: Stream,
         settled: asyncio.Event,
         welcome: bytes,
         opened: Callable[[_Session], None],
     ) -> None:
         self._switchboard = switchboard
+        self._any_engine = any_engine
         self._stream = stream
         self._settled = settled  # nothing is waited for, or can be delivered any more
         self._welcome = welcome
@@ -131,13 +139,44 @@ class _Session:
         self._stream.send(self._welcome)
 
     def _submit(self, call: frame_pb2.Call) -> None:
+        if call.targets:
+            self._submit_to_many(call)
+            return
         self._waiting += 1
         try:
             self._complete(call)
         except DeliveryError as error:
             self.deliver(undelivered(call.call_id, error))
             return
+        if call.engine_id == ANY_ENGINE:
+            self._any_engine.submit(call, self)
+            return
+        if call.HasField("task"):
+            call.ClearField("task")  # it is none
         self._switchboard.submit(call, self)
+
+    def _submit_to_many(self, call: frame_pb2.Call) -> None:
+        """Call every target of `call`, each with an id of its own."""
+        targets = [(target.engine_id, target.sent_epoch) for target in call.targets]
+        first = call.call_id
+        self._waiting += len(targets)
+        problem = None
+        if len(targets) > MAX_TARGETS:
+            problem = f"{len(targets)} are more than {MAX_TARGETS}"
+        elif call.operation_id:
+            problem = "each of their operations has an id of its own: leave operation_id empty"
+        call.ClearField("targets")
+        call.ClearField("task")
+        call.session_id = self.session_id
+        for position, (engine_id, sent_epoch) in enumerate(targets):
+            if problem is not None:
+                error = DeliveryError("BAD_REQUEST", field="targets", cause=problem)
+                self.deliver(undelivered(first + position, error))
+                continue
+            # One message for all: each is made bytes before the next.
+            call.call_id, call.engine_id, call.sent_epoch = first + position, engine_id, sent_epoch
+            call.operation_id = _ids.operation_id(self.session_id, call.call_id)
+            self._switchboard.submit(call, self)
 
     def _complete(self, call: frame_pb2.Call) -> None:
         """Fill in what a client may leave out."""

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from controller_service.task import Task
 
 Where: TypeAlias = tuple[tuple[str, bytes], ...]
-"""Properties that an engine must have, by rising name, with values in a form in which equal ones are the same."""
+"""Properties that an engine must have, by rising name; values in a form in which equal ones are the same."""
 AHEAD = 0.05
 """Seconds of work that an engine is given ahead of time."""
 MAX_PLACED = 32
 """Tasks that an engine is given at the same time."""
 _SHARE = 0.2  # of the newest duration in the average
+_MOST_STALE = 64  # tasks that have ended and are in the midst of a shelf, unless more than half of it is left
 
 
 @dataclass(slots=True, eq=False)
@@ -26,6 +27,8 @@ class Engine:
 
     engine_id: int
     epoch: int
+    operation_count: Callable[[], int]
+    """How many operations are on it, tasks included."""
     properties: Mapping[str, bytes] = field(default_factory=dict)
     is_known: bool = False
     """Whether its properties were told."""
@@ -37,12 +40,23 @@ class Engine:
     """The how-manieth placing its last one was, so that equals take turns."""
     window: int = 1
     """How many tasks it is given at the same time."""
+    shelves: dict[Shelf, None] = field(default_factory=dict)
+    """Those with tasks that it may run."""
     _duration: float | None = None
     _answered_at: float = 0.0
 
     def has_room(self, now: float) -> bool:
-        """Return whether it may be given a task."""
-        return self.is_open and self.placed < self.window and now >= self.closed_until
+        """Return whether it may be given a task: it has few, and nothing else to do."""
+        return (
+            self.is_open
+            and self.placed < self.window
+            and now >= self.closed_until
+            and self.operation_count() <= self.placed
+        )
+
+    def may_queue(self, now: float) -> bool:
+        """Return whether it may be given a task behind what others called, since those calls go on."""
+        return self.is_open and not self.placed and now >= self.closed_until
 
     def answered(self, placed_at: float, now: float) -> None:
         """It has run a task, one after another as it does: learn how long one takes."""
@@ -62,14 +76,14 @@ class Shelf:
         self._where = where
         self._excluded = excluded
         self._heap: list[tuple[int, int, Task]] = []
+        self._stale = 0  # tasks of it that have ended
         self._matching: dict[int, Engine] = {}  # the excluded ones too
         self.engines: dict[int, Engine] = {}
         """Those that may run them."""
 
     def __len__(self) -> int:
-        """Return how many tasks wait, those included that have ended and are still in its midst."""
-        self.head()
-        return len(self._heap)
+        """Return how many tasks wait."""
+        return len(self._heap) - self._stale
 
     @property
     def is_hopeless(self) -> bool:
@@ -83,9 +97,12 @@ class Shelf:
             self._matching[engine.engine_id] = engine
             if engine.engine_id not in self._excluded:
                 self.engines[engine.engine_id] = engine
+                if self:
+                    engine.shelves[self] = None
 
     def forget(self, engine: Engine) -> None:
         """An engine is gone."""
+        engine.shelves.pop(self, None)
         self._matching.pop(engine.engine_id, None)
         self.engines.pop(engine.engine_id, None)
 
@@ -101,17 +118,46 @@ class Shelf:
 
     def add(self, task: Task) -> None:
         """Let a task wait."""
+        if not self:
+            self._show()
         heappush(self._heap, (-task.priority, task.arrival, task))
 
-    def head(self) -> tuple[int, int] | None:
-        """Return the place of the task that comes first, None if there is none."""
-        while self._heap:
-            priority, arrival, task = self._heap[0]
-            if task.is_ready:
-                return priority, arrival
-            heappop(self._heap)  # it was cancelled, or its time was up
-        return None
+    def discard(self) -> None:
+        """A task that waited here has ended."""
+        self._stale += 1
+        if not self:
+            self._hide()
+        if self._stale > max(_MOST_STALE, len(self)):
+            self._heap = [one for one in self._heap if one[2].is_ready]
+            heapify(self._heap)
+            self._stale = 0
+
+    def head(self) -> tuple[int, int]:
+        """Return the place of the task that comes first; there must be one."""
+        while not self._heap[0][2].is_ready:
+            heappop(self._heap)
+            self._stale -= 1
+        return self._heap[0][:2]
+
+    def first(self) -> Task:
+        """Return the task that comes first; there must be one."""
+        self.head()
+        return self._heap[0][2]
 
     def pop(self) -> Task:
-        """Take out the task that comes first."""
-        return heappop(self._heap)[2]
+        """Take out the task that comes first; there must be one."""
+        self.head()
+        task = heappop(self._heap)[2]
+        if not self:
+            self._hide()
+        return task
+
+    def _show(self) -> None:
+        for engine in self.engines.values():
+            engine.shelves[self] = None
+
+    def _hide(self) -> None:
+        self._heap.clear()
+        self._stale = 0
+        for engine in self.engines.values():
+            engine.shelves.pop(self, None)

@@ -15,7 +15,7 @@ from controller_service.events import EngineEvent, EventKind, HelloReceived, Reg
 from controller_service.journal import NoJournal
 from controller_service.reference import EngineFromReference, call_reply
 from controller_service.tasks import Tasks
-from enginery._methods import ANY_ENGINE, OPERATIONS
+from enginery._methods import OPERATIONS
 from enginery._reasons import DeliveryError
 from enginery.v1 import frame_pb2
 
@@ -72,13 +72,20 @@ class Switchboard:
         self._waiting_limit = waiting_limit
         self._call_ids = itertools.count(max(controller_epoch, 1) << _CALL_ID_BITS)
         self._stream_numbers = itertools.count(1)
-        self._references: dict[int, EngineFromReference] = {}
+        self.references: dict[int, EngineFromReference] = {}
+        """By id; read only."""
         self._links: dict[int, Link] = {}
-        self.tasks = Tasks(self._references, self.answers)
+        self.tasks = Tasks(
+            self.references,
+            self.answers,
+            controller_epoch=controller_epoch,
+            settling=min(_SETTLING, registry.lease),
+        )
         self._closed: DeliveryError | None = None
         self._ticker: asyncio.Task[None] | None = None
         for engine in registry:  # those that the journal brought back
             self._add(engine)
+        self.tasks.expect(registry.ids())
         registry.observers.subscribe(self._observe)
 
     def __repr__(self) -> str:
@@ -87,7 +94,7 @@ class Switchboard:
 
     def statistics(self) -> Statistics:
         """Return counts."""
-        routers = [reference.statistics() for reference in self._references.values()]
+        routers = [reference.statistics() for reference in self.references.values()]
         return Statistics(
             engines=len(routers),
             connected=sum(one.is_connected for one in routers),
@@ -112,7 +119,7 @@ class Switchboard:
         """Fail every call that waits, and every later one, with `error`."""
         self._closed = error
         self.tasks.close(error)
-        for reference in self._references.values():
+        for reference in self.references.values():
             reference.lose(error)
 
     # As callers see it
@@ -123,12 +130,12 @@ class Switchboard:
         Raises DeliveryError: INVALID_ENGINE_ID or MISSING_ENGINE_ID, listing the ids there are, or
         NO_ENGINES_REGISTERED.
         """
-        reference = None if engine_id is None else self._references.get(engine_id)
+        reference = None if engine_id is None else self.references.get(engine_id)
         if self._closed is not None:
             raise self._closed
         if reference is not None:
             return reference
-        if not self._references:
+        if not self.references:
             raise DeliveryError("NO_ENGINES_REGISTERED")
         if engine_id is None:
             raise DeliveryError("MISSING_ENGINE_ID", engine_ids=self._show_ids())
@@ -139,8 +146,8 @@ class Switchboard:
         if self._closed is not None:
             raise self._closed
         if engine_id is None:
-            return list(self._references.values())
-        return [self._references[engine_id]] if engine_id in self._references else []
+            return list(self.references.values())
+        return [self.references[engine_id]] if engine_id in self.references else []
 
     async def call(self, engine_id: int | None, method: int, request: bytes, context: CallContext) -> CallReply:
         """Call a method of an engine; DeliveryError if it is not delivered.
@@ -149,7 +156,7 @@ class Switchboard:
         one whose id another may have had before: a call that comes again may be that one's, and has run.
         """
         if engine_id is not None and self._closed is None and not (context.is_new and not context.epoch):
-            reference = self._references.get(engine_id)
+            reference = self.references.get(engine_id)
             if not context.epoch and (method in OPERATIONS or method == frame_pb2.METHOD_SUBMIT):
                 epoch = 0 if reference is None else reference.epoch
                 context = context._replace(epoch=self.journal.note_call(context.operation_id, engine_id, epoch))
@@ -174,15 +181,12 @@ class Switchboard:
 
     def cancel(self, engine_id: int, operation_id: bytes) -> None:
         """Ask an engine for the end of an operation; nothing happens if it is gone."""
-        reference = self._references.get(engine_id)
+        reference = self.references.get(engine_id)
         if reference is not None:
             reference.cancel(operation_id)
 
     def submit(self, call: frame_pb2.Call, receiver: Receiver) -> None:
         """Send `call`, which is changed, to its engine, and have its reply, or an error as such, delivered."""
-        if call.engine_id == ANY_ENGINE:
-            self.tasks.submit(call, receiver)
-            return
         try:
             engine = self.engine(call.engine_id)
         except DeliveryError as error:
@@ -222,18 +226,18 @@ class Switchboard:
         """
         settling = min(_SETTLING, self.registry.lease)
         is_settling = time.monotonic() < self._started + settling
-        is_known = engine_id in self._references or epoch <= self.registry.highest_epoch(engine_id)
+        is_known = engine_id in self.references or epoch <= self.registry.highest_epoch(engine_id)
         if is_settling and not is_known and epoch < self._controller_epoch:
             return DeliveryError("ENGINE_AWAY", engine_id=engine_id)
         return DeliveryError("ENGINE_LOST", engine_id=engine_id, cause="its registration has ended")
 
     def dismiss_all(self, reason: str, grace: float = 0.0) -> None:
         """Ask every connected engine to stop, within `grace` seconds."""
-        for reference in self._references.values():
+        for reference in self.references.values():
             reference.dismiss(reason, grace)
 
     def _show_ids(self) -> str:
-        ids = sorted(self._references)
+        ids = sorted(self.references)
         shown = ", ".join(map(str, ids[:_IDS_SHOWN]))
         return shown if len(ids) <= _IDS_SHOWN else f"{shown} and {len(ids) - _IDS_SHOWN} more"
 
@@ -260,12 +264,12 @@ class Switchboard:
 
     def connect(self, engine: Registration, link: Link, inventory: Collection[bytes] = frozenset()) -> None:
         """Let calls flow; the engine has been told that it is welcome. Its host knows the `inventory`."""
-        self._references[engine.engine_id].attach(link, inventory)
-        self.tasks.engine_is(engine)
+        self.references[engine.engine_id].attach(link, inventory)
+        self.tasks.connected(engine, inventory)
 
     def ended(self, link: Link, ended: engine_pb2.OperationEnded) -> None:
         """Keep how an operation ended; what `link` says of engines that it does not connect is ignored."""
-        reference = self._references.get(ended.engine_id)
+        reference = self.references.get(ended.engine_id)
         if reference is not None and reference.is_on(link):
             reference.ended(ended)
 
@@ -284,30 +288,31 @@ class Switchboard:
 
     def _observe(self, event: EngineEvent) -> None:
         engine_id = event.engine.engine_id
-        if event.kind is EventKind.GONE:
-            self.tasks.observe(event)  # before its calls are lost, which may then be placed on others
         match event.kind:
             case EventKind.REGISTERED:
                 self._add(event.engine)
             case EventKind.AWAY:
-                self._references[engine_id].detach()
+                self.references[engine_id].detach()
+                self.tasks.engine_is(event.engine)
             case EventKind.GONE:
-                reference = self._references.pop(engine_id)
+                reference = self.references.pop(engine_id)
                 assert event.cause is not None
+                self.tasks.engine_gone(engine_id, event.cause)  # what is lost next must not be placed there
                 if event.fenced:
                     reference.dismiss(event.reason)
                 reference.lose(event.cause)
+            case EventKind.BACK:
+                pass  # its calls do not flow yet
             case _:
-                pass
-        if event.kind is not EventKind.GONE:
-            self.tasks.observe(event)
+                self.tasks.engine_is(event.engine)
 
     def _add(self, engine: Registration) -> None:
-        self._references[engine.engine_id] = EngineFromReference(
+        self.references[engine.engine_id] = EngineFromReference(
             engine,
             call_ids=self._call_ids,
             waiting_limit=self._waiting_limit,
             answers=self.answers,
+            goes_on=self.tasks.engine_goes_on,
         )
 
     async def _tick(self) -> None:

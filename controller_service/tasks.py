@@ -2,134 +2,235 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from controller_service import placement
 from controller_service.answers import FINAL, undelivered
-from controller_service.events import EngineEvent, EventKind, Registration
+from controller_service.gates import Gates
 from controller_service.lease import State as LeaseState
 from controller_service.scheduler import NOT_RUN, Action, Place, Scheduler
+from controller_service.task import State, Task
+from controller_service.task_recovery import TaskRecovery
+from controller_service.task_rows import TaskRows
+from controller_service.work import Attempt, Work, last_attempt
 from enginery import _ids, _logs
+from enginery._methods import ANY_ENGINE, METHODS
 from enginery._reasons import DeliveryError
 from enginery._status import from_bytes
 from enginery.v1 import frame_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from controller_service.answers import Answers
+    from controller_service.events import Registration
+    from controller_service.journal_records import KeptTask
     from controller_service.reference import EngineFromReference
     from controller_service.router import Receiver
-    from controller_service.task import Task
 
 logger = logging.getLogger(__name__)
 
-METHODS = frozenset((frame_pb2.METHOD_EXECUTE, frame_pb2.METHOD_APPLY))
+RUN = frozenset((METHODS["Execute"], METHODS["Apply"]))
 """What a task may call."""
+MAX_ENDED = 32_768
+"""Tasks that have ended and are remembered, the newest."""
+_AT_ONCE = 256  # tasks that are restored before the loop does something else
 _WITH_ERROR = frozenset((frame_pb2.OUTCOME_LOST, frame_pb2.OUTCOME_NOT_DELIVERED, frame_pb2.OUTCOME_CANCELLED))
-
-
-@dataclass(slots=True, eq=False)
-class Work:
-    """What a task carries: the call that is sent for it, and who waits for the answer."""
-
-    call: frame_pb2.Call
-    options: frame_pb2.TaskOptions
-    submitted_ns: int
-    receivers: list[tuple[Receiver, int]] = field(default_factory=list)
-    """With the call id that each gave."""
-    reply: frame_pb2.Reply | None = None
-    """The last that came."""
 
 
 class Tasks:
     """All tasks of a controller."""
 
-    def __init__(self, references: Mapping[int, EngineFromReference], answers: Answers) -> None:
-        """Place tasks on the engines of `references`, which others keep up to date."""
+    def __init__(
+        self,
+        references: Mapping[int, EngineFromReference],
+        answers: Answers,
+        *,
+        controller_epoch: int,
+        settling: float,
+    ) -> None:
+        """Place tasks on the engines of `references`, which others keep up to date.
+
+        Engines of an earlier controller may still be on their way for `settling` seconds, if the journal does
+        not say which.
+        """
         self.scheduler = Scheduler()
+        self.look_up: Callable[[bytes], None] = lambda _operation_id: None
+        """Finds out how an operation ends that tasks come after and that is none itself."""
         self._references = references
-        self._answers = answers
         self._journal = answers.journal
+        self._rows = TaskRows(answers.journal, self.scheduler.find, self._send)
+        self._recovery = TaskRecovery(self, answers, controller_epoch, settling)
+        self._gates = Gates()
+        self._ended: dict[bytes, Attempt] = {}
         self._closed: DeliveryError | None = None
         self._actions: deque[Action] = deque()
         self._is_acting = False
 
     def __repr__(self) -> str:
         """Show the counts."""
-        return f"Tasks({self.scheduler.statistics()})"
+        return f"Tasks({self.scheduler.statistics()}, {self._recovery}, {self._rows})"
 
     # As callers see it
 
-    def submit(self, call: frame_pb2.Call, receiver: Receiver) -> None:
-        """Take a task, whose `call` is changed, and have its reply, or an error as such, delivered."""
+    def submit(self, call: frame_pb2.Call, receiver: Receiver, *, is_named: bool = False) -> None:
+        """Take a task, whose `call` is changed, and have its reply, or an error as such, delivered.
+
+        `is_named` says that its caller has named it, so that it may have come before without saying so.
+        """
         try:
-            self._submit(call, receiver)
+            self._submit(call, receiver, is_named)
         except DeliveryError as error:
             receiver.deliver(undelivered(call.call_id, error))
 
-    def _submit(self, call: frame_pb2.Call, receiver: Receiver) -> None:
+    def _submit(self, call: frame_pb2.Call, receiver: Receiver, is_named: bool) -> None:
         if self._closed is not None:
             raise self._closed
-        now = time.monotonic()
         known = self.scheduler.find(call.operation_id)
         if known is not None:
-            _join(known, call, receiver)
+            known.payload.join(call, receiver)
             return
-        if call.method not in METHODS:
+        if call.method not in RUN:
             cause = f"a task is a call of Execute or Apply, not of method {call.method}"
             raise DeliveryError("BAD_REQUEST", field="method", cause=cause)
+        now = time.monotonic()
         task = placement.task(call)
-        if not self.scheduler.has_room(task.size):
-            size = self.scheduler.statistics()
-            raise DeliveryError(
-                "QUEUE_FULL", engine_id=-1, size=f"{size.waiting} tasks, {size.size} bytes", option="nothing"
-            )
-        work = Work(call, call.task, time.time_ns(), [(receiver, call.call_id)])
-        task.payload = work
-        _prepare(call)
-        self._carry_out(self.scheduler.add(task, now))
+        self._admit(task, now)
+        sent_epoch = call.sent_epoch
+        work = task.payload = Work.of(call, time.time_ns())
+        work.receivers.append((receiver, call.call_id))
+        self._rows.added(task, now)
+        if sent_epoch or is_named:
+            self._recovery.came_again(task, sent_epoch)
+        else:
+            self.begin(task, self.scheduler.add(task, now))
+
+    def _admit(self, task: Task, now: float) -> None:
+        """Raise QUEUE_FULL if there is no room; then what its session sends behind it has none either."""
+        is_behind = bool(self._gates) and self._gates.hold_back(task.session_id, task.task_id, now)
+        if self.scheduler.has_room(task.size) and not is_behind:
+            if self._gates:
+                self._gates.open(task.session_id)
+            return
+        if not is_behind and task.session_id:
+            self._gates.close(task.session_id, task.task_id, now)
+        counts = self.scheduler.statistics()
+        size = f"{counts.waiting + counts.placed} tasks, {counts.size} bytes"
+        raise DeliveryError("QUEUE_FULL", engine_id=ANY_ENGINE, size=size, option="the number of engines")
+
+    def cancel(self, task: Task) -> None:
+        """Stop a task, unless it is on an engine: that must be told, and then it is not run again."""
+        now = time.monotonic()
+        self.act(self.scheduler.cancel(task, now))
+        if self._rows.withdraw(task):
+            outcome = frame_pb2.OUTCOME_NOT_DELIVERED
+            self.act(self.scheduler.replied(task, outcome, None, has_run=False, now=now))
+
+    def release(self, operation_id: bytes) -> bool:
+        """Keep no answer of a task that has not ended; return whether it is one."""
+        task = self.scheduler.find(operation_id)
+        if task is None:
+            return False
+        task.payload.is_released = True
+        return True
+
+    def ended(self, operation_id: bytes) -> Attempt | None:
+        """Return what is remembered of a task that has ended."""
+        return self._ended.get(operation_id)
+
+    def after_operation(self, operation_id: bytes, outcome: int | None) -> None:
+        """An operation that tasks come after has ended so; None: nobody knows it."""
+        self.act(self.scheduler.ended_elsewhere(operation_id, outcome, time.monotonic()))
+
+    def forget_ended(self, operation_id: bytes) -> None:
+        """Remember nothing of a task that has ended."""
+        self._ended.pop(operation_id, None)
+
+    def has_engine(self, engine_id: int, epoch: int) -> bool:
+        """Return whether that engine is registered."""
+        return engine_id in self._references and self._references[engine_id].epoch == epoch
 
     # As engines see it
 
-    def observe(self, event: EngineEvent) -> None:
-        """Take note of what happened to an engine; before its reference is lost."""
-        if event.kind is EventKind.GONE:
-            self._carry_out(self.scheduler.engine_gone(event.engine.engine_id, time.monotonic()))
-        elif event.kind is not EventKind.REGISTERED:  # its calls do not flow yet
-            self.engine_is(event.engine)
+    def expect(self, engine_ids: Collection[int]) -> None:
+        """Those engines of an earlier controller are still to come back."""
+        self._recovery.expect(engine_ids)
+
+    async def restore(self, kept: Iterable[KeptTask]) -> None:
+        """Take over the tasks of an earlier controller."""
+        for number, row in enumerate(kept):
+            if not number % _AT_ONCE:
+                await asyncio.sleep(0)
+            try:
+                task = self._rows.restored(row)
+            except DeliveryError as error:
+                logger.error("a task of the journal cannot be read, and is dropped: %s", error)
+            else:
+                self._recovery.restored(task)
+
+    def connected(self, engine: Registration, inventory: Collection[bytes]) -> None:
+        """The calls of an engine flow; its host knows the operations of the `inventory`."""
+        self.engine_is(engine)
+        self._recovery.connected(engine.engine_id, engine.epoch, inventory)
 
     def engine_is(self, engine: Registration) -> None:
         """Take note of how an engine is that is registered."""
-        reference = self._references.get(engine.engine_id)
-        if reference is None:
-            return
+        reference = self._references[engine.engine_id]
         is_open = (
             reference.is_connected and engine.state is LeaseState.CONNECTED and engine.draining_since is None
         )
-        properties = placement.properties(engine.properties)
-        now = time.monotonic()
-        self._carry_out(
-            self.scheduler.engine_is(engine.engine_id, engine.epoch, properties, is_open=is_open, now=now)
+        self.act(
+            self.scheduler.engine_is(
+                engine.engine_id,
+                engine.epoch,
+                placement.properties(engine.properties),
+                lambda: reference.operation_count,
+                is_open=is_open,
+                now=time.monotonic(),
+            )
         )
 
+    def engine_gone(self, engine_id: int, cause: DeliveryError) -> None:
+        """An engine is unregistered; its reference is not lost yet."""
+        self.act(self.scheduler.engine_gone(engine_id, time.monotonic()))
+        self._recovery.gone(engine_id, cause)
+
+    def engine_goes_on(self, engine_id: int) -> None:
+        """An engine has ended an operation that was no task."""
+        if self.scheduler.has_ready(engine_id):
+            self.act(self.scheduler.engine_goes_on(engine_id, time.monotonic()))
+
     def tick(self) -> None:
-        """Some time has passed."""
-        self._carry_out(self.scheduler.tick(time.monotonic()))
+        """Some time has passed, a second at most."""
+        now = time.monotonic()
+        self.act(self.scheduler.tick(now))
+        self._recovery.tick(now)
+        self._rows.tick(now)
 
     def close(self, error: DeliveryError) -> None:
         """Take no more, and tell callers that still wait. What is on engines goes on there."""
         self._closed = error
         for task in self.scheduler.newest_first():
-            _tell(task.payload, undelivered(0, error))
+            task.payload.tell(undelivered(0, error))
 
     # How it is done
 
-    def _carry_out(self, actions: Iterable[Action]) -> None:
+    def begin(self, task: Task, actions: Iterable[Action]) -> None:
+        """Begin with a task: find out about what it comes after and is none of the tasks."""
+        self.act(actions)
+        for one in task.after if task.state is State.BLOCKED else ():
+            if self.scheduler.find(one) is None:
+                known = self._ended.get(one)
+                if known is None:
+                    self.look_up(one)
+                else:
+                    self.after_operation(one, known.outcome)
+
+    def act(self, actions: Iterable[Action]) -> None:
         """Do what was decided; what that leads to at once, such as a refusal, comes behind it."""
         self._actions.extend(actions)
         if self._is_acting:
@@ -146,28 +247,47 @@ class Tasks:
             self._is_acting = False
 
     def _place(self, task: Task) -> None:
+        task.payload.reply = None
+        if self._rows.placed(task):
+            self._send(task)
+        task.payload.note_change()
+
+    def _send(self, task: Task) -> None:
+        """Send a task to the engine that it is placed on."""
         assert task.engine_id is not None
-        work: Work = task.payload
-        work.reply = None
-        call = work.call
-        call.engine_id = task.engine_id
-        call.operation_id = _ids.attempt_id(task.task_id, task.attempts)
+        if not self.has_engine(task.engine_id, task.epoch):  # it left while the journal was written
+            outcome = frame_pb2.OUTCOME_NOT_DELIVERED
+            self.act(self.scheduler.replied(task, outcome, None, has_run=False, now=time.monotonic()))
+            return
         if logger.isEnabledFor(logging.DEBUG):
             about = _logs.about(engine=task.engine_id, operation=task.task_id, client=task.session_id)
-            logger.debug("task is placed, attempt %d", task.attempts, extra=about)
-        self._references[task.engine_id].submit_task(call, _Attempt(self, task))
+            logger.debug("a task is placed, attempt %d", task.attempts, extra=about)
+        call = task.payload.call
+        call.engine_id = task.engine_id
+        call.operation_id = _ids.attempt_id(task.task_id, task.attempts)
+        self._references[task.engine_id].submit_task(call, _Receiver(self, task))
 
     def replied(self, task: Task, reply: frame_pb2.Reply) -> None:
         """Take the reply of the engine that a task was placed on."""
         if self._closed is not None:
-            return
-        task.payload.reply = reply
+            return  # it is asked for again by the next controller
         problem = from_bytes(reply.error) if reply.error and reply.outcome in _WITH_ERROR else None
         has_run = problem is None or not (
             problem.reason in NOT_RUN or problem.metadata.get("has_run") == "false"
         )
-        now = time.monotonic()
-        self._carry_out(self.scheduler.replied(task, reply.outcome, problem, has_run=has_run, now=now))
+        if has_run:
+            task.payload.reply = reply
+        attempt = last_attempt(task)
+        self.act(self.scheduler.replied(task, reply.outcome, problem, has_run=has_run, now=time.monotonic()))
+        if task.state is not State.ENDED:
+            self._rows.changed(task)
+            if has_run:
+                self._release_on(attempt)
+
+    def _release_on(self, attempt: Attempt) -> None:
+        """Have an engine forget an attempt that is not the last: its task must not be taken for it."""
+        if attempt.engine_id is not None and self.has_engine(attempt.engine_id, attempt.epoch):
+            self._references[attempt.engine_id].forget(attempt.operation_id)
 
     def _end(self, task: Task, error: DeliveryError | None) -> None:
         work: Work = task.payload
@@ -176,20 +296,26 @@ class Tasks:
         if task.engine_id is not None:
             reply.engine_id = task.engine_id
         reply.attempts = task.attempts
-        _tell(work, reply)
-        if reply.outcome in FINAL:
+        work.reply = reply
+        work.tell(reply)
+        self._rows.ended(task)
+        self._ended[task.task_id] = last_attempt(task, reply.outcome)
+        if len(self._ended) > MAX_ENDED:
+            del self._ended[next(iter(self._ended))]
+        if not work.is_released and (reply.outcome in FINAL or (error and error.reason == "DEPENDENCY_FAILED")):
             self._journal.add_result(
                 task.task_id,
-                -1 if task.engine_id is None else task.engine_id,
+                ANY_ENGINE if task.engine_id is None else task.engine_id,
                 work.call.method,
                 task.session_id,
                 reply.outcome,
                 reply.response,
                 reply.error,
             )
+        work.note_change()
 
 
-class _Attempt:
+class _Receiver:
     """Receives the reply of one engine to one attempt of a task."""
 
     __slots__ = ("_task", "_tasks")
@@ -202,32 +328,3 @@ class _Attempt:
     def deliver(self, reply: frame_pb2.Reply) -> None:
         """Take it."""
         self._tasks.replied(self._task, reply)
-
-
-def _prepare(call: frame_pb2.Call) -> None:
-    """Make of the call of a client one that any engine may run."""
-    label = call.task.label
-    call.ClearField("task")
-    call.task.label = label
-    call.task.SetInParent()
-    call.options.any_incarnation = True
-    call.session_id = b""
-
-
-def _join(task: Task, call: frame_pb2.Call, receiver: Receiver) -> None:
-    """Let the caller of a task that is here wait for it too; OPERATION_EXISTS if it asks for another."""
-    work: Work = task.payload
-    if (call.method, call.request) != (work.call.method, work.call.request):
-        raise DeliveryError("OPERATION_EXISTS", operation_id=_ids.show(task.task_id))
-    work.receivers = [one for one in work.receivers if not one[0].is_gone]
-    work.receivers.append((receiver, call.call_id))
-
-
-def _tell(work: Work, reply: frame_pb2.Reply) -> None:
-    for receiver, call_id in work.receivers:
-        own = reply
-        if len(work.receivers) > 1:
-            own = frame_pb2.Reply()
-            own.CopyFrom(reply)
-        own.call_id = call_id
-        receiver.deliver(own)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from google.protobuf import json_format
+
 from enginery import _ids
 from enginery._engine import (
     DEFAULT_GRACE,
@@ -13,6 +15,7 @@ from enginery._engine import (
     CallContext,
 )
 from enginery._methods import (
+    ANY_ENGINE,
     ANY_INCARNATION_KEY,
     CANCEL_ON_DISCONNECT_KEY,
     ENGINE_ID_KEY,
@@ -23,24 +26,29 @@ from enginery._methods import (
     KEEP_QUEUE_KEY,
     OPERATION_ID_KEY,
     SESSION_ID_KEY,
+    TASK_KEY,
     TIMEOUT_KEY,
 )
 from enginery._reasons import DeliveryError
 from enginery._requests import read_operation_id, read_session_id
+from enginery.v1 import frame_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+ANY = "any"
+"""The engine id by which a caller lets the controller choose."""
 _OPERATIONS = _ids.OperationIds()  # for callers that name none
 
 
 def read_call(metadata: Iterable[tuple[str, str | bytes]]) -> tuple[int | None, CallContext]:
-    """Return the engine that is named, None if none is, and the context of the call.
+    """Return the engine that is named, None if none is, ANY_ENGINE for `any`, and the context of the call.
 
     An operation without id gets one. Raises DeliveryError BAD_REQUEST, naming the key, on what is not valid.
     """
     given = _given(metadata)
-    engine_id = _integer(given, ENGINE_ID_KEY)
+    is_any = given.get(ENGINE_ID_KEY) == ANY
+    engine_id = ANY_ENGINE if is_any else _integer(given, ENGINE_ID_KEY)
     session_id = read_session_id(given.get(SESSION_ID_KEY, ""), f"metadata {SESSION_ID_KEY}")
     grace = _seconds(given, GRACE_KEY)
     named = given.get(OPERATION_ID_KEY)
@@ -58,6 +66,15 @@ def read_call(metadata: Iterable[tuple[str, str | bytes]]) -> tuple[int | None, 
         epoch=_integer(given, EPOCH_KEY) or 0,
     )
     return engine_id, context
+
+
+def read_task(metadata: Iterable[tuple[str, str | bytes]]) -> frame_pb2.TaskOptions:
+    """Return how a task is to be placed; BAD_REQUEST if that is not the JSON of a TaskOptions."""
+    text = _given(metadata).get(TASK_KEY, "{}")
+    try:
+        return json_format.Parse(text, frame_pb2.TaskOptions())
+    except json_format.ParseError as error:
+        raise _refuse(TASK_KEY, str(error)) from None
 
 
 def cancels_on_disconnect(metadata: Iterable[tuple[str, str | bytes]]) -> bool:

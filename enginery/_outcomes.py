@@ -28,6 +28,7 @@ _BY_REASON: dict[str, frame_pb2.Outcome.ValueType] = {
     "KERNEL_DIED": frame_pb2.OUTCOME_LOST,
     "MEMORY_LIMIT_EXCEEDED": frame_pb2.OUTCOME_LOST,
     "ENGINE_LOST": frame_pb2.OUTCOME_LOST,
+    "TASK_LOST": frame_pb2.OUTCOME_LOST,
     "ENGINE_STOPPED": frame_pb2.OUTCOME_LOST,
     "OPERATION_RELEASED": frame_pb2.OUTCOME_RELEASED,
 }

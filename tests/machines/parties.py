@@ -11,10 +11,12 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from controller_service.any_engine import AnyEngine
 from controller_service.engine_endpoint import ClusterFacts, EngineEndpoint
 from controller_service.events import EventKind
 from controller_service.journal import NoJournal
 from controller_service.journal_records import EngineRow, Result, kept
+from controller_service.operations import Operations
 from controller_service.registry import Registry
 from controller_service.session_endpoint import SessionEndpoint
 from controller_service.streams import OpenStreams
@@ -124,7 +126,10 @@ class Controller:
         streams = OpenStreams()
         facts = ClusterFacts("c", epoch, b"", None)
         self.engines = EngineEndpoint(self.switchboard, facts, streams)
-        self.sessions = SessionEndpoint(self.switchboard, streams, cluster_id="c", controller_epoch=epoch)
+        any_engine = AnyEngine(self.switchboard, Operations(self.switchboard))
+        self.sessions = SessionEndpoint(
+            self.switchboard, any_engine, streams, cluster_id="c", controller_epoch=epoch
+        )
         self._tick = time.monotonic()
 
     def _keep(self, event: EngineEvent) -> None:

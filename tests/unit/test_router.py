@@ -12,10 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from controller_service.link import Link
 from controller_service.receipts import EVERY, MAX_NOTES, Receipts
+from controller_service.gates import GATE_SECONDS, MAX_GATES
 from controller_service.router import (
     CALL_OVERHEAD,
-    GATE_SECONDS,
-    MAX_GATES,
     MAX_SUBMITTED,
     RESERVE,
     RoutedCall,
