@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _ANSWER = 15.0  # seconds that Dask's scheduler has to answer
 _EVENTS = 1_000  # of hosts that are kept
+_AWAY = 30.0  # seconds that a starter may be without the scheduler before its engines are stopped
 _ORPHAN = 60.0  # seconds without a controller after which engines leave whose starter was killed
 
 
@@ -54,18 +55,20 @@ class DaskLauncher:
         self._security = security
         self._name = name or f"enginery-{secrets.token_hex(8)}"
         self._is_registered = name is not None
+        self._is_guarded = False
         self._client: distributed.Client | None = None
         self._events: deque[HostEvent] = deque(maxlen=_EVENTS)
         self._workers: set[str] = set()  # that started a host
 
     def start(self, spec: EngineSpec, connection: Callable[[], ConnectionInfo]) -> int:
         """Register the plugin, so that every worker starts its engines, now or when it comes."""
+        client = self._connect()
+        from enginery.launchers.dask_guard import guard
         from enginery.launchers.dask_plugin import EnginesPlugin, even
 
-        client = self._connect()
         info = connection()
         workers = self._workers_of(client)
-        _check_reachable(info, workers)
+        check_reachable(info, workers)
         is_safe = self._address.startswith("tls://") and all(worker.startswith("tls://") for worker in workers)
         share = even(spec.n, workers)
         orphans = [f"--orphan-timeout={_ORPHAN:g}"] if spec.attached else []
@@ -80,6 +83,10 @@ class DaskLauncher:
         client.subscribe_topic(self._name, self._on_host)
         client.subscribe_topic("all", self._on_cluster)
         self._is_registered = True  # even if only some workers took it
+        if spec.attached:
+            self._is_guarded = True
+            keeper = guard(self._name, client.id, _AWAY)
+            self._ask("watch over engines", lambda: client.register_plugin(keeper, name=self._name))
         self._ask("start engines", lambda: client.register_plugin(plugin, name=self._name))
         return sum(share.of(worker, threads) for worker, threads in workers.items())
 
@@ -115,13 +122,16 @@ class DaskLauncher:
         return {"dask": self._address, "name": self._name}
 
     def _unregister(self, client: distributed.Client) -> None:
-        with contextlib.suppress(ValueError):  # a scheduler that was restarted does not know it
+        with contextlib.suppress(ValueError):  # it does not know it: others stopped the engines
             client.unregister_worker_plugin(self._name)
+        if self._is_guarded:
+            with contextlib.suppress(ValueError):
+                client.unregister_scheduler_plugin(self._name)
 
     def _connect(self) -> distributed.Client:
         if self._client is None:
             try:
-                import distributed
+                import distributed  # an extra, and slow to import
             except ImportError as error:
                 raise EngineryError(f"Dask is not installed ({error}): pip install enginery[dask]") from error
             try:
@@ -184,7 +194,7 @@ class DaskLauncher:
             ) from error
 
 
-def _check_reachable(info: ConnectionInfo, workers: dict[str, int]) -> None:
+def check_reachable(info: ConnectionInfo, workers: dict[str, int]) -> None:
     """Refuse a controller that only this machine reaches, if workers run on others."""
     host = info.address.rpartition(":")[0].strip("[]")
     if not _is_loopback(host):

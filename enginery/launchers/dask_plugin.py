@@ -99,11 +99,12 @@ class EnginesPlugin(WorkerPlugin):
 
     def _start(self, worker: Worker, n: int) -> None:
         file = Path(self._connection_file)
+        if self._connection is None:
+            _connection_file.read(file, "engine")  # or the host would wait for it, and nobody would know why
         self._directory = Path(tempfile.mkdtemp(prefix="enginery-", dir=worker.local_directory))  # 0700
         if self._connection is not None:
             file = self._directory / "engine.json"
             _connection_file.write(file, self._connection)
-        _connection_file.read(file, "engine")  # or the host would wait for it, and nobody would know why
         shared = file.parent / "logs"
         logs = shared if shared.is_dir() else self._directory
         where = ["--connection-file", str(file), "-n", str(n)]
