@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal, Self, cast
 
 from enginery import _loop, result
+from enginery._methods import ANY_ENGINE
 from enginery._reasons import DeliveryError, public
 from enginery.v1 import engine_pb2, operation_pb2
 
@@ -73,6 +74,10 @@ class OperationInfo:
     """Sequence of its newest event."""
     stopping: bool = False
     """Whether it was asked to stop."""
+    attempts: int = 0
+    """How often it was run, if it is a task; 0 for one that was not placed yet, and for all others."""
+    label: str = ""
+    """The label of a task."""
 
     @property
     def id(self) -> str:
@@ -86,7 +91,7 @@ class OperationInfo:
         if self.state == "running" and self.progress_fraction is not None:
             done = f", {self.progress_fraction:.0%} {self.progress_text}".rstrip()
         stopping = ", stopping" if self.stopping and self.state == "running" else ""
-        where = f"[{self.engine_id}:{self.method}]"
+        where = f"[{'any' if self.engine_id == ANY_ENGINE else self.engine_id}:{self.method}]"
         return f"<OperationInfo {where}{arguments} {self.state}{done}{stopping}, {self.operation_id}>"
 
 
@@ -107,6 +112,8 @@ def from_message(operation: operation_pb2.Operation) -> OperationInfo:
         progress_text=operation.progress_text,
         last_sequence=operation.last_sequence,
         stopping=operation.stopping,
+        attempts=operation.attempts,
+        label=operation.label,
     )
 
 

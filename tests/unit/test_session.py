@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from enginery import _calls, _session
 from enginery._encoded import Codec, Encoded
+from enginery._methods import ANY_ENGINE
 from enginery._reasons import DeliveryError
 from enginery._session import TRANSITIONS, Entry, Session, State
 from enginery.errors import ControllerLost, DataLoss, OperationCancelled, QueueCleared, QueueFull
@@ -412,6 +413,47 @@ def test_what_may_have_arrived_is_taken_back_only_if_it_has_not() -> None:
 
 
 # ---- all of it
+
+
+def task(session: Session) -> Entry:
+    """Submit a task."""
+    request = _calls.execute("1")
+    request.task = frame_pb2.TaskOptions(retries=1)
+    entry = session.entry(request, ANY_ENGINE, "raise", 0.0)
+    session.submit([entry], may_wait=False)
+    return entry
+
+
+def test_a_task_that_is_sent_again_names_the_controller_that_it_was_sent_to_first() -> None:
+    """The next one cannot know whether it ran; of one that was refused it is known that it did not."""
+    session = Session()
+    session.connected(0.0, controller_epoch=5)
+    entry, refused = task(session), task(session)
+    session.accept()
+    assert [(call.task.retries, call.sent_epoch) for call in calls(session)] == [(1, 0), (1, 0)]
+    refuse(session, refused, 0.0)
+    session.disconnected("it broke", 1.0)
+    session.connected(2.0, controller_epoch=6)
+    session.retry(2.0)
+    epochs = {call.call_id: call.sent_epoch for call in calls(session)}
+    assert epochs == {entry.call_id: 5, refused.call_id: 0}
+    session.disconnected("it broke", 3.0)
+    session.connected(4.0, controller_epoch=7)
+    session.retry(4.0)
+    epochs = {call.call_id: call.sent_epoch for call in calls(session)}
+    assert epochs == {entry.call_id: 5, refused.call_id: 6}
+
+
+def test_a_task_that_was_refused_waits_for_no_other() -> None:
+    """Those that were sent after it may take long, and tasks have no order."""
+    session = Session()
+    session.connected(0.0)
+    first, second = task(session), task(session)
+    session.accept()
+    assert sent(session) == [first.call_id, second.call_id]
+    refuse(session, first, 0.0)
+    session.retry(1.0)
+    assert sent(session) == [first.call_id]
 
 
 class Lossy(RuleBasedStateMachine):
