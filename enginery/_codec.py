@@ -14,7 +14,7 @@ import math
 import pickle
 import sys
 import types
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import cloudpickle
 from cloudpickle import cloudpickle as _cloudpickle
@@ -63,7 +63,7 @@ def encode(obj: object, accept: Sequence[Codec] = (Codec.PICKLE,)) -> Encoded:
             reasons.append(f"{codec.name}: {error}")
             cause = error.__cause__ or cause
     if tuple(accept) == (Codec.PICKLE,):
-        raise SerializationError(f"{_name(obj)} cannot be pickled: {reasons[0][len('PICKLE: ') :]}") from cause
+        raise _cannot_pickle(obj, reasons[0][len("PICKLE: ") :], with_sources=False) from cause
     raise SerializationError(f"{_name(obj)} fits no accepted codec ({'; '.join(reasons)})") from cause
 
 
@@ -72,7 +72,7 @@ def encode_for_engine(obj: object) -> Encoded:
     try:
         return _encode_pickle(obj, with_sources=True)
     except _DoesNotFit as error:
-        raise SerializationError(f"{_name(obj)} cannot be pickled: {error}") from error.__cause__
+        raise _cannot_pickle(obj, str(error), with_sources=True) from error.__cause__
 
 
 def encode_functions(namespace: Mapping[str, object], *, for_engine: bool = False) -> Encoded:
@@ -90,6 +90,24 @@ def encode_functions(namespace: Mapping[str, object], *, for_engine: bool = Fals
     except _DoesNotFit as error:
         names = ", ".join(namespace)
         raise SerializationError(f"the functions {names} cannot be pickled: {error}") from error.__cause__
+
+
+def _cannot_pickle(obj: object, reason: str, *, with_sources: bool) -> SerializationError:
+    """Return the error that says so, and what in `obj` is to blame."""
+    from enginery import _culprit  # only errors need it
+
+    def fails(part: object) -> bool:
+        nonlocal reason
+        try:
+            _encode_pickle(part, with_sources=with_sources)
+        except _DoesNotFit as error:
+            reason = str(error)
+            return True
+        return False
+
+    steps, part = _culprit.find(obj, fails)
+    blamed = f"its {', its '.join(steps)} is {_name(part)}: " if steps else ""
+    return SerializationError(f"{_name(obj)} cannot be pickled: {blamed}{reason}")
 
 
 def require_function(name: str, function: object) -> None:
@@ -182,7 +200,7 @@ _CachedFunction = type(functools.lru_cache(len))
 
 
 class _Pickler(_cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is untyped
-    """Pickles the functions of some ids by value, and the user's own modules with their source (`_own_modules`)."""
+    """Pickles functions of some ids by value, and the user's own modules with their source (`_own_modules`)."""
 
     def __init__(
         self,
@@ -341,8 +359,28 @@ class _CarefulUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> object:
         if module == _cloudpickle.__name__ and name == "_make_function":
-            raise PythonVersionMismatch(_mismatch(self._version, "it holds a function, whose code differs"))
+            return self._refuse  # before any of its code could run
+        if module == _cloudpickle.__name__ and name == "_builtin_type":
+            return _code_or_type
         return super().find_class(module, name)
+
+    def _refuse(self, code: object, *_: object) -> NoReturn:
+        what = repr(code) if isinstance(code, _ForeignCode) else "a function"
+        raise PythonVersionMismatch(_mismatch(self._version, f"it holds {what}, whose code differs"))
+
+
+class _ForeignCode:
+    """Stands for code of another version of Python, which is never made."""
+
+    def __init__(self, *parts: object) -> None:
+        self._names = [part for part in parts if type(part) is str]
+
+    def __repr__(self) -> str:
+        return f"the function {self._names[1]!r}" if len(self._names) > 1 else "a function"
+
+
+def _code_or_type(name: str) -> object:
+    return _ForeignCode if name == "CodeType" else _cloudpickle._builtin_type(name)
 
 
 class _BindingUnpickler(pickle.Unpickler):
@@ -420,12 +458,18 @@ def _decode_pickle(
     except (Exception, SystemExit) as error:  # corrupt bytes make pickle raise anything; none ends the reader
         if foreign:
             raise PythonVersionMismatch(_mismatch(value.python_version, _shorten(error))) from error
-        raise SerializationError(f"cannot be unpickled: {_shorten(error)}") from error
+        hint = ""
+        if isinstance(error, ModuleNotFoundError):
+            hint = "; install it there, or send it by client.upload_module() if it is yours"
+        raise SerializationError(f"cannot be unpickled: {_shorten(error)}{hint}") from error
 
 
 def _mismatch(version: str, cause: str) -> str:
     here = _minor(PYTHON_VERSION)
-    return f"pickled by Python {version}, read by {here}: {cause}; run the same minor version on both sides"
+    return (
+        f"pickled by Python {version}, read by {here}: {cause}; run the same minor version on both sides, or "
+        "send source: execute(), upload_module(), or a function of a module in place of one of __main__"
+    )
 
 
 def _minor(version: str) -> str:
