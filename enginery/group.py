@@ -11,6 +11,7 @@ from enginery._completed import AsCompleted
 from enginery._late import Late
 from enginery._methods import ANY_ENGINE
 from enginery.errors import CompositeError
+from enginery.listing import listed
 from enginery.operation import Operation, stop_patiently
 
 if TYPE_CHECKING:
@@ -241,4 +242,4 @@ def gather(operations: Sequence[Operation[T]]) -> list[T]:
         raise CompositeError(
             f"{method} failed {f'in {count} tasks' if tasks else f'on {count} engines'}", errors
         )
-    return [operation.result() for operation in operations]
+    return listed([operation.result() for operation in operations])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import functools
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import pytest
 
 import enginery
 from enginery import _codec, _parts, _sources, get_engine
-from enginery.errors import CompositeError, InvalidEngineID, OperationTimedOut, RemoteError
+from enginery.errors import CompositeError, InvalidEngineID, OperationTimedOut, QueueCleared, RemoteError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -386,3 +387,34 @@ def test_imports_are_carried_out_on_engines_too(client: enginery.Client) -> None
     (relative,) = ast.parse("from ..near import a as b").body
     assert isinstance(relative, ast.ImportFrom)
     assert _sources._absolute(relative, "package.inner") == "from package.near import a as b"
+
+
+def test_lists_of_results_are_shown_engine_by_engine(
+    client: enginery.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what their queues hold; in colours at a prompt on a terminal, unless NO_COLOR is set."""
+    results = client[:2].execute("print('hi')\nid + 1")
+    assert (
+        repr(results)
+        == "[0] In [1]: print('hi')...\nhi\n[0] Out[1]: 1\n[1] In [1]: print('hi')...\nhi\n[1] Out[1]: 2"
+    )
+    assert results == list(results)
+    assert repr(client[:2].queue_status()) == "[0] idle\n[1] idle"
+    running = client[0].execute("import time; time.sleep(60)", block=False)
+    waiting = client[0].execute("later", block=False)
+    deadline = time.monotonic() + 10
+    while (shown := repr(client[:1].queue_status())).count("\n") < 1 or "runs" not in shown:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert shown == "[0] runs execute 'import time; time.sleep(60)'\n[0] waits execute 'later'"
+    running.cancel()
+    assert isinstance(waiting.exception(10), QueueCleared)
+    with pytest.raises(CompositeError):
+        client[:1].execute("1/0")
+    assert repr(client[:1].get_result()) == "[0] In [3]: 1/0\n[0] raised ZeroDivisionError: division by zero"
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert repr(results).startswith("\033[34m[0]\033[0m \033[32mIn [1]:\033[0m print")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\033" not in repr(results)

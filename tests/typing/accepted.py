@@ -13,10 +13,13 @@ from enginery import (
     Event,
     ExecuteResult,
     Group,
+    Joined,
+    MapResult,
     Operation,
     OperationInfo,
     QueueStatus,
     Serialized,
+    reference,
 )
 from enginery.operations import OperationStatus
 
@@ -95,6 +98,36 @@ def several(view: EnginesView) -> None:
     assert_type(view.options(timeout=1), EnginesView)
     assert_type(view.apply(double, 1, block=False, timeout=2), Group[int])
     assert_type(view.apply(double, 1, block=False).cancel(), bool)
+
+
+def spread(view: EnginesView, items: list[int]) -> None:
+    assert_type(view.scatter("a", items), list[None])
+    assert_type(view.scatter("a", items, dist="cyclic", flatten=True, block=False), Group[None])
+    assert_type(view.gather("a"), Any)
+    assert_type(view.gather("a", block=False), Joined[Any])
+    assert_type(view.zip_pull(["a", "b"]), list[tuple[Any, ...]])
+    assert_type(view.map(double, items), list[int])
+    assert_type(view.map(double, items, block=False, timeout=1.5), MapResult[int])
+    assert_type(view.map(later, items), list[int])
+    assert_type(view.map("double", items), list[Any])
+    assert_type(view.remote(double)(1), list[int])
+    assert_type(view.remote(later)(1), list[int])
+    assert_type(view.remote(timeout=5)(double)(1), list[int])
+    assert_type(view.parallel(double).map(items), list[int])
+    assert_type(view.run("script.py"), list[ExecuteResult])
+    assert_type(view.apply(print, reference("a")), list[None])
+    with view.options(timeout=5, block=False, errors="wrap") as other, view.sync_imports():
+        assert_type(other, EnginesView)
+    view.targets = "all"
+    view.targets = [0]
+    assert_type(view.targets, list[int])
+    view.block = False
+
+
+def functions(view: EngineView) -> None:
+    assert_type(view.remote(double)(1), int)
+    assert_type(view.remote(block=True)(double)(x=1), int)
+    assert_type(view.run("script.py", block=False), Operation[ExecuteResult])
 
 
 def operations(client: enginery.Client, operation: Operation[int]) -> None:

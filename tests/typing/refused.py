@@ -25,6 +25,11 @@ def wrong(client: enginery.Client) -> None:
     view.options(grace="1")  # refused
     view.execute("1", block=False).cancel("now")  # refused
     client.operations(state=1)  # refused
+    client[:].scatter("a", [1], dist="random")  # refused
+    client[:].map(len, 5)  # refused
+    client[0].remote(len)(1)  # refused
+    client[0].scatter("a", [1])  # refused
+    enginery.reference(1)  # refused
     enginery.connect(errors="hide")  # refused
     enginery.connect(None, 5)  # refused
     print(text, number)
