@@ -282,13 +282,14 @@ class KernelProcess:
                 revoke(self._page, given.serial)
 
     def has_begun(self, operation_id: bytes) -> bool:
-        """Return whether that operation, which it has, has begun, as far as its user code lets us see."""
-        running = 0 if self.exited.done() else self._page[RUNNING]
-        for given in self._line:
-            if given.operation_id == operation_id and given.serial <= running:
-                given.is_revoked = False  # too late
-                return True
-        return False
+        """Return whether that operation, the first it has to answer, runs: then it is revoked no more."""
+        if not self._line or self.exited.done():
+            return False
+        first = self._line[0]
+        runs: bool = first.operation_id == operation_id and first.serial == self._page[RUNNING]
+        if runs:
+            first.is_revoked = False
+        return runs
 
     def catch_up(self) -> None:
         """Take in now what it has answered, instead of as soon as the event loop comes to it."""
