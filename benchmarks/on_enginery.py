@@ -33,7 +33,7 @@ def measure_enginery() -> measure.Numbers:
     with enginery.Cluster(4) as cluster:
         numbers["4 ready"] = time.perf_counter() - start
         client = cluster.client
-        numbers |= {f"idle {role}": size for role, size in _memory().items() if role != "client"}
+        numbers |= {f"idle {role}": size for role, size in resident_by_role().items() if role != "client"}
         one = client[0]
         numbers |= measure.round_trips(lambda: one.apply(nothing), "apply")
         numbers |= measure.round_trips(lambda: one.execute("1"), "execute")
@@ -62,9 +62,9 @@ def _in_flight(client: enginery.Client, count: int) -> float:
 def _growth(client: enginery.Client) -> measure.Numbers:
     """Return the memory of every process after FEW and after MANY calls, and what it grew by."""
     _calls(client, FEW)
-    few = _memory()
+    few = resident_by_role()
     _calls(client, MANY - FEW)
-    many = _memory()
+    many = resident_by_role()
     numbers = {f"{role} after {FEW}": size for role, size in few.items()}
     numbers |= {f"{role} after {MANY}": size for role, size in many.items()}
     return numbers | {f"{role} growth": many[role] - few[role] for role in few}
@@ -83,7 +83,7 @@ def _calls(client: enginery.Client, count: int) -> None:
     measure.calls_per_second(submit, count)
 
 
-def _memory() -> measure.Numbers:
+def resident_by_role() -> measure.Numbers:
     """Return resident MB by role; of several processes of a role the largest."""
     me = psutil.Process()
     children = me.children(recursive=True)
