@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from enginery._reference import Reference, reference
     from enginery.aio import AsyncClient, aconnect
     from enginery.async_operation import AsyncGroup, AsyncOperation
+    from enginery.async_tasks import AsyncTaskView
     from enginery.async_views import AsyncEnginesView, AsyncEngineView
     from enginery.client import Client, connect
     from enginery.cluster import Cluster
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         TaskReject,
         UnpickleableException,
     )
+    from enginery.executor import ClusterExecutor
     from enginery.group import Group, Progress
     from enginery.joined import Joined, MapResult
     from enginery.operation import Operation
@@ -63,9 +65,11 @@ _HOMES = {
     "aconnect": "aio",
     "AsyncGroup": "async_operation",
     "AsyncOperation": "async_operation",
+    "AsyncTaskView": "async_tasks",
     "AsyncEngineView": "async_views",
     "AsyncEnginesView": "async_views",
     "Client": "client",
+    "ClusterExecutor": "executor",
     "connect": "client",
     "Cluster": "cluster",
     "EngineInfo": "engines",
@@ -117,8 +121,10 @@ __all__ = [
     "AsyncEnginesView",
     "AsyncGroup",
     "AsyncOperation",
+    "AsyncTaskView",
     "Client",
     "Cluster",
+    "ClusterExecutor",
     "CompositeError",
     "ControllerLost",
     "ControllerNotRunning",

@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 FEWEST_AHEAD = 2  # calls for each engine: one runs, one is there when it ends
 MOST_AHEAD = 64
+_FEW = 8  # a part of the window that is too small to be filled up at once
 SHORT = 0.05  # seconds: what comes back sooner lets more calls out
 LONG = 0.2  # seconds: what takes longer lets fewer out
 
@@ -71,13 +72,17 @@ class Window:
         self._engine_count = engine_count
         self._size = 0
 
-    def size(self) -> int:
-        """Return how many calls may be with the engines now."""
+    def room(self, sent: int) -> int:
+        """Return how many more calls to send now that `sent` are with the engines.
+
+        None for the sake of a few: every engine has a call ahead meanwhile, and several travel in one message.
+        """
         if self._limit is not None:
-            return self._limit
+            return self._limit - sent
         engines = max(1, self._engine_count())
         self._size = min(max(self._size, FEWEST_AHEAD * engines), MOST_AHEAD * engines)
-        return self._size
+        room = self._size - sent
+        return room if room >= self._size // _FEW else 0
 
     def ended(self, seconds: float) -> None:
         """Take note of how long a call took, the way there and back included."""
@@ -149,25 +154,28 @@ class Feeder:
         """Send what may be sent; return whether there is anything to wait for."""
         if self.broken or self._is_cancelled:
             self._drop()
-        while self._waiting and len(self._sent) < self._window.size():
-            self._send_one(self._waiting.popleft())
+        room = self._window.room(len(self._sent)) if self._waiting else 0
+        while self._waiting and room > 0:
+            room -= self._send_one(self._waiting.popleft())
         if not self.is_shut or self._waiting or self._sent:
             return True
         with self._adding:  # what was let in before it was shut is there now
             return bool(self._waiting)
 
-    def _send_one(self, work: Work[Any]) -> None:
+    def _send_one(self, work: Work[Any]) -> bool:
+        """Send one call; return whether it is with an engine now."""
         future = work.future
         if not future.set_running_or_notify_cancel():
-            return
+            return False
         try:
             operation = self._start(work)
         except Exception as error:
             future.set_exception(error)
-            return
+            return False
         future.operation = operation
         self._sent[operation] = (future, time.monotonic())
         operation.add_done_callback(self._events.put)  # type: ignore[arg-type]  # it is called with the operation
+        return True
 
     def _drop(self) -> None:
         """End what was not sent: the executor is broken, or was shut for good."""

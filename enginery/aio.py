@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, SupportsIndex, overload
 
 from enginery.async_operation import AsyncOperation
+from enginery.async_tasks import AsyncTaskCalls, AsyncTaskView
 from enginery.async_views import AsyncEnginesView, AsyncEngineView, wait_for_engines
 from enginery.client import connect
 from enginery.view import EngineView
@@ -13,12 +14,13 @@ from enginery.view import EngineView
 if TYPE_CHECKING:
     import os
     from collections.abc import Generator, Iterator, Sequence
-    from types import TracebackType
+    from types import ModuleType, TracebackType
 
     from enginery._decode import Errors
     from enginery.client import Client
     from enginery.engines import EngineInfo
     from enginery.operations import OperationInfo
+    from enginery.tasks import TaskCalls
 
 _LOOK = 0.005  # seconds between two looks whether there is room again
 
@@ -68,7 +70,7 @@ class Connecting:
             await self._client.close()
 
 
-class AsyncClient:
+class AsyncClient(AsyncTaskCalls):
     """A connection to one controller, for asyncio.
 
     `client[0]`, `client[:]`, `client[[0, 2]]` and `client["all"]` are views as those of Client, whose calls are
@@ -130,6 +132,15 @@ class AsyncClient:
         view = self._client[key]
         return AsyncEngineView(view) if isinstance(view, EngineView) else AsyncEnginesView(view)
 
+    # ---- tasks
+
+    def tasks(self, **options: Any) -> AsyncTaskView:
+        """Return a view of any engine, whose tasks have these settings; see `AsyncTaskView.options`."""
+        return AsyncTaskView(self._client.tasks()).options(**options)
+
+    def _calls(self) -> TaskCalls:
+        return self._client
+
     # ---- operations
 
     async def operation(self, operation_id: str) -> AsyncOperation[Any]:
@@ -165,6 +176,10 @@ class AsyncClient:
     def cluster_id(self) -> str:
         """The cluster, a UUID."""
         return self._client.cluster_id
+
+    async def upload_module(self, module: str | os.PathLike[str] | ModuleType) -> str:
+        """Send a module of this machine to every engine, and import it there; see `Client.upload_module`."""
+        return await asyncio.to_thread(self._client.upload_module, module)
 
     async def kill(self, *, controller: bool = False) -> None:
         """Stop every engine and, with `controller`, the controller as well, which closes this client."""

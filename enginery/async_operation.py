@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_WITH_RECORDS = frozenset({"execute", "get_result"})  # whose answers may leave something on the engine's host
+
 logger = logging.getLogger(__name__)
 
 
@@ -146,9 +148,10 @@ class AsyncGroup(Generic[T]):
         if any(operation.is_large for operation in operations):
             return (yield from asyncio.to_thread(self._group.result).__await__())
         answers = self._group.result()
-        for answer in answers:
-            if isinstance(answer, ExecuteResult) and answer.is_partial:
-                yield from asyncio.to_thread(answer.fetch).__await__()
+        if operations[0].method in _WITH_RECORDS:
+            for answer in answers:
+                if isinstance(answer, ExecuteResult) and answer.is_partial:
+                    yield from asyncio.to_thread(answer.fetch).__await__()
         return answers
 
     async def __aiter__(self) -> AsyncIterator[AsyncOperation[T]]:
@@ -156,6 +159,11 @@ class AsyncGroup(Generic[T]):
         of = {one.operation: one for one in self._operations}
         async for operation in self._group.as_completed():
             yield of[operation]
+
+    @property
+    def group(self) -> Group[T]:
+        """The same as a `concurrent.futures.Future`; its methods block."""
+        return self._group
 
     @property
     def operations(self) -> tuple[AsyncOperation[T], ...]:

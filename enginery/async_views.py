@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from enginery.async_operation import AsyncGroup, AsyncOperation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+    import os
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 
+    from enginery._parts import Distribution
     from enginery.client import Client
     from enginery.result import ExecuteResult, QueueStatus
     from enginery.serialized import Serialized
@@ -93,6 +95,10 @@ class AsyncEngineView:
     def apply(self, function: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> AsyncOperation[Any]:
         """Call a function with arguments; `timeout`, `grace` and `interrupt_only` are not passed on."""
         return AsyncOperation(self._view.apply(function, *args, block=False, **kwargs))
+
+    def run(self, path: str | os.PathLike[str]) -> AsyncOperation[ExecuteResult]:
+        """Run a Python file of this machine in the namespace."""
+        return AsyncOperation(self._view.run(path, block=False))
 
     def push(self, namespace: Mapping[str, object]) -> AsyncOperation[None]:
         """Put a dictionary into the namespace."""
@@ -253,6 +259,10 @@ class AsyncEnginesView:
         not passed on."""
         return AsyncGroup(self._view.apply(function, *args, block=False, **kwargs))
 
+    def run(self, path: str | os.PathLike[str]) -> AsyncGroup[ExecuteResult]:
+        """Run a Python file of this machine in the namespaces."""
+        return AsyncGroup(self._view.run(path, block=False))
+
     def push(self, namespace: Mapping[str, object]) -> AsyncGroup[None]:
         """Put a dictionary into the namespaces."""
         return AsyncGroup(self._view.push(namespace, block=False))
@@ -260,6 +270,31 @@ class AsyncEnginesView:
     def pull(self, keys: str | Sequence[str]) -> AsyncGroup[Any]:
         """Return an object by name from each; for a sequence of names, a list from each."""
         return AsyncGroup(self._view.pull(keys, block=False))
+
+    def scatter(
+        self, key: str, items: Iterable[object], dist: Distribution = "block", flatten: bool = False
+    ) -> AsyncGroup[None]:
+        """Split a sequence and put a part into each engine's namespace; see `EnginesView.scatter`."""
+        return AsyncGroup(self._view.scatter(key, items, dist, flatten, block=False))
+
+    def gather(self, key: str, dist: Distribution = "block") -> AsyncGroup[Any]:
+        """Pull `key` from every engine and put the parts together again; see `EnginesView.gather`."""
+        return AsyncGroup(self._view.gather(key, dist, block=False))
+
+    def map(
+        self,
+        function: Callable[..., T] | str,
+        /,
+        *sequences: Iterable[Any],
+        timeout: float | None = None,
+    ) -> AsyncGroup[Any]:
+        """Call a function for every item, each engine for an equal part; see `EnginesView.map`."""
+        return AsyncGroup(self._view.map(function, *sequences, block=False, timeout=timeout))
+
+    async def zip_pull(self, keys: Sequence[str]) -> list[tuple[Any, ...]]:
+        """Pull names and return for each a tuple of its values, in target order."""
+        pulled = await self.pull(list(keys))
+        return list(zip(*pulled, strict=True))
 
     def push_function(self, namespace: Mapping[str, Callable[..., object]]) -> AsyncGroup[None]:
         """Put functions into the namespaces, with each as their globals."""

@@ -11,6 +11,8 @@ from enginery import errors
 from tests.architecture import source
 
 SURFACE = {
+    "AsyncTaskView",
+    "ClusterExecutor",
     "AsyncClient",
     "AsyncEngineView",
     "AsyncEnginesView",
