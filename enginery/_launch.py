@@ -199,6 +199,7 @@ class Launched:
             logs=self.state.logs,
             arguments=tuple(self.options.host_arguments()),
             attached=self._attached,
+            timeout=max(1.0, deadline - time.monotonic()),
             grace=self._grace,
         )
 
@@ -207,7 +208,9 @@ class Launched:
             return read(self.state.engine_file, "engine")
 
         self.engines = self.launcher.start(spec, connection)
-        self.state.note_launcher(self.launcher.note())
+        note = self.launcher.note()
+        if note is not None:
+            self.state.note_launcher(note)
 
     @property
     def _grace(self) -> float:
@@ -264,7 +267,8 @@ class Launched:
         with signals_later():
             try:
                 self.launcher.stop(self._grace)
-                self.state.note_launcher(None)
+                if self.launcher.note() is not None:
+                    self.state.note_launcher(None)
             finally:  # whatever became of engines elsewhere
                 if self._controller is not None:
                     self._controller.stop(self._grace)

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import secrets
 import threading
+import time
 from collections import deque
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from enginery.errors import EngineryError, FileTimeoutError
+from enginery.errors import EngineryError
 from enginery.launchers.launcher import STOP_GRACE, HostEvent
 
 if TYPE_CHECKING:
@@ -44,17 +44,16 @@ _ORPHAN = 60.0  # seconds without a controller after which engines leave whose s
 class DaskLauncher:
     """Starts engines on the workers of a Dask cluster. See `Launcher`, and the module's text."""
 
-    def __init__(
-        self, address: str, *, security: distributed.Security | None = None, name: str | None = None
-    ) -> None:
+    def __init__(self, address: str, *, security: distributed.Security | None = None, name: str = "") -> None:
         """Take the scheduler's address, as `tcp://HOST:PORT` or `tls://HOST:PORT`; connects to nothing yet.
 
-        `security` is Dask's, by default as its configuration says. `name` is that of engines started before.
+        `security` is Dask's, by default as its configuration says. `name` is that of engines that were started
+        before, to stop them.
         """
         self._address = address
         self._security = security
-        self._name = name or f"enginery-{secrets.token_hex(8)}"
-        self._is_registered = name is not None
+        self._name = name
+        self._is_registered = bool(name)
         self._is_guarded = False
         self._client: distributed.Client | None = None
         self._events: deque[HostEvent] = deque(maxlen=_EVENTS)
@@ -62,16 +61,20 @@ class DaskLauncher:
 
     def start(self, spec: EngineSpec, connection: Callable[[], ConnectionInfo]) -> int:
         """Register the plugin, so that every worker starts its engines, now or when it comes."""
-        client = self._connect()
+        deadline = time.monotonic() + spec.timeout
+        client = self._connect(min(_ANSWER, spec.timeout))
         from enginery.launchers.dask_guard import guard
         from enginery.launchers.dask_plugin import EnginesPlugin, even
 
         info = connection()
-        workers = self._workers_of(client)
+        workers = self._workers_of(client, deadline)
         check_reachable(info, workers)
         is_safe = self._address.startswith("tls://") and all(worker.startswith("tls://") for worker in workers)
         share = even(spec.n, workers)
         orphans = [f"--orphan-timeout={_ORPHAN:g}"] if spec.attached else []
+        self._name = (
+            f"enginery-{info.cluster_id}"  # Dask replaces an earlier one of this cluster
+        )
         plugin = EnginesPlugin(
             self._name,
             share,
@@ -82,11 +85,11 @@ class DaskLauncher:
         )
         client.subscribe_topic(self._name, self._on_host)
         client.subscribe_topic("all", self._on_cluster)
-        self._is_registered = True  # even if only some workers took it
         if spec.attached:
             self._is_guarded = True
             keeper = guard(self._name, client.id, _AWAY)
             self._ask("watch over engines", lambda: client.register_plugin(keeper, name=self._name))
+        self._is_registered = True  # even if only some workers took it
         self._ask("start engines", lambda: client.register_plugin(plugin, name=self._name))
         return sum(share.of(worker, threads) for worker, threads in workers.items())
 
@@ -128,7 +131,7 @@ class DaskLauncher:
             with contextlib.suppress(ValueError):
                 client.unregister_scheduler_plugin(self._name)
 
-    def _connect(self) -> distributed.Client:
+    def _connect(self, timeout: float = _ANSWER) -> distributed.Client:
         if self._client is None:
             try:
                 import distributed  # an extra, and slow to import
@@ -138,7 +141,7 @@ class DaskLauncher:
                 self._client = distributed.Client(
                     self._address,
                     security=self._security,
-                    timeout=_ANSWER,
+                    timeout=timeout,
                     set_as_default=False,
                     name="enginery",
                 )
@@ -149,12 +152,12 @@ class DaskLauncher:
                 ) from error
         return self._client
 
-    def _workers_of(self, client: distributed.Client) -> dict[str, int]:
+    def _workers_of(self, client: distributed.Client, deadline: float) -> dict[str, int]:
         """Return the number of threads of each worker, by address; waits for the first one."""
         try:
-            client.wait_for_workers(1, timeout=_ANSWER)
+            client.wait_for_workers(1, timeout=max(0.1, deadline - time.monotonic()))
         except TimeoutError:
-            raise FileTimeoutError(f"the Dask cluster at {self._address} has no worker") from None
+            raise EngineryError(f"the Dask cluster at {self._address} has no worker: start some") from None
         return dict(client.nthreads())
 
     def _on_host(self, event: tuple[float, dict[str, Any]]) -> None:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def guard(name: str, client_id: str, patience: float) -> SchedulerPlugin:
     """Return a plugin that removes the worker plugin `name` once that client was away for `patience` seconds.
 
-    Its class is made here so that Dask sends it by value: the scheduler needs no Enginery.
+    Another one that was registered under the name meanwhile stays. The class is made here so that Dask sends it
+    by value: the scheduler needs no Enginery.
     """
 
     class Guard(SchedulerPlugin):
@@ -27,12 +28,16 @@ def guard(name: str, client_id: str, patience: float) -> SchedulerPlugin:
 
         def remove_client(self, scheduler: Scheduler, client: str) -> None:
             if client == client_id:
-                self._waiting = asyncio.create_task(self._wait(scheduler))
+                guarded = scheduler.worker_plugins.get(name)
+                self._waiting = asyncio.create_task(self._wait(scheduler, guarded))
 
-        async def _wait(self, scheduler: Scheduler) -> None:
+        async def _wait(self, scheduler: Scheduler, guarded: bytes | None) -> None:
             await asyncio.sleep(patience)
-            if client_id not in scheduler.clients and name in scheduler.worker_plugins:  # it did not come back
+            if client_id in scheduler.clients:
+                return  # it came back
+            if guarded is not None and scheduler.worker_plugins.get(name) is guarded:
                 await scheduler.unregister_worker_plugin(None, name)
+            if scheduler.plugins.get(name) is self:
                 scheduler.remove_plugin(name)
 
         async def close(self) -> None:

@@ -33,6 +33,8 @@ class EngineSpec:
     """Arguments of each host, besides the two above."""
     attached: bool = False
     """Whether the engines are to end with this process, even if it is killed."""
+    timeout: float = 30.0
+    """Seconds in which the launcher must have done its part."""
     grace: float = STOP_GRACE
     """Seconds that a host has to stop after SIGTERM before SIGKILL."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -41,8 +40,8 @@ def test_what_names_a_place() -> None:
     for on, address in (("dask://here:1", "tcp://here:1"), ("dask+tls://[::1]:2", "tls://[::1]:2")):
         found = launchers.find(on)
         assert isinstance(found, DaskLauncher)
-        note = found.note()
-        assert note["dask"] == address
+        note = {"dask": address, "name": "enginery-x"}
+        assert found.note() == {"dask": address, "name": ""}
         assert launchers.find(found) is found
         assert launchers.noted(note).note() == note
 
@@ -71,6 +70,10 @@ def test_a_controller_that_workers_do_not_reach() -> None:
         check_reachable(info("[::1]:1"), {"tcp://127.0.0.1:5": 1, "tcp://203.0.113.7:5": 1})
 
 
+def names(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir()]
+
+
 async def test_a_worker_that_cannot_read_the_file(tmp_path: Path) -> None:
     """It starts nothing, says why, and keeps no file; one that has no share does not even look."""
     worker: Any = SimpleNamespace(
@@ -92,7 +95,7 @@ async def test_a_worker_that_cannot_read_the_file(tmp_path: Path) -> None:
     with pytest.raises(ConnectionFileError, match="can be read or changed by others"):
         await refused.setup(worker)
     await refused.teardown(worker)
-    assert os.listdir(tmp_path) == ["engine.json"]
+    assert names(tmp_path) == ["engine.json"]
     assert "t" * 32 not in repr(plugin(1, info("127.0.0.1:1")))
 
 
@@ -100,15 +103,17 @@ class Elsewhere:
     """A launcher that starts nothing, and says that its host has ended."""
 
     def __init__(self) -> None:
+        self.told: list[HostEvent] = []
         self.stopped = 0
 
     def start(self, spec: EngineSpec, connection: Callable[[], ConnectionInfo]) -> int:
         assert connection().role == "engine"
         assert spec.connection_file.exists()
+        self.told.append(HostEvent("ended", "host on the moon", "exit code 3", "\nno air"))
         return spec.n or 7
 
     def events(self) -> list[HostEvent]:
-        return [HostEvent("ended", "host on the moon", "exit code 3", "\nno air")]
+        return self.told
 
     def last_words(self) -> str:
         return ""
