@@ -13,6 +13,7 @@ from enginery.errors import EngineryError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from enginery._calls import Request
     from enginery._decode import Errors
     from enginery._link import Link
     from enginery._shipped import Source
@@ -30,22 +31,22 @@ class Modules:
     def __init__(self, link: Link) -> None:
         """Begin with none."""
         self._link = link
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[str, list[Source]] = {}  # by name: the module and what it imports
         self._served: dict[int, str] = {}  # kernels by engine id
 
-    def upload(self, source: Source, owner: Client, errors: Errors) -> list[Operation[list[str]]]:
+    def upload(self, sources: list[Source], owner: Client, errors: Errors) -> list[Operation[None]]:
         """Send a module to every engine there is; those that come later are sent it then."""
         roster = self._link.roster
         kernels = roster.incarnations(roster.ids)
         if not self._sources:
             self._served = dict(kernels)
-        self._sources[source.name] = source
-        return self._send([source], list(kernels), owner, errors)
+        self._sources[sources[0].name] = sources
+        return self._send(sources, list(kernels), owner, errors)
 
-    def forget(self, source: Source) -> None:
+    def forget(self, sources: list[Source]) -> None:
         """Send a module that turned out to be of no use to nobody else."""
-        if self._sources.get(source.name) is source:
-            del self._sources[source.name]
+        if self._sources.get(sources[0].name) is sources:
+            del self._sources[sources[0].name]
 
     def engines_changed(self) -> None:
         """Send everything to kernels that are new. On the loop's thread."""
@@ -55,24 +56,25 @@ class Modules:
         new = [engine_id for engine_id, kernel in kernels.items() if self._served.get(engine_id) != kernel]
         if not new:
             return
-        try:
-            operations = self._send(list(self._sources.values()), new, None, "wrap")
-        except EngineryError:  # too much is unsent: with the next news of engines then
-            return
+        for name, sources in list(self._sources.items()):
+            try:
+                operations = self._send(sources, new, None, "wrap")
+            except EngineryError:  # too much is unsent: with the next news of engines then
+                return
+            for operation in operations:
+                operation.add_done_callback(partial(_say_if_failed, name))
         self._served = kernels
-        for operation in operations:
-            operation.add_done_callback(partial(_say_if_failed, list(self._sources)))
 
     def _send(
         self, sources: Sequence[Source], engine_ids: list[int], owner: Client | None, errors: Errors
-    ) -> list[Operation[list[str]]]:
-        request = _calls.apply(_shipped.upload, (_shipped.pack(sources),), {})
+    ) -> list[Operation[None]]:
+        request: Request[None] = _calls.apply(_shipped.upload, (_shipped.pack(sources),), {})
         request.options = _OPTIONS
         request.owner = owner
         return self._link.submit(request, engine_ids, errors)
 
 
-def _say_if_failed(names: list[str], operation: Operation[list[str]]) -> None:
+def _say_if_failed(name: str, operation: Operation[None]) -> None:
     error = None if operation.cancelled() else operation.exception(0)
     if error is not None:
-        logger.warning("engine %d did not take the modules %s: %s", operation.target, ", ".join(names), error)
+        logger.warning("engine %d did not take the module %s: %s", operation.target, name, error)

@@ -21,7 +21,7 @@ from enginery._shipped import Source
 from enginery.errors import ValueTooLarge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 RIDING_FILES = 64
 RIDING_BYTES = 256 << 10  # of source: beyond either a module does not go by itself
@@ -101,7 +101,7 @@ def _bundle(top: str) -> tuple[bytes, bytes] | None:
         return None
     if known and _stamps(path for path, _, _ in known[0]) == known[0]:
         return known[1:]
-    sources = _closure(top)
+    sources = _closure([top], {top})
     if sources is None:
         _bundles[top] = None
         return None
@@ -125,10 +125,12 @@ def _stamps(paths: Iterator[Path] | set[Path]) -> _Stamps:
     return tuple(found)
 
 
-def _closure(top: str) -> list[Source] | None:
-    """Return a module and those of the user's own that its code imports; None if that is too much."""
+def _closure(waiting: list[str], seen: set[str]) -> list[Source] | None:
+    """Return those modules that are the user's own, with what they import; None if that is too much.
+
+    Those that were `seen` are not looked at.
+    """
     sources: list[Source] = []
-    waiting, seen = [top], {top}
     room, files = RIDING_BYTES, RIDING_FILES
     while waiting:
         name = waiting.pop()
@@ -143,10 +145,14 @@ def _closure(top: str) -> list[Source] | None:
         sources.append(
             Source(name, str(where.parent), {_within(where, path): path.read_bytes() for path in paths})
         )
-        found = {imported for path in paths for imported in _imported(path)} - seen
+        found = _imported_by(paths) - seen
         seen |= found
         waiting += sorted(found)
     return sources
+
+
+def _imported_by(paths: Iterable[Path]) -> set[str]:
+    return {imported for path in paths for imported in _imported(path)}
 
 
 def _python_files(where: Path, limit: int) -> Iterator[Path]:
@@ -199,8 +205,9 @@ def _imported(path: Path) -> frozenset[str]:
 # ---- what is uploaded
 
 
-def read(module: str | os.PathLike[str] | ModuleType) -> Source:
-    """Return a module's source: of a file, of a package's folder with all that is in it, or of a module.
+def read(module: str | os.PathLike[str] | ModuleType) -> list[Source]:
+    """Return a module's source: of a file, of a package's folder with all that is in it, or of a module; then
+    those of the user's own modules that it imports, unless that is too much.
 
     FileNotFoundError if there is none; ValueError if it is no module that can be sent, ValueTooLarge over
     64 MiB.
@@ -224,7 +231,8 @@ def read(module: str | os.PathLike[str] | ModuleType) -> Source:
         if size > UPLOAD_BYTES:
             raise ValueTooLarge(f"{where} is over {UPLOAD_BYTES >> 20} MiB: install it where the engines are")
         files[_within(where, path)] = path.read_bytes()
-    return Source(name, str(where.parent), files)
+    imported = _imported_by(path for path in _files(where) if path.suffix == ".py") - {name}
+    return [Source(name, str(where.parent), files), *(_closure(sorted(imported), imported | {name}) or ())]
 
 
 def _file_of(module: ModuleType) -> Path:

@@ -72,16 +72,18 @@ def member(name: str, qualified: str, digest: bytes, bundle: bytes) -> object:
     return found
 
 
-def upload(data: bytes) -> list[str]:
-    """Put modules in the place of whatever the engine has under their names, and import them; return the names.
+def upload(data: bytes) -> None:
+    """Put a module in the place of whatever the engine has under its name, and import it.
 
-    What the import raises is raised, and everything is as it was before.
+    `data` holds what it imports as well, which is taken if the engine has not got it. What the import raises is
+    raised, and everything is as it was before.
     """
-    sources = unpack(data)
-    new = [source for source in sources if _finder.sources.get(source.name) != source]
+    uploaded, *imported = unpack(data)
+    new = [source for source in imported if _is_wanted(source)]
+    if _finder.sources.get(uploaded.name) != uploaded:
+        new.append(uploaded)
     _install(new)
-    _uploaded.update(source.name for source in sources)
-    return [source.name for source in sources]
+    _uploaded.add(uploaded.name)
 
 
 # ---- how they get there

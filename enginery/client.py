@@ -278,10 +278,11 @@ class Client(TaskCalls):
         """Send a module of this machine to every engine, and import it there; return its name.
 
         `module` is a `.py` file, the folder of a package, data files included, or a module that was imported
-        here, whose whole package goes. It is read from the files as they are now, and takes the place of
-        whatever an engine has under its name; so after an edit, upload it again. Names of an engine's namespace
-        that meant the module, or a function or class of it, then mean the new one; objects that were made keep
-        their class. Engines that register later, and new kernels, are sent it by this client while it is open.
+        here, whose whole package goes; modules of yours that it imports go along if they are small. It is read
+        from the files as they are now, and takes the place of whatever an engine has under its name; so after
+        an edit, upload it again. Names of an engine's namespace that meant the module, or a function or class
+        of it, then mean the new one; objects that were made keep their class. Engines that register later, and
+        new kernels, are sent it by this client while it is open.
 
         What the import raises on an engine is raised here, and leaves that engine as it was. FileNotFoundError,
         ValueError or ValueTooLarge (over 64 MiB), before anything is sent, if it is no module that can be sent:
@@ -290,15 +291,15 @@ class Client(TaskCalls):
         from enginery import _own_modules  # few clients need it
 
         self._check_open()
-        source = _own_modules.read(module)
-        operations = self._link.modules.upload(source, self, self.errors)
+        sources = _own_modules.read(module)
+        operations = self._link.modules.upload(sources, self, self.errors)
         try:
             wait_for(operations)
             gather(operations)
         except Exception:
-            self._link.modules.forget(source)
+            self._link.modules.forget(sources)
             raise
-        return source.name
+        return sources[0].name
 
     # ---- calls, for views
 
