@@ -26,7 +26,7 @@ from enginery._cell import GROUPINGS, Cell
 from enginery._presenter import presenter
 from enginery.client import Client
 from enginery.cluster import Cluster
-from enginery.errors import CompositeError, EngineryError, OperationNotFound
+from enginery.errors import CompositeError, OperationNotFound
 from enginery.group import Group
 from enginery.view import EngineView
 from enginery.views import EnginesView
@@ -287,7 +287,7 @@ class EngineryMagics(Magics):
                 continue
             try:
                 client = value if isinstance(value, Client) else value.client
-            except EngineryError:  # a cluster that does not run
+            except RuntimeError:  # a cluster that does not run
                 continue
             if not client.closed:
                 found.setdefault(id(client), (name, client))

@@ -1,0 +1,183 @@
+"""The magics in real notebooks: what a cell shows, when, and what it leaves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.notebook.conftest import error, eventually, forms, stream
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import enginery
+    from tests.notebook.conftest import Notebook
+
+PNG = "iVBOR"  # what a PNG begins with, in base64
+
+
+def test_output_is_tagged_and_in_order(notebook: Notebook) -> None:
+    """Lines carry their engine; results come after all output, in the order of the engines."""
+    outputs = notebook.run("%%px\nfor i in range(3):\n    print(i)\nid * 10")
+    for engine in (0, 1):
+        tag = f"[stdout:{engine}] "
+        assert [line for line in stream(outputs).splitlines() if line.startswith(tag)] == [
+            f"{tag}{i}" for i in range(3)
+        ]
+    results = forms(outputs)
+    assert [text.split(": ")[1] for text in results] == ["0", "10"]
+    assert results[0].startswith("Out[0:")
+    assert results[1].startswith("Out[1:")
+
+
+def test_output_streams_while_the_call_runs(notebook: Notebook, tmp_path: Path) -> None:
+    """What an engine prints is in the notebook before the call ends: the call waits until it was seen there."""
+    seen = tmp_path / "seen"
+    outputs = notebook.run(
+        "%%px --targets 0\nimport pathlib, time\nprint('early', flush=True)\n"
+        f"while not pathlib.Path({str(seen)!r}).exists():\n    time.sleep(0.01)\nprint('late')",
+        at="[stdout:0] early\n",
+        then=seen.touch,
+    )
+    assert stream(outputs) == "[stdout:0] early\n[stdout:0] late\n"
+
+
+def test_rich_displays_come_back_as_they_are(notebook: Notebook) -> None:
+    """HTML and figures, shown by user code or as the last value, are outputs of that type here."""
+    outputs = notebook.run(
+        "%%px -t 0\n%matplotlib inline\nfrom IPython.display import HTML, display as show\n"
+        "import matplotlib.pyplot as plt\nshow(HTML('<b>first</b>'))\nprint('between')\n"
+        "plt.plot([1, 2]); plt.show()\nHTML('<i>last</i>')"
+    )
+    assert forms(outputs, "text/html") == ["<b>first</b>", "<i>last</i>"]
+    (figure,) = forms(outputs, "image/png")
+    assert figure.startswith(PNG)
+    kinds = [
+        next(
+            (mime for mime in ("text/html", "image/png") if mime in output.get("data", {})), output.output_type
+        )
+        for output in outputs
+    ]
+    assert [kind for kind in kinds if kind != "display_data"] == [
+        "text/html",
+        "stream",
+        "image/png",
+        "text/html",
+    ]
+    assert forms(outputs)[-2].startswith("Out[0:")
+
+
+def test_displays_larger_than_a_message(notebook: Notebook) -> None:
+    """A large form does not come with the events: it takes its place when the call ends."""
+    outputs = notebook.run(
+        "%%px -t 1\nclass Large:\n    def _repr_html_(self):\n        return '<p>' + 'x' * 3_000_000\n"
+        "display(Large())\nprint('after')"
+    )
+    (html,) = forms(outputs, "text/html")
+    assert len(html) > 3_000_000
+    assert stream(outputs) == "[stdout:1] after\n"
+
+
+def test_progress_bars_of_engines(notebook: Notebook) -> None:
+    """tqdm on two engines: one output with both bars, which end full; nested bars leave one line each."""
+    outputs = notebook.run(
+        "%%px\nimport time\nfrom tqdm.auto import tqdm\nfor i in tqdm(range(4), desc='outer'):\n"
+        "    for j in tqdm(range(3), desc='inner', leave=False):\n        time.sleep(0.04)"
+    )
+    shown = "\n".join([*forms(outputs), stream(outputs, "stderr")])
+    for engine in (0, 1):
+        lines = [line for line in shown.splitlines() if line.startswith(f"[stderr:{engine}] ")]
+        assert len(lines) == 1, shown
+        assert "outer: 100%" in lines[0]
+
+
+def test_stop_button_cancels_the_call(notebook: Notebook, cluster: enginery.Cluster) -> None:
+    """Interrupting the notebook interrupts the call on its engines; what they hold stays, and they are free."""
+    notebook.run("%px kept = 7")
+    outputs = notebook.run(
+        "%%px\nimport time\nprint('begun')\ntry:\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    print('cleaned up')\n    raise",
+        fails=True,
+        at="[stdout:1] begun",
+        then=notebook.interrupt,
+    )
+    assert "KeyboardInterrupt" in error(outputs)
+    assert "[stdout:0] cleaned up\n" in stream(outputs)
+    assert "[stdout:1] cleaned up\n" in stream(outputs)
+    assert cluster.client[:].pull("kept") == [7, 7]
+
+
+def test_errors_show_their_remote_tracebacks(notebook: Notebook) -> None:
+    """One engine's error is that error; several engines' a CompositeError, which shows what is alike once."""
+    shown = error(notebook.run("%px --targets 1 1/0", fails=True))
+    assert shown.rstrip().endswith("ZeroDivisionError: division by zero")
+    shown = error(notebook.run("%%px\ndef deep():\n    return {}['missing']\ndeep()", fails=True))
+    assert shown.count("return {}['missing']") == 1
+    assert "[0:execute], [1:execute]" in shown
+    assert "CompositeError: execute failed on 2 of 2 engines" in shown
+    assert "magics.py" not in shown
+
+
+def test_timeout_ends_the_call(notebook: Notebook) -> None:
+    """--timeout stops it on its engine."""
+    shown = error(notebook.run("%%px --targets 0 --timeout 0.2\nimport time\ntime.sleep(60)", fails=True))
+    assert "OperationTimedOut" in shown
+
+
+def test_noblock_and_pxresult(notebook: Notebook) -> None:
+    """--noblock returns at once, --out keeps the Group; %pxresult shows everything, grouped as asked for."""
+    outputs = notebook.run("%%px --noblock --out later\nprint('printed')\ndisplay('shown')\n'value'")
+    assert "Group execute" in forms(outputs)[0]
+    outputs = notebook.run("%pxresult --group-outputs engine")
+    assert stream(outputs) == "[stdout:0] printed\n[stdout:1] printed\n"
+    texts = [text.split(": ")[-1] for text in forms(outputs)]
+    assert [text for text in texts if text in ("'shown'", "'value'")] == ["'shown'", "'value'"] * 2
+    assert stream(notebook.run("print([r.value for r in later.result()])")) == "['value', 'value']\n"
+
+
+def test_local_runs_here_too(notebook: Notebook) -> None:
+    """--local runs the cell on the engines and in the notebook."""
+    notebook.run("%%px --local\nboth = 1 + 1")
+    assert stream(notebook.run("print(both, client[:]['both'])")) == "2 [2, 2]\n"
+
+
+def test_autopx(notebook: Notebook) -> None:
+    """Cells between %autopx and %autopx run on the engines, and not here."""
+    assert stream(notebook.run("%autopx")) == "%autopx on\n"
+    outputs = notebook.run("there = id\nif there:\n    print('second')\nthere")
+    assert stream(outputs) == "[stdout:1] second\n"
+    assert stream(notebook.run("%pxconfig")).startswith("targets: all;")
+    assert stream(notebook.run("%autopx")) == "%autopx off\n"
+    assert stream(notebook.run("print('there' in globals(), client[:]['there'])")) == "False [0, 1]\n"
+
+
+def test_pxconfig_sets_what_holds(notebook: Notebook) -> None:
+    """Targets and the like hold until they are set again; a wrong one is told at once."""
+    notebook.run("%pxconfig --targets 1 --no-stream")
+    outputs = notebook.run("%px print(id)")
+    assert stream(outputs) == "[stdout:1] 1\n"
+    assert "no engine 9" in error(notebook.run("%pxconfig --targets 9", fails=True))
+    notebook.run("%pxconfig --targets all --stream")
+
+
+def test_magics_with_a_suffix(notebook: Notebook) -> None:
+    """A view can have magics of its own beside those of the rest."""
+    notebook.run("from enginery.magics import activate\nactivate(client[[1]], '_second')")
+    assert stream(notebook.run("%px_second print(id)")) == "[stdout:1] 1\n"
+    assert stream(notebook.run("%%px_second --noblock\nprint(id * 2)")) == ""
+    assert stream(notebook.run("%pxresult_second")) == "[stdout:1] 2\n"
+
+
+def test_attaching_to_what_runs(notebook: Notebook, cluster: enginery.Cluster) -> None:
+    """%pxattach shows what an operation of another client printed from its first line on, and its result."""
+    operation = cluster.client[0].execute(
+        "import time\nprint('begun', flush=True)\nwhile not globals().get('go'):\n    time.sleep(0.01)\n'done'",
+        block=False,
+    )
+    eventually(lambda: "begun" in operation.stdout)
+    outputs = notebook.run("%pxattach", at="begun", then=notebook.interrupt)
+    assert stream(outputs).startswith("[stdout:0] begun\ndetached, what runs goes on: %pxattach ")
+    assert operation.status == "running"
+    operation.interrupt()
+    shown = error(notebook.run(f"%pxattach {operation.id}", fails=True))
+    assert "KeyboardInterrupt" in shown
+    assert stream(notebook.run("%pxattach")).startswith("nothing runs")
