@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from enginery import _calls, _shipped
 from enginery._options import Options
-from enginery.errors import EngineryError
+from enginery.errors import EngineryError, QueueCleared
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +49,7 @@ class Modules:
             del self._sources[sources[0].name]
 
     def engines_changed(self) -> None:
-        """Send everything to kernels that are new. On the loop's thread."""
+        """Send everything to kernels that are new."""
         if not self._sources:
             return
         kernels = self._link.roster.incarnations(self._link.roster.ids)
@@ -62,8 +62,16 @@ class Modules:
             except EngineryError:  # too much is unsent: with the next news of engines then
                 return
             for operation in operations:
-                operation.add_done_callback(partial(_say_if_failed, name))
+                operation.add_done_callback(partial(self._done, name))
         self._served = kernels
+
+    def _done(self, name: str, operation: Operation[None]) -> None:
+        error = None if operation.cancelled() else operation.exception(0)
+        if isinstance(error, QueueCleared):  # by a call of the user's that failed before it
+            self._served.pop(operation.target, None)
+            self.engines_changed()
+        elif error is not None:
+            logger.warning("engine %d did not take the module %s: %s", operation.target, name, error)
 
     def _send(
         self, sources: Sequence[Source], engine_ids: list[int], owner: Client | None, errors: Errors
@@ -72,9 +80,3 @@ class Modules:
         request.options = _OPTIONS
         request.owner = owner
         return self._link.submit(request, engine_ids, errors)
-
-
-def _say_if_failed(name: str, operation: Operation[None]) -> None:
-    error = None if operation.cancelled() else operation.exception(0)
-    if error is not None:
-        logger.warning("engine %d did not take the module %s: %s", operation.target, name, error)
