@@ -215,6 +215,10 @@ class EngineryMagics(Magics):
 
     # ---- every cell
 
+    def every_cell(self) -> None:
+        """Run every cell on the engines from now on, as `%autopx` does."""
+        self._auto.on()
+
     def autopx(self, line: str) -> None:
         """Run every cell on the engines from now on; said again, here. Cells of %px and its like stay what they
         are."""
@@ -341,8 +345,12 @@ class _AutoPx:
         if self in self._transforms:
             self.off()
             return False
-        self._transforms.insert(0, self)
+        self.on()
         return True
+
+    def on(self) -> None:
+        """Turn it on. What is put before it still sees the cell first."""
+        self._transforms.insert(0, self)
 
     def off(self) -> None:
         """Turn it off."""

@@ -18,6 +18,7 @@ prepare_grpc()
 from enginery.cli import (  # noqa: E402 - they may import gRPC
     attach,
     cancel,
+    console,
     down,
     execute,
     logs,
@@ -61,6 +62,7 @@ app.command("exec")(execute.execute)
 app.command()(ops.ops)
 app.command()(attach.attach)
 app.command()(cancel.cancel)
+app.command()(console.console)
 app.command("run", context_settings={"ignore_unknown_options": True})(run_script.run)
 
 
@@ -104,7 +106,7 @@ def _run() -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except EngineryError as error:
-        print(f"enginery: {error}", file=sys.stderr)
+        print("\n".join([f"enginery: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
