@@ -6,38 +6,15 @@ is kept as *fragments*, each a serialized message with some of its fields, and a
 
 from __future__ import annotations
 
+from enginery._wire import embed, tag
 from enginery.v1 import cluster_pb2, engine_pb2
 
-_LENGTH_DELIMITED = 2
+__all__ = ["CALL", "REPLY", "TO_HOST", "embed", "transferred"]
 
-
-def varint(number: int) -> bytes:
-    """Return `number` as protobuf writes it."""
-    if number < 0x80:
-        return bytes((number,))
-    if number < 0x4000:
-        return bytes((number & 0x7F | 0x80, number >> 7))
-    digits = bytearray()
-    while number > 0x7F:
-        digits.append(number & 0x7F | 0x80)
-        number >>= 7
-    digits.append(number)
-    return bytes(digits)
-
-
-def _tag(field: int) -> bytes:
-    return varint(field << 3 | _LENGTH_DELIMITED)
-
-
-CALL = _tag(engine_pb2.ControllerMessage.CALLS_FIELD_NUMBER)
-REPLY = _tag(cluster_pb2.SessionResponse.REPLIES_FIELD_NUMBER)
-TO_HOST = _tag(engine_pb2.TransferResponse.MESSAGE_FIELD_NUMBER)
-_FROM_HOST = _tag(engine_pb2.TransferRequest.MESSAGE_FIELD_NUMBER)
-
-
-def embed(tag: bytes, data: bytes) -> bytes:
-    """Return the field of `tag` with `data` as its content."""
-    return b"".join((tag, varint(len(data)), data))
+CALL = tag(engine_pb2.ControllerMessage.CALLS_FIELD_NUMBER)
+REPLY = tag(cluster_pb2.SessionResponse.REPLIES_FIELD_NUMBER)
+TO_HOST = tag(engine_pb2.TransferResponse.MESSAGE_FIELD_NUMBER)
+_FROM_HOST = tag(engine_pb2.TransferRequest.MESSAGE_FIELD_NUMBER)
 
 
 def transferred(data: bytes) -> bytes | None:

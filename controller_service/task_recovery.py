@@ -8,6 +8,7 @@ earlier controller has come back without them.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import deque
 from typing import TYPE_CHECKING
@@ -18,13 +19,15 @@ from enginery import _ids
 from enginery._reasons import DeliveryError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
     from controller_service.task import Task
     from controller_service.tasks import Tasks
     from controller_service.work import Attempt
     from enginery.v1 import frame_pb2
 
+MAX_KNOWN = 65_536
+"""Operations of inventories that are remembered, the newest."""
 _AT_ONCE = 256  # tasks that are let go before the loop does something else
 _MAX_ATTEMPTS = 8  # by whose ids a task that was sent again is known in an inventory
 
@@ -44,6 +47,7 @@ class TaskRecovery:
         self._missing: DeliveryError | None = None  # why an engine does not come back
         self._nowhere: dict[bytes, tuple[Task, int]] = {}  # by attempt: those of which nothing is known
         self._somewhere: dict[tuple[int, int], list[Task]] = {}  # by engine id and epoch
+        self._known: dict[bytes, int] = {}  # operations of inventories, and their engines
         self._free: deque[Task] = deque()  # those that were looked for everywhere
 
     def __repr__(self) -> str:
@@ -85,13 +89,15 @@ class TaskRecovery:
             self._end(task, reply_of(answer, task.payload.call.method))
         elif known is not None:
             self._ask_again(task, known)
+        elif self._find_in_inventories(task):
+            pass
         elif sent_epoch == self._epoch or (not sent_epoch and not self._expected):
             self._let_go(task)
         elif self._is_settled:
             self._settle(task)
         else:
-            for attempt in range(1, min(task.retries + 1, _MAX_ATTEMPTS) + 1):
-                self._nowhere[_ids.attempt_id(task.task_id, attempt)] = task, attempt
+            for attempt, operation_id in _attempts(task):
+                self._nowhere[operation_id] = task, attempt
 
     # Engines
 
@@ -99,17 +105,14 @@ class TaskRecovery:
         """An engine is here; its host knows the operations of the `inventory`."""
         for task in self._somewhere.pop((engine_id, epoch), ()):
             self._find(task, engine_id)
-        if self._nowhere:
-            for operation_id in inventory:
-                if operation_id in self._nowhere:
-                    task, attempt = self._nowhere[operation_id]
-                    task.attempts = attempt - 1
-                    self._find(task, engine_id)
+        self._remember(engine_id, inventory)
         self._expected.discard(engine_id)
         self._settle_all()
 
     def gone(self, engine_id: int, cause: DeliveryError) -> None:
         """An engine is unregistered."""
+        for operation_id in [one for one, known in self._known.items() if known == engine_id]:
+            del self._known[operation_id]
         for key in [one for one in self._somewhere if one[0] == engine_id]:
             for task in self._somewhere.pop(key):
                 self._lose(task, cause)
@@ -141,6 +144,26 @@ class TaskRecovery:
             self._let_go(task)
         else:
             self._lose(task, self._missing)  # it may have run there
+
+    def _remember(self, engine_id: int, inventory: Collection[bytes]) -> None:
+        """Find what an engine has, now and when it is asked for later."""
+        for operation_id in inventory:
+            self._known[operation_id] = engine_id
+            if operation_id in self._nowhere:
+                task, attempt = self._nowhere[operation_id]
+                task.attempts = attempt - 1
+                self._find(task, engine_id)
+        for operation_id in list(itertools.islice(self._known, max(0, len(self._known) - MAX_KNOWN))):
+            del self._known[operation_id]
+
+    def _find_in_inventories(self, task: Task) -> bool:
+        for attempt, operation_id in _attempts(task):
+            engine_id = self._known.get(operation_id)
+            if engine_id is not None:
+                task.attempts = attempt - 1
+                self._find(task, engine_id)
+                return True
+        return False
 
     def _find(self, task: Task, engine_id: int) -> None:
         if task.state is State.HELD:
@@ -180,3 +203,9 @@ class TaskRecovery:
                 self._tasks.begin(task, self._tasks.scheduler.let_go(task, time.monotonic()))
         if self._free:
             asyncio.get_running_loop().call_soon(self._let_some_go)
+
+
+def _attempts(task: Task) -> Iterator[tuple[int, bytes]]:
+    """Iterate over the attempts by which an engine may know a task, each with its operation id."""
+    for attempt in range(1, min(task.retries + 1, _MAX_ATTEMPTS) + 1):
+        yield attempt, _ids.attempt_id(task.task_id, attempt)

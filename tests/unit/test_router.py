@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from controller_service.gates import GATE_SECONDS, MAX_GATES
 from controller_service.link import Link
 from controller_service.receipts import EVERY, MAX_NOTES, Receipts
-from controller_service.gates import GATE_SECONDS, MAX_GATES
 from controller_service.router import (
     CALL_OVERHEAD,
     MAX_SUBMITTED,

@@ -1,0 +1,225 @@
+"""Tasks outlive their controller: what was placed goes on, what waited is placed, and nothing runs twice."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from controller_service import task_rows
+from enginery import _ids
+from enginery._methods import ANY_ENGINE
+from enginery._status import from_bytes
+from enginery.v1 import frame_pb2, operation_pb2
+from tests.controller.fakes import FakeCluster, FakeHost, FakeSession, running, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def silent(_call: frame_pb2.Call) -> None:
+    """Answer nothing."""
+
+
+def task(session: FakeSession, request: bytes, **fields: Any) -> frame_pb2.Call:
+    """Return a new task; `fields` are its options."""
+    return session.call(ANY_ENGINE, request, task=frame_pb2.TaskOptions(**fields))
+
+
+def again(call: frame_pb2.Call, epoch: int) -> frame_pb2.Call:
+    """Return a call as its client sends it again."""
+    resent = frame_pb2.Call()
+    resent.CopyFrom(call)
+    resent.sent_epoch = epoch
+    return resent
+
+
+def rows(state: Path) -> dict[bytes, int]:
+    """Return the tasks of the journal, and the engine of each."""
+    database = sqlite3.connect(state / "journal" / "journal.db")
+    try:
+        return dict(database.execute("SELECT task_id, engine_id FROM tasks"))
+    finally:
+        database.close()
+
+
+def epoch_of(session: FakeSession) -> int:
+    assert session.welcome is not None
+    return session.welcome.controller_epoch
+
+
+@pytest.fixture(autouse=True)
+def old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks are kept at the next tick."""
+    monkeypatch.setattr(task_rows, "YOUNG", 0.0)
+
+
+async def come_back(cluster: FakeCluster, host: FakeHost, *known: bytes) -> FakeHost:
+    """Return a new connection of the host, whose engine 0 knows those operations."""
+    back = cluster.host(host_id=host.host_id)
+    back.answer = host.answer
+    await back.hello(incarnation="kernel", engine_id=0, epoch=host.welcomes[0].epoch, operation_ids=list(known))
+    return back
+
+
+async def test_a_restart(tmp_path: Path) -> None:
+    """What was placed joins on its engine, what waited comes after it, and both are told to whoever asks."""
+    state = tmp_path / "state"
+    async with running(state, lease=1.0) as cluster:
+        host = cluster.host()
+        host.answer = silent
+        await host.hello(incarnation="kernel")
+        session = await cluster.session()
+        epoch = epoch_of(session)
+        calls = [task(session, b"placed"), task(session, b"waits"), task(session, b"nobody", label="N")]
+        await session.send(calls=calls)
+        await until(lambda: len(rows(state)) == 3)
+        ids = [_ids.operation_id(b"sessionA", call.call_id) for call in calls]
+        assert rows(state) == {ids[0]: 0, ids[1]: -1, ids[2]: -1}
+    async with running(state, lease=1.0) as cluster:
+        session = await cluster.session()
+        await session.send(calls=[again(call, epoch) for call in calls[:2]])
+        back = await come_back(cluster, host, ids[0])
+        await until(lambda: back.calls)
+        assert [call.operation_id for call in back.calls] == ids[:1]
+        back.reply(back.calls[0])
+        for number in (1, 2):
+            await until(lambda number=number: len(back.calls) > number)
+            assert back.calls[number].operation_id == ids[number]
+            back.reply(back.calls[number])
+        for call in calls[:2]:
+            assert (await session.reply(call)).response == call.request
+        await until(lambda: not rows(state))
+        back.answer = lambda call: frame_pb2.Reply(
+            call_id=call.call_id, outcome=frame_pb2.OUTCOME_NOT_DELIVERED
+        )
+        get = operation_pb2.GetOperationRequest(operation_id=_ids.show(ids[2]))
+        found = await cluster.engines.GetOperation(get, metadata=cluster.metadata)
+        assert found.operation.state == operation_pb2.OPERATION_STATE_SUCCEEDED
+
+
+async def test_an_engine_that_does_not_come_back(tmp_path: Path) -> None:
+    """What was placed on it is lost with it, once; a task that may run again does so elsewhere."""
+    state = tmp_path / "state"
+    async with running(state, lease=1.0) as cluster:
+        host = cluster.host()
+        host.answer = silent
+        await host.hello(0)
+        await host.hello(1)
+        session = await cluster.session()
+        epoch = epoch_of(session)
+        calls = [task(session, b"once"), task(session, b"twice", retries=1)]
+        await session.send(calls=calls)
+        await until(lambda: sorted(rows(state).values()) == [0, 1])
+    async with running(state, lease=1.0) as cluster:
+        other = cluster.host()
+        await other.hello()
+        session = await cluster.session()
+        fresh = task(session, b"fresh")
+        fresh.call_id = 77  # which the journal did not have: it may have run there
+        await session.send(calls=[again(call, epoch) for call in (*calls, fresh)])
+        for call in (calls[0], fresh):
+            assert from_bytes((await session.reply(call)).error).reason == "ENGINE_LOST"
+        reply = await session.reply(calls[1])
+        assert (reply.response, reply.attempts) == (b"twice", 2)
+        assert [call.request for call in other.calls] == [b"twice"]
+
+
+@pytest.mark.parametrize("journal", [True, False])
+async def test_tasks_that_the_journal_did_not_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: bool
+) -> None:
+    """Sent again they are held until the engines have come back, and join where an inventory names them."""
+    monkeypatch.setattr(task_rows, "YOUNG", 60.0)
+    state = tmp_path / "state"
+    async with running(state, lease=1.0, journal=journal) as cluster:
+        host = cluster.host()
+        host.answer = silent
+        await host.hello(incarnation="kernel")
+        session = await cluster.session()
+        epoch = epoch_of(session)
+        calls = [task(session, b"placed"), task(session, b"waits")]
+        await session.send(calls=calls)
+        await until(lambda: host.calls)
+    async with running(state, lease=1.0, journal=journal) as cluster:
+        stranger = cluster.host()
+        await stranger.hello()
+        session = await cluster.session()
+        await session.send(calls=[again(call, epoch) for call in calls])
+        new = task(session, b"new")
+        new.call_id = 77
+        assert (await session.ask(new)).response == b"new"  # which nobody can have
+        assert [call.request for call in stranger.calls] == [b"new"]
+        back = await come_back(cluster, host, host.calls[0].operation_id)
+        await until(lambda: back.calls)
+        assert back.calls[0].operation_id == host.calls[0].operation_id
+        back.reply(back.calls[0])
+        assert (await session.reply(calls[0])).response == b"placed"
+        assert (await session.reply(calls[1])).response == b"waits"
+
+
+async def test_a_task_of_the_journal_is_sent_when_that_says_so(tmp_path: Path) -> None:
+    """Its engine is on disk before the engine has it: after a crash what is said to wait has not run."""
+    state = tmp_path / "state"
+    async with running(state, lease=1.0) as cluster:
+        session = await cluster.session()
+        calls = [task(session, b"%d" % number) for number in range(3)]
+        await session.send(calls=calls)
+        await until(lambda: len(rows(state)) == 3)
+        seen = []
+        host = cluster.host()
+
+        def answer(call: frame_pb2.Call) -> frame_pb2.Reply:
+            seen.append(rows(state)[call.operation_id])
+            return frame_pb2.Reply(call_id=call.call_id, outcome=frame_pb2.OUTCOME_OK)
+
+        host.answer = answer
+        await host.hello()
+        for call in calls:
+            await session.reply(call)
+        assert seen == [0, 0, 0]
+
+
+async def test_a_task_that_is_cancelled_before_it_is_sent(tmp_path: Path) -> None:
+    """It is placed, and waits for the disk: then it is taken back, and never sent."""
+    state = tmp_path / "state"
+    async with running(state, lease=1.0) as cluster:
+        host = cluster.host()
+        session = await cluster.session()
+        call = task(session, b"never")
+        await session.send(calls=[call])
+        await until(lambda: len(rows(state)) == 1)
+        journal = cluster.controller.journal
+        on_commit, journal.on_commit = journal.on_commit, lambda: None
+        tasks = cluster.controller._switchboard.tasks  # type: ignore[union-attr]
+        await host.hello()
+        waiting = tasks.scheduler.find(_ids.operation_id(b"sessionA", call.call_id))
+        assert waiting is not None
+        await until(lambda: waiting.engine_id == 0)
+        tasks.cancel(waiting)
+        journal.on_commit = on_commit
+        assert (await session.reply(call)).outcome == frame_pb2.OUTCOME_CANCELLED
+        await until(lambda: not rows(state))
+        assert not host.calls
+
+
+async def test_a_journal_of_before_tasks_is_taken_over(tmp_path: Path) -> None:
+    """Its results are found, and tasks are kept in it."""
+    state = tmp_path / "state"
+    async with running(state, lease=1.0) as cluster:
+        await cluster.host().hello()
+        session = await cluster.session()
+        done = session.call(0, b"result")
+        assert (await session.ask(done)).response == b"result"
+    database = sqlite3.connect(state / "journal" / "journal.db")
+    database.executescript("DROP TABLE tasks; PRAGMA user_version = 5;")
+    database.close()
+    async with running(state, lease=1.0) as cluster:
+        session = await cluster.session()
+        resent = again(done, 1)
+        await until(lambda: not cluster.controller.registry.ids())
+        assert (await session.ask(resent)).response == b"result"
+        waiting = task(session, b"waits")
+        await session.send(calls=[waiting])
+        await until(lambda: len(rows(state)) == 1)
