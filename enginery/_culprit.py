@@ -50,9 +50,9 @@ def _parts(obj: object) -> Iterator[tuple[str, object]]:
     elif isinstance(obj, types.FunctionType):
         yield from _parts_of_function(obj)
     elif isinstance(obj, types.MethodType):
-        yield "the object that it is a method of", obj.__self__
+        yield "instance", obj.__self__
     elif isinstance(obj, functools.partial):
-        yield "the function", obj.func
+        yield "function", obj.func
         yield from ((f"argument {index}", value) for index, value in enumerate(obj.args, 1))
         yield from ((f"argument {name!r}", value) for name, value in obj.keywords.items())
     elif isinstance(obj, type):
@@ -75,7 +75,7 @@ def _parts_of_function(function: types.FunctionType) -> Iterator[tuple[str, obje
         if name in function.__globals__:
             yield f"global {name!r}", function.__globals__[name]
     for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
-        yield "a default value", value
+        yield "default value", value
     yield from ((f"attribute {name!r}", value) for name, value in vars(function).items())
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import pickle
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from enginery._codec import (
 )
 from enginery._encoded import Codec, Encoded
 from enginery.errors import PythonVersionMismatch, SerializationError
+from tests.unit.foreign_pickles import PICKLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -223,6 +225,21 @@ def test_python_versions() -> None:
     patch = ".".join(PYTHON_VERSION.split(".")[:2]) + ".999"
     function = decode(Encoded(Codec.PICKLE, encode(lambda: 1).parts, patch))
     assert function() == 1  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["add", "method"])
+@pytest.mark.parametrize("version", PICKLES)
+def test_functions_of_another_python_are_refused_by_name(version: str, name: str) -> None:
+    """Real pickles of two versions: the one that runs here reads its own; of others no code is even made."""
+    value = Encoded(Codec.PICKLE, (base64.b64decode(PICKLES[version][name]),), version)
+    if version.split(".")[:2] == PYTHON_VERSION.split(".")[:2]:
+        loaded: Any = decode(value)
+        assert (loaded(1) if name == "add" else loaded().method()) == {"add": 2, "method": 4}[name]
+        return
+    for read in (decode, lambda value: decode_bound(value, {})):
+        told = rf"by Python {version}, .* the function '{name}', .* source"
+        with pytest.raises(PythonVersionMismatch, match=told):
+            read(value)
 
 
 def _main(source: str) -> Callable[..., object]:
