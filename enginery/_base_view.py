@@ -75,6 +75,16 @@ class BaseView(Scoped):
         made.errors = now.errors if errors is None else check_errors(errors)
         return made
 
+    def activate(self, suffix: str = "") -> None:
+        """Let the magics of IPython use these engines: `%px`, `%%px`, `%autopx`, `%pxresult` and `%pxconfig`.
+
+        With a suffix, magics of their own: `client[:2].activate("_gpu")` makes `%px_gpu` and so on.
+        RuntimeError outside of IPython; ValueError if names cannot end so.
+        """
+        from enginery import magics  # IPython need not be there
+
+        magics.activate(self, suffix)  # type: ignore[arg-type]  # there are two kinds of views, and it knows both
+
     def _copy(self) -> Self:
         """Return a view of the same engines."""
         raise NotImplementedError

@@ -173,12 +173,9 @@ class Cell:
     def _display_count(self, position: int) -> int:
         """Return how many displays came before the result's own."""
         operation = self._operations[position]
-        displays = operation.displays
         result = None if operation.exception() is not None else operation.result()
-        if not displays or not isinstance(result, ExecuteResult) or result.text is None:
-            return len(displays)
-        last = displays[-1].data
-        return len(displays) - (len(last) > 1 and last.get("text/plain") == result.text)
+        has_own = isinstance(result, ExecuteResult) and result.shown is not None
+        return len(operation.displays) - has_own
 
     def _show_output(self, position: int) -> None:
         operation = self._operations[position]

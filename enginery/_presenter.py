@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import sys
 import uuid
 from typing import TYPE_CHECKING, Any, Literal
@@ -91,12 +89,12 @@ class Notebook(Presenter):
         """Show an object in every form, below its tag."""
         self._publish({"text/plain": tag}, {})
         name = uuid.uuid4().hex
-        self._publish(mimebundle(display), display.metadata, name)
+        self._publish(*display._repr_mimebundle_(), name)
         return name
 
     def replace(self, name: str, display: Display) -> None:
         """Show an object in the place of what was shown."""
-        self._publish(mimebundle(display), display.metadata, name, update=True)
+        self._publish(*display._repr_mimebundle_(), name, update=True)
 
     def close(self) -> None:
         """Leave of the bars what they ended with."""
@@ -170,16 +168,3 @@ def presenter(shell: InteractiveShell) -> Presenter:
 def tagged(tag: str, text: str) -> str:
     """Return a text behind its tag, below it if it has several lines."""
     return f"{tag}\n{text}" if "\n" in text else f"{tag} {text}"
-
-
-def mimebundle(display: Display) -> dict[str, Any]:
-    """Return the forms of a display as Jupyter has them: bytes as base64, JSON as what it says."""
-    return {mime: _content(mime, content) for mime, content in display.data.items()}
-
-
-def _content(mime: str, content: str | bytes) -> Any:
-    if isinstance(content, bytes):
-        return base64.b64encode(content).decode("ascii")
-    if mime == "application/json" or mime.endswith("+json"):
-        return json.loads(content)
-    return content

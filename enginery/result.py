@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -48,13 +50,20 @@ class Display:
     data: Mapping[str, str | bytes]
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
-    def _repr_mimebundle_(self, **_: object) -> tuple[Mapping[str, str | bytes], Mapping[str, Any]]:
-        return self.data, self.metadata
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, Any], Mapping[str, Any]]:
+        """Return the forms as Jupyter has them: bytes as base64, JSON as what it says."""
+        return {mime: _as_jupyter(mime, content) for mime, content in self.data.items()}, self.metadata
 
     def __repr__(self) -> str:
         """Show the text form, or the types if there is none."""
         text = self.data.get("text/plain")
         return text if isinstance(text, str) else f"<Display {', '.join(self.data)}>"
+
+
+def _as_jupyter(mime: str, content: str | bytes) -> Any:
+    if isinstance(content, bytes):
+        return base64.b64encode(content).decode("ascii")
+    return json.loads(content) if mime == "application/json" or mime.endswith("+json") else content
 
 
 class ExecuteResult(_ByName):
@@ -190,6 +199,16 @@ class ExecuteResult(_ByName):
         return self._displays
 
     @property
+    def shown(self) -> Display | None:
+        """The last expression's value as it is displayed; None if it offers only text."""
+        last = self._displays[-1] if self._displays and self.text is not None else None
+        return (
+            last
+            if last is not None and len(last.data) > 1 and last.data.get("text/plain") == self.text
+            else None
+        )
+
+    @property
     def error(self) -> Exception | None:
         """What it raised; None if it did not. Only records of `get_result` have one: `execute` raises it."""
         return self._error
@@ -214,6 +233,11 @@ class ExecuteResult(_ByName):
             outcome = "no value"
         printed = "" if not self._message.stdout else f", {len(self._message.stdout)} characters printed"
         return f"<ExecuteResult [{self.engine_id}:{self.number}] {outcome}{printed}, {self.duration:.3g} s>"
+
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, Any], Mapping[str, Any]]:
+        """Show the value in a notebook, if it offers more than text."""
+        forms, hints = ({}, {}) if self.shown is None else self.shown._repr_mimebundle_()
+        return {**forms, "text/plain": repr(self)}, hints
 
     def __str__(self) -> str:
         """Return what a terminal would have shown: output, then the value's text."""

@@ -161,7 +161,7 @@ def test_pxconfig_sets_what_holds(notebook: Notebook) -> None:
 
 def test_magics_with_a_suffix(notebook: Notebook) -> None:
     """A view can have magics of its own beside those of the rest."""
-    notebook.run("from enginery.magics import activate\nactivate(client[[1]], '_second')")
+    notebook.run("client[1].activate('_second')")
     assert stream(notebook.run("%px_second print(id)")) == "[stdout:1] 1\n"
     assert stream(notebook.run("%%px_second --noblock\nprint(id * 2)")) == ""
     assert stream(notebook.run("%pxresult_second")) == "[stdout:1] 2\n"
@@ -181,3 +181,12 @@ def test_attaching_to_what_runs(notebook: Notebook, cluster: enginery.Cluster) -
     shown = error(notebook.run(f"%pxattach {operation.id}", fails=True))
     assert "KeyboardInterrupt" in shown
     assert stream(notebook.run("%pxattach")).startswith("nothing runs")
+
+
+def test_results_of_plain_calls_show_richly(notebook: Notebook) -> None:
+    """A result of `execute` shows as the value does that it stands for: HTML, or JSON as data."""
+    outputs = notebook.run("client[0].execute(\"from IPython.display import HTML; HTML('<u>x</u>')\")")
+    assert forms(outputs, "text/html") == ["<u>x</u>"]
+    assert forms(outputs)[0].startswith("<ExecuteResult [0:")
+    outputs = notebook.run("client[0].execute(\"from IPython.display import JSON; JSON({'a': [1]})\").shown")
+    assert forms(outputs, "application/json") == [{"a": [1]}]
