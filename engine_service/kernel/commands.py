@@ -8,6 +8,7 @@ import types
 from typing import TYPE_CHECKING
 
 from engine_service.kernel.display import forms_of, pretty_of, text_of
+from engine_service.kernel.functions import Functions
 from engine_service.kernel.namespace import check_name, plain
 from engine_service.kernel.storage import load, store
 from enginery._codec import (
@@ -51,6 +52,7 @@ class Commands:
         self._interpreter = interpreter
         self._awaiting = awaiting
         self._value_limit = value_limit
+        self._functions = Functions(namespace)
         self._methods: dict[str, Callable[[Command, Reply], None]] = {
             "execute": self._execute,
             "apply": self._apply,
@@ -101,8 +103,8 @@ class Commands:
         if command.function_name:
             function = self._namespace.find_callable(command.function_name)
         else:
-            function = self._bound(values["function"])
-        args, kwargs = self._arguments(values.get("arguments"))
+            function = self._functions.load(_inline(values["function"]), is_task=command.is_task)
+        args, kwargs = self._arguments(values.get("arguments"), is_task=command.is_task)
         if not callable(function):
             raise TypeError(f"an object of type {type(function).__qualname__} cannot be called")
         result = function(*args, **kwargs)
@@ -111,11 +113,11 @@ class Commands:
         self._return(command, reply, {"value": encode(plain(result), command.accept)})
 
     def _arguments(
-        self, value: Transferred | None
+        self, value: Transferred | None, *, is_task: bool
     ) -> tuple[tuple[object, ...] | list[object], dict[str, object]]:
         if value is None:
             return (), {}
-        pair = self._bound(value)
+        pair = decode(_inline(value)) if is_task else self._bound(value)
         if (
             isinstance(pair, tuple | list)
             and len(pair) == 2
@@ -163,6 +165,7 @@ class Commands:
 
     def _reset(self, command: Command, reply: Reply) -> None:
         self._awaiting.close()
+        self._functions.clear()
         self._namespace.reset()
         self._interpreter.reset()
         self._properties.clear()
