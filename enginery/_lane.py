@@ -8,8 +8,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from enginery._entry import Entry
     from enginery._reasons import DeliveryError
-    from enginery._session import Entry
 
 FIRST_DELAY = 0.1  # seconds before calls that were refused are sent again
 LONGEST_DELAY = 2.0

@@ -27,7 +27,7 @@ from enginery._connection import Connection, cause_of, open_connection, translat
 from enginery._modules import Modules  # noqa: E402
 from enginery._operation_calls import OperationCalls  # noqa: E402
 from enginery._reasons import Code, DeliveryError, public  # noqa: E402
-from enginery._session import RETRIED, Entry, Session  # noqa: E402
+from enginery._session import RETRIED, Session  # noqa: E402
 from enginery.engines import Roster  # noqa: E402
 from enginery.errors import EngineError, EngineryError, OperationNotFound  # noqa: E402
 from enginery.v1 import cluster_pb2, cluster_pb2_grpc, frame_pb2, value_pb2  # noqa: E402
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from enginery._connection_file import ConnectionInfo
     from enginery._decode import Errors
     from enginery._encoded import Encoded
+    from enginery._entry import Entry
     from enginery._transfer import Transfers
     from enginery.operation import Operation
 

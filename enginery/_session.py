@@ -9,25 +9,24 @@ order. Time is an argument. docs/machines/session.md tells all of it.
 
 from __future__ import annotations
 
-import enum
 import itertools
 import threading
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from enginery import _ids, _options
+from enginery import _call_frame, _ids
+from enginery._entry import Entry, State
 from enginery._lane import Hold, Lane, by_call_id
 from enginery._methods import ANY_ENGINE, METHODS, OPERATIONS, PYTHON_NAMES
 from enginery._reasons import DeliveryError
 from enginery._shared_call import SharedCall
 from enginery.operation import Operation
-from enginery.v1 import cluster_pb2, frame_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from enginery._calls import Request, Uploads
+    from enginery._calls import Request
     from enginery._decode import Errors
 
 T = TypeVar("T")
@@ -42,7 +41,6 @@ KEPT_BYTES = 256 << 20
 PATIENT_CALLS = 1_000_000
 PATIENT_BYTES = 1 << 30
 """The same two for a caller that must not wait: above these it is refused."""
-_CALL_COST = 512  # bytes that a call takes besides its request
 PATIENCE = 60.0
 """Seconds without an answer of an engine after which calls that it does not take fail."""
 
@@ -52,57 +50,6 @@ ONCE = frozenset({METHODS["Interrupt"], METHODS["ClearQueue"]})
 """Calls that are not sent again, since they would hit what is there by then."""
 RETRIED = frozenset({"QUEUE_FULL", "ENGINE_AWAY", "SHUTTING_DOWN"})
 """Reasons for which a call has not run, and is sent again later."""
-
-
-class State(enum.Enum):
-    """Where a call is."""
-
-    NEW = "submitted, not looked at"
-    LANE = "waits for an upload, or for its engine to take calls"
-    READY = "goes with the next message"
-    SENT = "waits for its answer"
-    ENDED = "is answered, or has failed"
-
-
-TRANSITIONS: dict[State, frozenset[State]] = {
-    State.NEW: frozenset({State.READY, State.LANE, State.ENDED}),
-    # An upload is there, or its engine may take it now; failed upload, cancelled, too late.
-    State.LANE: frozenset({State.READY, State.ENDED}),
-    # Sent; a call before it was refused; cancelled, too late.
-    State.READY: frozenset({State.SENT, State.LANE, State.ENDED}),
-    # Answered; refused; the connection broke: to be sent again, or not if it is not to be repeated.
-    State.SENT: frozenset({State.ENDED, State.LANE, State.READY}),
-    State.ENDED: frozenset(),
-}
-"""Where a call may go from where it is. Each is the doing of one method of Session."""
-
-
-@dataclass(slots=True, eq=False)
-class Entry:
-    """One call, kept until it is answered."""
-
-    call_id: int
-    operation: Operation[Any]
-    request: Request[Any]
-    frame: bytes
-    """A serialized SessionRequest that holds this call alone; joined, such messages are one with all calls.
-    Empty if it is one of a `shared` call."""
-    uploads: Uploads
-    """What must be uploaded first; empty once it was."""
-    submitted_at: float
-    epoch: int
-    """The registration of its engine that is meant: the one that was known when it was made. 0 if none was. Of
-    a task
-    the controller to which it was sent first."""
-    shared: SharedCall | None = None
-    """What it has in common with the same call on other engines; those with call ids in a row go as one."""
-    sendings: int = 0
-    """How often it was sent; 0 while the engine cannot have it."""
-
-    @property
-    def size(self) -> int:
-        """How much it takes, in bytes."""
-        return _CALL_COST + (len(self.frame) if self.shared is None else self.shared.size)
 
 
 @dataclass(slots=True)
@@ -148,17 +95,10 @@ class Session:
         """Return the call of `request` on an engine, ready to be submitted, with a new operation."""
         call_id = next(self._call_ids)
         operation = Operation(request, engine_id, _ids.operation_id(self.session_id, call_id), errors)
-        options = request.options
         # The operation id is the session's and the call's, so it need not travel.
-        call = frame_pb2.Call(
-            call_id=call_id,
-            engine_id=engine_id,
-            method=frame_pb2.Method.ValueType(request.method),
-            options=None if options is _options.NO_OPTIONS else _options.message(options),
-            task=request.task,
-            request=request.payload,
+        frame = _call_frame.frame(
+            call_id, engine_id, request.method, request.options, request.task, request.payload
         )
-        frame = cluster_pb2.SessionRequest(calls=[call]).SerializeToString()
         return Entry(call_id, operation, request, frame, request.uploads, now, self._epochs.get(engine_id, 0))
 
     def entries(
@@ -296,12 +236,12 @@ class Session:
                 continue
             frame = entry.frame
             if entry.sendings:
-                frame = _again(entry)
+                frame = entry.again()
                 self.counters.resent += 1
             elif entry.request.task is not None:
                 entry.epoch = self._controller_epoch
             elif entry.epoch != self._epochs.get(entry.operation.target, 0):
-                frame = _again(entry)  # it goes to the engine that was meant, or to none
+                frame = entry.again()  # it goes to the engine that was meant, or to none
             entry.sendings += 1
             calls += 1
             frames.append(frame)
@@ -349,7 +289,7 @@ class Session:
                 break
         else:
             return None
-        self._fail(entry, _withdrawn(entry))
+        self._fail(entry, entry.withdrawn())
         if entry in self._outbox:
             self._outbox.remove(entry)
             return []
@@ -388,7 +328,7 @@ class Session:
         if entry.sendings == 1:  # it is known not to have run; an earlier sending may have
             entry.sendings = 0
         if entry.operation.is_stopping:
-            self._fail(entry, _withdrawn(entry))
+            self._fail(entry, entry.withdrawn())
             return
         engine_id = entry.operation.target
         lane = self._lanes.setdefault(engine_id, Lane())
@@ -496,13 +436,13 @@ class Session:
         outbox, self._outbox = self._outbox, deque()
         for entry in outbox:
             if entry.submitted_at <= latest:
-                self._fail(entry, _lost(entry, cause))
+                self._fail(entry, entry.lost(cause))
             else:
                 self._outbox.append(entry)
         for engine_id, lane in list(self._lanes.items()):
             while lane.entries and not lane.entries[0].uploads and lane.entries[0].submitted_at <= latest:
                 expired = lane.entries.pop(0)
-                self._fail(expired, _lost(expired, cause))
+                self._fail(expired, expired.lost(cause))
             if not lane.entries:
                 del self._lanes[engine_id]
 
@@ -518,7 +458,7 @@ class Session:
         self._lanes.clear()
         self._waiting.clear()
         for entry in left:
-            self._fail(entry, _lost(entry, "this client was closed"))
+            self._fail(entry, entry.lost("this client was closed"))
 
     # ---- facts
 
@@ -560,24 +500,3 @@ class Session:
     def __repr__(self) -> str:
         """Show how much is on its way."""
         return f"<Session {self.session_id.hex()}: {self.unsent_count} unsent, {self.waiting_count} waiting>"
-
-
-def _again(entry: Entry) -> bytes:
-    """Return the frame of a call that says which registration of its engine it means."""
-    message = cluster_pb2.SessionRequest.FromString(entry.frame)
-    message.calls[0].sent_epoch = entry.epoch
-    return message.SerializeToString()
-
-
-def _withdrawn(entry: Entry) -> DeliveryError:
-    return DeliveryError(
-        "OPERATION_CANCELLED",
-        engine_id=entry.operation.target,
-        operation_id=entry.operation.operation_id,
-        cause="it was taken out of the queue before it was sent",
-        namespace="kept",
-    )
-
-
-def _lost(entry: Entry, cause: str) -> DeliveryError:
-    return DeliveryError("CONTROLLER_LOST" if entry.sendings else "NOT_SENT", cause=cause)

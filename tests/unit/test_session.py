@@ -12,9 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from enginery import _calls, _session
 from enginery._encoded import Codec, Encoded
+from enginery._entry import TRANSITIONS, Entry, State
 from enginery._methods import ANY_ENGINE
 from enginery._reasons import DeliveryError
-from enginery._session import TRANSITIONS, Entry, Session, State
+from enginery._session import Session
 from enginery.errors import ControllerLost, DataLoss, OperationCancelled, QueueCleared, QueueFull
 from enginery.v1 import cluster_pb2, frame_pb2, value_pb2
 
@@ -418,7 +419,7 @@ def test_what_may_have_arrived_is_taken_back_only_if_it_has_not() -> None:
 def task(session: Session) -> Entry:
     """Submit a task."""
     request = _calls.execute("1")
-    request.task = frame_pb2.TaskOptions(retries=1)
+    request.task = frame_pb2.TaskOptions(retries=1).SerializeToString()
     entry = session.entry(request, ANY_ENGINE, "raise", 0.0)
     session.submit([entry], may_wait=False)
     return entry

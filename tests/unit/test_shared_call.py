@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from typing import TYPE_CHECKING
 
 from enginery import _calls
 from enginery._reasons import DeliveryError
-from enginery._session import BATCH_CALLS, Entry, Session
+from enginery._session import BATCH_CALLS, Session
 from enginery.v1 import cluster_pb2, frame_pb2
+
+if TYPE_CHECKING:
+    from enginery._entry import Entry
 
 
 def submit(session: Session, engine_ids: list[int]) -> list[Entry]:
