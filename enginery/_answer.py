@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from enginery._decode import Errors
     from enginery._encoded import Encoded
 
+_APPLY = METHODS["Apply"]
 _EAGER = {
     METHODS["Apply"],
     METHODS["Execute"],
@@ -96,6 +97,8 @@ def blobs_of(method: int, message: Any) -> list[tuple[value_pb2.Blob, bool]]:
     """
     if method not in _EAGER:
         return []
+    if method == _APPLY and message.value.WhichOneof("kind") != "blob" and not message.displays:
+        return []  # what tasks mostly are
     found: list[tuple[value_pb2.Blob, bool]] = []
     if method in (METHODS["Pull"], METHODS["PullFunction"]):
         if message.WhichOneof("namespace") == "blob":

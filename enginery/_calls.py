@@ -19,7 +19,7 @@ from enginery._options import NO_OPTIONS, Options
 from enginery._reasons import DeliveryError, public
 from enginery.errors import InvalidProperty, SerializationError
 from enginery.serialized import ACCEPT, Serialized, serialize
-from enginery.v1 import engine_pb2, frame_pb2, operation_pb2, value_pb2
+from enginery.v1 import engine_pb2, operation_pb2, value_pb2
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -59,8 +59,8 @@ class Request(Generic[T]):
     """The client that calls. It stays connected for as long as somebody has an operation or a result of it."""
     options: Options = NO_OPTIONS
     """How it is to be run."""
-    task: frame_pb2.TaskOptions | None = None
-    """How it is to be placed, if it is a task. Not to be changed: it may be that of many requests."""
+    task: bytes | None = None
+    """How it is to be placed, if it is a task: serialized TaskOptions."""
 
     def own_uploads(self) -> None:
         """Copy what is to be uploaded, so that the caller may change it before it was sent."""

@@ -8,6 +8,7 @@ and installed modules.
 
 from __future__ import annotations
 
+import operator
 import sys
 import types
 import weakref
@@ -34,10 +35,10 @@ def find(function: object) -> Encoded | None:
     if known is None:
         return None
     before, now = known[0], _parts(function)
-    if len(before) != len(now) or any(one is not other for one, other in zip(before, now, strict=True)):
-        del _known[function]
-        return None
-    return known[1]
+    if len(before) == len(now) and all(map(operator.is_, before, now)):
+        return known[1]
+    del _known[function]
+    return None
 
 
 def remember(function: object, pickled: Encoded) -> None:

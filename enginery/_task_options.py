@@ -67,8 +67,8 @@ class TaskOptions:
         given = {name: value for name, value in given.items() if value is not None}
         return dataclasses.replace(self, **given) if given else self  # type: ignore[arg-type]  # checked above
 
-    def message(self) -> frame_pb2.TaskOptions:
-        """Return the settings as a frame carries them."""
+    def serialized(self) -> bytes:
+        """Return the settings as a frame carries them, serialized."""
         carried = frame_pb2.TaskOptions(
             retries=self.retries or 0,
             priority=self.priority or 0,
@@ -79,7 +79,7 @@ class TaskOptions:
         )
         if self.placement_timeout is not None:
             carried.placement_timeout.FromNanoseconds(round(self.placement_timeout * 1e9))
-        return carried
+        return carried.SerializeToString(deterministic=True)  # equal ones are to be equal
 
 
 NO_TASK_OPTIONS = TaskOptions()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_NOTHING = NO_TASK_OPTIONS.message()
+_NOTHING = NO_TASK_OPTIONS.serialized()
 
 
 class TaskCalls:
@@ -239,7 +239,7 @@ class TaskView(TaskCalls, Scoped):
         self._client = client
         self._options = options
         self._task_options = task_options
-        self._message = _NOTHING if task_options is NO_TASK_OPTIONS else task_options.message()
+        self._message = _NOTHING if task_options is NO_TASK_OPTIONS else task_options.serialized()
         self.errors: Errors = errors
 
     @property
