@@ -24,7 +24,7 @@ from enginery.launchers.local import LocalLauncher
 from enginery.launchers.process import Process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from enginery.engines import EngineInfo
@@ -136,6 +136,15 @@ def temporary_state() -> StateDirectory:
             if not old.is_running() and time.time() - path.stat().st_mtime > _ABANDONED:
                 old.remove()
     return StateDirectory(runtime_directory() / f"temporary-{secrets.token_hex(4)}")
+
+
+@contextlib.contextmanager
+def noted_on(error: BaseException) -> Iterator[None]:
+    """Keep a failure to stop what was started from hiding why it is stopped: it becomes a note on `error`."""
+    try:
+        yield
+    except EngineryError as also:
+        error.add_note(f"then, {also}")
 
 
 class Launched:

@@ -9,7 +9,7 @@ import weakref
 from typing import TYPE_CHECKING, Literal, Self
 
 from enginery import _sizes, _times, launchers
-from enginery._launch import Launched, LaunchOptions, connected, temporary_state
+from enginery._launch import Launched, LaunchOptions, connected, noted_on, temporary_state
 from enginery._logs import FORMATS, LEVELS
 from enginery._loop import is_forked
 from enginery._state_dir import StateDirectory
@@ -175,8 +175,9 @@ class Cluster:
             )
             client._cluster = self  # `Cluster().start().client` alone keeps it running
             launched.wait_for_engines(lambda: connected(client.engines), deadline)
-        except BaseException:
-            self.stop()
+        except BaseException as error:
+            with noted_on(error):
+                self.stop()
             raise
         return self
 

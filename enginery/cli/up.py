@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from enginery import launchers
-from enginery._launch import Launched, LaunchOptions, connected
+from enginery._launch import Launched, LaunchOptions, connected, noted_on
 from enginery._state_dir import VARIABLE, StateDirectory, default_path
 from enginery.cli import launching
 from enginery.cli.common import plural, undisturbed
@@ -35,8 +35,8 @@ def up(
     launched = Launched(state, settings, attached=False, temporary=False, launcher=launchers.find(on))
     try:
         client = launching.start(launched, timeout)
-    except BaseException:
-        with undisturbed():
+    except BaseException as error:
+        with undisturbed(), noted_on(error):
             launched.stop()
         raise
     with client:

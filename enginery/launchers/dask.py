@@ -72,9 +72,7 @@ class DaskLauncher:
         is_safe = self._address.startswith("tls://") and all(worker.startswith("tls://") for worker in workers)
         share = even(spec.n, workers)
         orphans = [f"--orphan-timeout={_ORPHAN:g}"] if spec.attached else []
-        self._name = (
-            f"enginery-{info.cluster_id}"  # Dask replaces an earlier one of this cluster
-        )
+        self._name = f"enginery-{info.cluster_id}"  # Dask replaces an earlier one of this cluster
         plugin = EnginesPlugin(
             self._name,
             share,
@@ -90,7 +88,10 @@ class DaskLauncher:
             keeper = guard(self._name, client.id, _AWAY)
             self._ask("watch over engines", lambda: client.register_plugin(keeper, name=self._name))
         self._is_registered = True  # even if only some workers took it
-        self._ask("start engines", lambda: client.register_plugin(plugin, name=self._name))
+        self._ask(
+            "start engines on workers, which need the Enginery of this process",
+            lambda: client.register_plugin(plugin, name=self._name),
+        )
         return sum(share.of(worker, threads) for worker, threads in workers.items())
 
     def events(self) -> Sequence[HostEvent]:
@@ -125,8 +126,14 @@ class DaskLauncher:
         return {"dask": self._address, "name": self._name}
 
     def _unregister(self, client: distributed.Client) -> None:
-        with contextlib.suppress(ValueError):  # it does not know it: others stopped the engines
-            client.unregister_worker_plugin(self._name)
+        try:
+            # An error says that others took it back, or that a worker did not have it: nothing is left to stop.
+            with contextlib.suppress(ValueError, KeyError):
+                client.unregister_worker_plugin(self._name)
+        finally:
+            self._unguard(client)
+
+    def _unguard(self, client: distributed.Client) -> None:
         if self._is_guarded:
             with contextlib.suppress(ValueError):
                 client.unregister_scheduler_plugin(self._name)
@@ -192,8 +199,7 @@ class DaskLauncher:
             raise EngineryError(f"Dask at {self._address} did not {what} within {timeout:g} s") from None
         except Exception as error:
             raise EngineryError(
-                f"Dask at {self._address} could not {what} ({type(error).__name__}: {error}); its workers "
-                "need Enginery installed as it is here"
+                f"Dask at {self._address} could not {what} ({type(error).__name__}: {error})"
             ) from error
 
 
