@@ -328,13 +328,13 @@ class Link:
             for operation, answer in zip(operations, asked, strict=True)
         ]
 
-    def stop_soon(self, operations: Sequence[Operation[Any]]) -> None:
+    def stop_soon(self, operations: Sequence[Operation[Any]], interrupt_only: bool | None = None) -> None:
         """Cancel operations without waiting for what comes of it. From any thread, also while one dies."""
 
         async def stop() -> None:
             try:
-                await self.stop(operations, None, None)
-            except EngineryError as error:
+                await self.stop(operations, None, interrupt_only)
+            except (DeliveryError, EngineryError) as error:
                 logger.info("%d operations were not cancelled: %s", len(operations), error)
 
         if not _loop.is_forked() and not self.thread.loop.is_closed():

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from enginery import _methods
-from enginery._reasons import DeliveryError
-from enginery.errors import EngineryError
 from enginery.result import ExecuteResult
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 
-    from enginery._link import Link
     from enginery.group import Group
     from enginery.operation import Operation
     from enginery.operations import EventStream, OperationInfo, OperationStatus
@@ -23,8 +19,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _WITH_RECORDS = frozenset({"execute", "get_result"})  # whose answers may leave something on the engine's host
-
-logger = logging.getLogger(__name__)
 
 
 class AsyncOperation(Generic[T]):
@@ -212,17 +206,5 @@ def stop_soon(operations: Sequence[Operation[Any]]) -> None:
     going = [one for one in operations if one.request.method in _methods.OPERATIONS]
     if not going:
         return  # it is over soon
-    link = going[0]._link()
     interrupt_only = None if going[0].request.options.interrupt_only is False else True
-    link.thread.loop.call_soon_threadsafe(_begin_stop, link, going, interrupt_only)
-
-
-def _begin_stop(link: Link, operations: list[Operation[Any]], interrupt_only: bool | None) -> None:
-    link.start_task(_stop(link, operations, interrupt_only))
-
-
-async def _stop(link: Link, operations: list[Operation[Any]], interrupt_only: bool | None) -> None:
-    try:
-        await link.stop(operations, None, interrupt_only)
-    except (EngineryError, DeliveryError) as error:
-        logger.warning("%r was cancelled and could not be told to stop, and may go on: %r", operations, error)
+    going[0]._link().stop_soon(going, interrupt_only)

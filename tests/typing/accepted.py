@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, assert_type
 
@@ -150,3 +151,34 @@ async def events(operation: Operation[int]) -> None:
 async def awaited(client: enginery.Client) -> None:
     assert_type(await client[0].apply(double, 1, block=False), int)
     assert_type(await client[:].apply(double, 1, block=False), list[int])
+
+
+async def aio(stack: contextlib.AsyncExitStack) -> None:
+    client = await stack.enter_async_context(enginery.aconnect(timeout=1))
+    assert_type(client, enginery.AsyncClient)
+    assert_type(await enginery.aconnect(), enginery.AsyncClient)
+    assert_type(client[0], enginery.AsyncEngineView)
+    assert_type(client[:], enginery.AsyncEnginesView)
+    assert_type(client[0].apply(double, 1), enginery.AsyncOperation[int])
+    assert_type(await client[0].apply(later, 1), int)
+    assert_type(await client[0].execute("1", timeout=2), ExecuteResult)
+    assert_type(await client[0].pull(["a"]), list[Any])
+    assert_type(await client[:].apply(double, 1), list[int])
+    assert_type(await client[:].execute("1"), list[ExecuteResult])
+    assert_type(client[:].keys(), enginery.AsyncGroup[list[str]])
+    assert_type(await client.submit(double, 1, retries=2), int)
+    assert_type(await client.tasks(retries=2).submit(later, 1), int)
+    async for value in client.map(double, range(3)):
+        assert_type(value, int)
+    async for operation in client[:].apply(double, 1):
+        assert_type(operation, enginery.AsyncOperation[int])
+        assert_type(await operation.cancel(grace=1), bool)
+    assert_type(await client.wait_for_engines(2), list[int])
+
+
+def executor(client: enginery.Client) -> None:
+    with client.executor(4, initializer=print, initargs=(1,)) as pool:
+        assert_type(pool, enginery.ClusterExecutor)
+        assert_type(pool.submit(double, 1).result(), int)
+        assert_type(list(pool.map(double, range(3), chunksize=2, timeout=1)), list[int])
+    assert_type(client.tasks(retries=2).executor(), enginery.ClusterExecutor)
