@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any, assert_type
 
@@ -153,10 +152,11 @@ async def awaited(client: enginery.Client) -> None:
     assert_type(await client[:].apply(double, 1, block=False), list[int])
 
 
-async def aio(stack: contextlib.AsyncExitStack) -> None:
-    client = await stack.enter_async_context(enginery.aconnect(timeout=1))
+async def aio() -> None:
+    async with enginery.aconnect(timeout=1) as entered:
+        assert_type(entered, enginery.AsyncClient)
+    client = await enginery.aconnect()
     assert_type(client, enginery.AsyncClient)
-    assert_type(await enginery.aconnect(), enginery.AsyncClient)
     assert_type(client[0], enginery.AsyncEngineView)
     assert_type(client[:], enginery.AsyncEnginesView)
     assert_type(client[0].apply(double, 1), enginery.AsyncOperation[int])
