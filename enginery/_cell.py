@@ -72,6 +72,7 @@ class Cell:
         operation = self._operations[position]
         match event.kind:
             case "stdout" | "stderr":
+                self._flush(position, "stderr" if event.kind == "stdout" else "stdout")  # that came before this
                 self._write(position, event.kind, event.text)
             case "display" if event.display is not None:
                 for stream in _STREAMS:  # what was written before comes before

@@ -117,6 +117,7 @@ class Terminal(Presenter):
         """Show on the terminal that is stdout."""
         super().__init__(shell)
         self._live: Live | None = None
+        self._bars: list[str] = []
 
     def lines(self, stream: Stream, lines: Sequence[str]) -> None:
         """Print full lines, above the bars if there are any."""
@@ -132,9 +133,10 @@ class Terminal(Presenter):
         """Show bars at the bottom."""
         from rich.text import Text
 
+        if list(lines) == self._bars:
+            return
+        self._bars = list(lines)
         if self._live is None:
-            if not lines:
-                return
             from rich.console import Console
             from rich.live import Live
 
@@ -155,7 +157,7 @@ class Terminal(Presenter):
         if self._live is not None:
             self._live.update("", refresh=True)
             self._live.stop()
-            self._live = None
+            self._live, self._bars = None, []
 
 
 def presenter(shell: InteractiveShell) -> Presenter:

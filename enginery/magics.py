@@ -168,11 +168,16 @@ class EngineryMagics(Magics):
         if stream is None:
             stream = args.group_outputs is None and self._grouping is None
         cell = Cell(group.operations, presenter(self._ip))
-        if stream and not group.done():
-            cell.stream(stops=stops)
-        else:
-            cell.finish(stops=stops)
-            cell.show(grouping or "type")
+        try:
+            if stream and not group.done():
+                cell.stream(stops=stops)
+            else:
+                cell.finish(stops=stops)
+                cell.show(grouping or "type")
+        except KeyboardInterrupt as interrupt:
+            raise interrupt.with_traceback(
+                None
+            )  # where we waited says nothing; what became of the call is its note
         error = group[0].exception() if len(group) == 1 else group.exception()
         if error is not None:
             raise error

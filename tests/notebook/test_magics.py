@@ -100,7 +100,10 @@ def test_stop_button_cancels_the_call(notebook: Notebook, cluster: enginery.Clus
         at="[stdout:1] begun",
         then=notebook.interrupt,
     )
-    assert "KeyboardInterrupt" in error(outputs)
+    shown = error(outputs)
+    assert "KeyboardInterrupt" in shown
+    assert "execute on engines 0, 1: cancelled" in shown
+    assert "_cell.py" not in shown
     assert "[stdout:0] cleaned up\n" in stream(outputs)
     assert "[stdout:1] cleaned up\n" in stream(outputs)
     assert cluster.client[:].pull("kept") == [7, 7]
