@@ -13,11 +13,12 @@ from enginery.joined import Joined, MapResult
 from enginery.operation import wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 
     from enginery._options import Options
     from enginery._parts import Distribution
     from enginery.functions import ParallelFunction
+    from enginery.operation import Operation
 
 T = TypeVar("T")
 
@@ -71,7 +72,7 @@ class Spreading(BaseView):
         if flatten:
             parts = [_parts.only(part) if len(part) == 1 else part for part in parts]
         requests = [_calls.push({key: part}) for part in parts]
-        answers: list[None] | Group[None] = self._each(requests, engine_ids, block, Group)
+        answers: list[None] | Group[None] = self._send(_each(requests, engine_ids), block, Group)
         return answers
 
     @overload
@@ -86,9 +87,7 @@ class Spreading(BaseView):
         is no list, tuple, range or array is one item. ValueError if the parts do not fit `dist`.
         """
         kind = _parts.check(dist)
-        engine_ids = self._some()
-        requests: list[_calls.Request[Any]] = [_calls.pull(key) for _ in engine_ids]
-        return self._each(requests, engine_ids, block, self._joining(kind))
+        return self._send([(_calls.pull(key), self._some())], block, self._joining(kind))
 
     @overload
     def zip_pull(self, keys: str) -> list[Any]: ...
@@ -99,12 +98,8 @@ class Spreading(BaseView):
 
         `a, b = view.zip_pull(["a", "b"])`. Always waits.
         """
-        pulled = self.pull(keys, block=True)
+        pulled: list[Any] = self._send([(_calls.pull(keys), self._some())], True, Group)
         return pulled if isinstance(keys, str) else list(zip(*pulled, strict=True))
-
-    def pull(self, keys: Any, *, block: Any = None) -> Any:
-        """See EnginesView."""
-        raise NotImplementedError
 
     @overload
     def map(  # the engine awaits what a coroutine function returns
@@ -191,7 +186,7 @@ class Spreading(BaseView):
             arguments = [(first, *part) for first, part in zip(firsts, parts, strict=True)]
             requests = _calls.apply_each(Each(function), arguments)
         options = self._in_force()._options.but(timeout=timeout)
-        return self._each(requests, engine_ids, block, MapResult, options)
+        return self._send(_each(requests, engine_ids), block, MapResult, options)
 
     @overload
     def parallel(self, function: Callable[..., T], /) -> ParallelFunction[T]: ...
@@ -228,7 +223,7 @@ class Spreading(BaseView):
         """Call a function on each engine with its part of each sequence. For parallel functions."""
         parts, engine_ids = self._split(sequences, kind)
         requests: list[_calls.Request[Any]] = _calls.apply_each(function, parts)
-        return self._each(requests, engine_ids, None, self._joining(kind))
+        return self._send(_each(requests, engine_ids), None, self._joining(kind))
 
     def _split(
         self, sequences: Sequence[Iterable[Any]], kind: _parts.Kind
@@ -245,25 +240,31 @@ class Spreading(BaseView):
         parts = [part for part in zip(*columns, strict=True) if len(part[0])]
         return parts, engine_ids[: len(parts)]
 
-    def _each(
+    def _send(
         self,
-        requests: list[_calls.Request[T]],
-        engine_ids: list[int],
+        calls: Iterable[tuple[_calls.Request[Any], Sequence[int]]],
         block: bool | None,
         collect: Callable[[list[Any]], Group[Any]],
         options: Options | None = None,
     ) -> Any:
-        """Send each engine its own request; return the group that `collect` makes of the operations, or its
-        result."""
+        """Send requests, each to the engines beside it; return the group that `collect` makes of the
+        operations, or its result."""
         now = self._in_force()
         waits = now.block if block is None else block
-        operations = []
-        for request, engine_id in zip(requests, engine_ids, strict=True):
+        operations: list[Operation[Any]] = []
+        for request, engine_ids in calls:
             request.options = now._options if options is None else options
             if not waits:
                 request.own_uploads()
-            operations += self._client._start(request, [engine_id], now.errors)
+            operations += self._client._start(request, engine_ids, now.errors)
         if waits:
             wait_for(operations)
         group = collect(operations)
         return group.result() if waits else group
+
+
+def _each(
+    requests: Iterable[_calls.Request[Any]], engine_ids: Sequence[int]
+) -> Iterator[tuple[_calls.Request[Any], Sequence[int]]]:
+    """Return each request with the one engine that gets it."""
+    return zip(requests, ([engine_id] for engine_id in engine_ids), strict=True)
