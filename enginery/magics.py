@@ -175,9 +175,8 @@ class EngineryMagics(Magics):
                 cell.finish(stops=stops)
                 cell.show(grouping or "type")
         except KeyboardInterrupt as interrupt:
-            raise interrupt.with_traceback(
-                None
-            )  # where we waited says nothing; what became of the call is its note
+            # Where it was waited for says nothing; what became of the call is its note.
+            raise interrupt.with_traceback(None) from None
         error = group[0].exception() if len(group) == 1 else group.exception()
         if error is not None:
             raise error
