@@ -39,7 +39,8 @@ def attach(
         operation = find(client, operation_id)
         follower = Follower()
         if operation.info().state == "queued":
-            print(f"[it waits in the queue of engine {operation.engine_id}]", file=sys.stderr, flush=True)
+            where = "to be placed" if operation.engine_id < 0 else f"on engine {operation.engine_id}"
+            print(f"[it waits {where}]", file=sys.stderr, flush=True)
         try:
             code = follower.follow(operation, after)
         except KeyboardInterrupt:

@@ -68,7 +68,7 @@ def _moment(info: OperationInfo) -> float:
 def _row(info: OperationInfo) -> list[str]:
     return [
         info.operation_id,
-        str(info.engine_id),
+        "any" if info.engine_id < 0 else str(info.engine_id),
         state_text(info),
         since(info.submitted_at or info.ended_at),
         _ran(info),
@@ -107,4 +107,6 @@ def _plain(info: OperationInfo) -> dict[str, object]:
         "progress_fraction": info.progress_fraction,
         "progress_text": info.progress_text or None,
         "last_sequence": info.last_sequence,
+        "attempts": info.attempts,
+        "label": info.label or None,
     }

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import IPython
 import pytest
+from rich.console import Console
+from rich.progress import track
+from tqdm import tqdm
 
 import enginery
 from enginery.group import FIRST_COMPLETED, FIRST_EXCEPTION
@@ -169,6 +172,18 @@ def test_a_bar_is_shown_on_a_terminal_alone(
     assert group.wait_interactive()
     assert "2/2" in terminal.getvalue()
     assert "Group pull on engines" in terminal.getvalue()
+
+
+def test_other_bars_know_how_many_there_are(client: enginery.Client) -> None:
+    """tqdm and rich, around what is completed and around a map."""
+    group = client[:].pull("id", block=False)
+    with tqdm(group.as_completed(), file=io.StringIO()) as bar:
+        assert {operation.engine_id for operation in bar} == {0, 1}
+        assert (bar.total, bar.n) == (2, 2)
+    with tqdm(client.map(abs, range(5)), file=io.StringIO()) as bar:
+        assert (list(bar), bar.total) == ([0, 1, 2, 3, 4], 5)
+    console = Console(file=io.StringIO())
+    assert list(track(client.map(abs, range(5)), console=console)) == [0, 1, 2, 3, 4]
 
 
 def test_waiting_behind_a_bar_ends_at_the_timeout(client: enginery.Client, controller: FakeController) -> None:
