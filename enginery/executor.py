@@ -8,11 +8,12 @@ import itertools
 import threading
 import uuid
 import weakref
+from collections import Counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from enginery import _feeder, _setup
 from enginery._feeder import EngineFuture, Feeder, Window, Work
-from enginery.errors import NoEnginesRegistered, ValueTooLarge
+from enginery.errors import ValueTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -145,21 +146,17 @@ def _each(chunks: Iterator[list[T]]) -> Iterator[T]:
 
 def on_engines(view: EnginesView) -> Start:
     """Return what sends calls to the engines of a view, each to the one that has the fewest of them."""
-    outstanding: dict[int, int] = {}
+    calm = view.options(keep_queue=True, any_incarnation=True)  # no call is another's business
+    outstanding: Counter[int] = Counter()
+    counting = threading.Lock()
 
     def start(function: Callable[..., Any], args: tuple[Any, ...]) -> Operation[Any]:
-        engine = min(view, key=lambda one: outstanding.get(one.engine_id, 0), default=None)
-        if engine is None:
-            raise NoEnginesRegistered("no engine is registered: start one with `enginery engine`")
-        engine_id = engine.engine_id
-        calm = engine.options(keep_queue=True, any_incarnation=True)
-        operation: Operation[Any] = calm.apply(function, *args, block=False)
+        engine_id = min(calm._some(), key=outstanding.__getitem__)
+        operation: Operation[Any] = calm._one(engine_id).apply(function, *args, block=False)
         with counting:
-            outstanding[engine_id] = outstanding.get(engine_id, 0) + 1
+            outstanding[engine_id] += 1
         operation.add_done_callback(lambda _: ended(engine_id))
         return operation
-
-    counting = threading.Lock()
 
     def ended(engine_id: int) -> None:
         with counting:

@@ -10,6 +10,7 @@ from enginery._options import NO_OPTIONS, Options
 from enginery._sources import SyncImports
 from enginery._spreading import Spreading
 from enginery.errors import NoEnginesRegistered
+from enginery.executor import ClusterExecutor, on_engines
 from enginery.functions import RemoteFunction
 from enginery.group import Group, gather
 from enginery.operation import wait_for
@@ -421,6 +422,19 @@ class EnginesView(Spreading):
     def clear_queue(self, *, block: bool | None = None) -> list[int] | Group[int]:
         """See `EngineView.clear_queue`; the answers are in target order."""
         return self._do(_calls.clear_queue(), block)
+
+    def executor(
+        self,
+        max_workers: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+    ) -> ClusterExecutor:
+        """Return these engines as a `concurrent.futures.Executor`; each call goes to the one that has fewest.
+
+        Parameters as of `Client.executor`, whose calls are tasks. These are calls of the view: functions of the
+        caller's `__main__` have the engine's namespace as their globals.
+        """
+        return ClusterExecutor(on_engines(self), lambda: len(self), max_workers, initializer, initargs)
 
     def __getitem__(self, key: str) -> list[Any]:
         """Pull one name from every engine, and wait for it whatever `block` is."""

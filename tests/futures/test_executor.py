@@ -22,7 +22,6 @@ import pytest
 
 import enginery
 from enginery.errors import KernelDied, OperationCancelled, RemoteError, SerializationError
-from enginery.executor import ClusterExecutor, on_engines
 from tests.futures.conftest import SPEED
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def executor(client: enginery.Client) -> Iterator[ClusterExecutor]:
+def executor(client: enginery.Client) -> Iterator[enginery.ClusterExecutor]:
     with client.executor() as executor:
         yield executor
 
@@ -42,7 +41,7 @@ def _until(condition: Any) -> None:
         time.sleep(0.005)
 
 
-def test_what_a_notebook_makes_travels(executor: ClusterExecutor) -> None:
+def test_what_a_notebook_makes_travels(executor: enginery.ClusterExecutor) -> None:
     """Lambdas and closures are called on engines, which no process pool can do."""
     base = 40
     assert executor.submit(lambda x: base + x, 2).result() == 42
@@ -79,7 +78,7 @@ def _span(_: int) -> tuple[float, float]:
     return began, time.time()
 
 
-def test_a_kernel_that_dies_takes_its_own_call_along(executor: ClusterExecutor) -> None:
+def test_a_kernel_that_dies_takes_its_own_call_along(executor: enginery.ClusterExecutor) -> None:
     """Its future has KernelDied; the executor is not broken, and a new kernel runs what comes next."""
     dying = executor.submit(_die)
     others = [executor.submit(pow, 2, n) for n in range(8)]
@@ -93,7 +92,7 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_an_error_says_where_it_was_raised(executor: ClusterExecutor) -> None:
+def test_an_error_says_where_it_was_raised(executor: enginery.ClusterExecutor) -> None:
     """The original is raised from a RemoteError, which shows the traceback of the engine."""
     error = executor.submit(_fail).exception()
     assert type(error) is RuntimeError
@@ -106,20 +105,20 @@ def _fail() -> None:
     raise RuntimeError(123)  # some comment
 
 
-def test_what_cannot_be_pickled_is_told_by_the_future(executor: ClusterExecutor) -> None:
+def test_what_cannot_be_pickled_is_told_by_the_future(executor: enginery.ClusterExecutor) -> None:
     """`submit` itself does not raise for it, as the standard library's process pool does not."""
     with pytest.raises(SerializationError, match="lock"):
         executor.submit(id, threading.Lock()).result(10)
 
 
-def test_large_arguments_and_values_travel(executor: ClusterExecutor) -> None:
+def test_large_arguments_and_values_travel(executor: enginery.ClusterExecutor) -> None:
     """What is too large for a task goes to the least busy engine."""
     array = np.arange(1_000_000)
     assert int(executor.submit(np.sum, array).result(20)) == int(array.sum())
     assert executor.submit(np.ones, 1_000_000).result(20).sum() == 1_000_000
 
 
-def test_output_is_with_the_operation_of_a_future(executor: ClusterExecutor) -> None:
+def test_output_is_with_the_operation_of_a_future(executor: enginery.ClusterExecutor) -> None:
     """What a call prints is not lost: `future.operation.stdout`."""
     future = executor.submit(print, "hello")
     assert future.result(10) is None
@@ -194,7 +193,7 @@ def test_a_callback_may_shut_it_down(client: enginery.Client) -> None:
     shut.result(10)
 
 
-async def test_asyncio_runs_functions_in_it(executor: ClusterExecutor) -> None:
+async def test_asyncio_runs_functions_in_it(executor: enginery.ClusterExecutor) -> None:
     """`loop.run_in_executor` takes it as any executor."""
     loop = asyncio.get_running_loop()
     assert await asyncio.gather(*(loop.run_in_executor(executor, pow, 2, n) for n in range(5))) == [
@@ -211,8 +210,7 @@ async def test_asyncio_runs_functions_in_it(executor: ClusterExecutor) -> None:
 def test_some_engines_alone(client: enginery.Client) -> None:
     """An executor over a view uses its engines and no others."""
     engine_id = client.ids[-1]
-    executor = ClusterExecutor(on_engines(client[[engine_id]]), lambda: 1)
-    with executor:
+    with client[[engine_id]].executor() as executor:
         ids = set(executor.map(_engine_id, range(8)))
     assert ids == {engine_id}
 
