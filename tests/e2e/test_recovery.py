@@ -77,13 +77,15 @@ def test_calls_survive_kill_9_of_the_controller(state: Path, ran: Path) -> None:
             incarnation = client.engines[0].incarnation
             calls = [view.execute(counted(ran, name, 0.4), block=False) for name in names]
             other = client[1].apply(sum, range(10), block=False)
-            until(lambda: ran.read_text(), "the first to run")
+            both = client[:].execute(counted(ran, "both"), block=False)  # as one frame, then and later
+            until(lambda: names[0] in ran.read_text(), "the first to run")
             first.kill()
         with controller(state), client:
             assert [call.result(PATIENCE).value for call in calls] == names
             assert [call.result().stdout for call in calls] == [f"out of {name}\n" for name in names]
             assert other.result(PATIENCE) == 45
-            assert ran.read_text().splitlines() == names
+            assert [result.value for result in both.result(PATIENCE)] == ["both", "both"]
+            assert sorted(ran.read_text().splitlines()) == ["both", "both", *names]
             assert view.execute("kept + 1").value == 42
             assert client.engines[0].incarnation == incarnation
 
