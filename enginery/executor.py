@@ -86,18 +86,23 @@ class ClusterExecutor(concurrent.futures.Executor):
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int = 1,
+        buffersize: int | None = None,
     ) -> Iterator[T]:
         """Return an iterator over `map(fn, *iterables)`, run on the engines, `chunksize` items to a call.
 
-        All calls are submitted now; for endless iterables there is `client.map`. The iterator raises what `fn`
-        raised, and TimeoutError if an answer is not there `timeout` seconds after this call.
+        All calls are submitted now, or from Python 3.14 on at most `buffersize` ahead of what was taken out;
+        for endless iterables on any Python there is `client.map`. The iterator raises what `fn` raised, and
+        TimeoutError if an answer is not there `timeout` seconds after this call.
         """
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
+        options: dict[str, Any] = {"timeout": timeout}
+        if buffersize is not None:
+            options["buffersize"] = buffersize
         if chunksize == 1:
-            return super().map(fn, *iterables, timeout=timeout)
+            return super().map(fn, *iterables, **options)
         chunks = _chunks(zip(*iterables, strict=False), chunksize)
-        return _each(super().map(functools.partial(_setup.run_chunk, fn), chunks, timeout=timeout))
+        return _each(super().map(functools.partial(_setup.run_chunk, fn), chunks, **options))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more work, and `wait` until all that was taken is done; `cancel_futures` cancels what was not
