@@ -75,7 +75,9 @@ class AsyncClient(AsyncTaskCalls):
 
     `client[0]`, `client[:]`, `client[[0, 2]]` and `client["all"]` are views as those of Client, whose calls are
     awaited. A call is sent when it is made, in the order in which calls are made, and nothing blocks the loop:
-    whatever takes long is done by other threads. It may be used from any loop of the process.
+    whatever takes long is done by other threads. It may be used from any loop of the process. As with Client, a
+    call of a view that fails clears what this client had queued behind it on that engine: coroutines that are
+    none of each other's business use `view.options(keep_queue=True)`, tasks, or a client each.
     """
 
     def __init__(self, client: Client) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from enginery import _methods
+from enginery.operation import CTRL_C_GRACE
 from enginery.result import ExecuteResult
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ class AsyncOperation(Generic[T]):
     """One call of an AsyncClient: `await` it for its answer, as often as you like.
 
     It was sent when it was made. A coroutine that is cancelled while it awaits one, by `asyncio.timeout` for
-    example, stops it on its engine, as Ctrl-C stops a call that is waited for; `asyncio.shield` keeps it.
-    `asyncio.gather`, `wait_for` and `as_completed` take it as they take a coroutine.
+    example, stops it on its engine, as Ctrl-C stops a call that is waited for, and goes on when that is done,
+    or after 2 seconds; `asyncio.shield` keeps it. `asyncio.gather`, `wait_for` and `as_completed` take it as
+    they take a coroutine.
     """
 
     def __init__(self, operation: Operation[T]) -> None:
@@ -39,7 +41,7 @@ class AsyncOperation(Generic[T]):
         try:
             yield from operation.arrival()
         except asyncio.CancelledError:
-            stop_soon([operation])
+            yield from _stop([operation]).__await__()
             raise
         if operation.is_large:
             return (yield from asyncio.to_thread(operation.result).__await__())
@@ -137,7 +139,7 @@ class AsyncGroup(Generic[T]):
         try:
             yield from self._group.arrival()
         except asyncio.CancelledError:
-            stop_soon([operation for operation in operations if not operation.done()])
+            yield from _stop([operation for operation in operations if not operation.done()]).__await__()
             raise
         if any(operation.is_large for operation in operations):
             return (yield from asyncio.to_thread(self._group.result).__await__())
@@ -198,8 +200,9 @@ class AsyncGroup(Generic[T]):
         return repr(self._group).replace("<Group", "<AsyncGroup", 1)
 
 
-def stop_soon(operations: Sequence[Operation[Any]]) -> None:
-    """Tell engines to stop what nobody waits for any more, and wait for nothing.
+async def _stop(operations: Sequence[Operation[Any]]) -> None:
+    """Tell engines to stop what nobody waits for any more, and wait a little for it: what is called next must
+    not be queued behind it, or it would be cleared with it.
 
     As Ctrl-C does it: no kernel is killed for it unless the call said `interrupt_only=False`.
     """
@@ -208,3 +211,24 @@ def stop_soon(operations: Sequence[Operation[Any]]) -> None:
         return  # it is over soon
     interrupt_only = None if going[0].request.options.interrupt_only is False else True
     going[0]._link().stop_soon(going, interrupt_only)
+    ended = asyncio.create_task(_arrivals(going))
+    try:
+        await asyncio.wait({ended}, timeout=CTRL_C_GRACE)
+    finally:
+        ended.cancel()
+        await asyncio.gather(ended, return_exceptions=True)
+
+
+async def _arrivals(operations: Sequence[Operation[Any]]) -> None:
+    for operation in operations:
+        await _Arrival(operation)
+
+
+class _Arrival:
+    """Awaits that an operation is done, whatever came of it."""
+
+    def __init__(self, operation: Operation[Any]) -> None:
+        self._operation = operation
+
+    def __await__(self) -> Generator[Any, None, None]:
+        yield from self._operation.arrival()
