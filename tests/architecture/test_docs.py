@@ -10,7 +10,7 @@ import pytest
 from enginery._reasons import TABLE, Entry
 
 ROOT = Path(__file__).parents[2]
-WITH_PROOFS = ("mapping.md", "promises.md")
+WITH_PROOFS = ("features.md", "mapping.md", "promises.md")
 CONTRACT = (ROOT / "docs" / "contract.md").read_text()
 _PROOF = re.compile(r"`(?:([\w/]+/[\w.]*)(?:::(\w+))?|::(\w+))`")
 
@@ -42,6 +42,7 @@ def test_every_proof_exists(page: str, place: str, test: str) -> None:
 
 def test_the_pages_name_many_proofs() -> None:
     """The pattern above finds them: were it to find none, the test above would prove nothing."""
+    assert len(_proofs("features.md")) > 40
     assert len(_proofs("mapping.md")) > 60
     assert len(_proofs("promises.md")) > 20
 
