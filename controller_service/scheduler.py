@@ -108,7 +108,7 @@ class _Deadlines:
         due = []
         while self._heap and self._heap[0][0] <= now:
             due.append(heappop(self._heap)[2])
-        return [task for task in due if _waits(task)]
+        return due
 
 
 class Scheduler:
@@ -213,6 +213,8 @@ class Scheduler:
         """
         engine = self._leave(task, now, has_run=has_run)
         verdict = VERDICTS.get(outcome, Verdict.END) if has_run else Verdict.AGAIN
+        if engine is not None and problem is not None and problem.reason == "ENGINE_STOPPED":
+            engine.is_open = False  # it takes no more: its goodbye is on its way
         if not has_run or verdict is Verdict.ELSEWHERE:
             task.attempts -= 1
         if task.is_stopping and not has_run:
@@ -291,7 +293,7 @@ class Scheduler:
 
     def tick(self, now: float) -> list[Action]:
         """Time has passed. At least once a second."""
-        for task in self._deadlines.due(now):
+        for task in filter(_waits, self._deadlines.due(now)):  # the end of one may have ended another
             self._end(task, task_errors.not_placed(task, self._obstacle(task)), now, NOT_DELIVERED)
         for engine in self._engines.values():
             self._fill(engine, now)
@@ -384,6 +386,8 @@ class Scheduler:
         """Let those go on that come after an operation, which ended so; None if it is not known."""
         for task in self._behind.pop(operation_id, ()):
             task.after -= {operation_id}
+            if task.state is not State.BLOCKED:
+                continue  # it has ended with another of these
             if outcome is None:
                 self._end(task, task_errors.not_found(operation_id), now, NOT_DELIVERED)
             elif outcome != OK and not task.after_any_outcome:
