@@ -83,9 +83,9 @@ class FrameReader:
         self._data = bytearray()
         self._fds: list[int] = []
 
-    def receive(self, sock: _socket.socket) -> bool:
-        """Take in what one read gives; False at the end of the stream. Raises WireError, and as `recvmsg`."""
-        data, ancillary, flags, _ = sock.recvmsg(_READ_SIZE, _ANCILLARY)
+    def receive(self, sock: _socket.socket, how: int = 0) -> bool:
+        """Take in what one read with these flags gives; False at the end. WireError, and as `recvmsg`."""
+        data, ancillary, flags, _ = sock.recvmsg(_READ_SIZE, _ANCILLARY, how)
         for level, kind, content in ancillary:
             if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
                 fds = array("i")

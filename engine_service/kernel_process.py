@@ -42,7 +42,7 @@ from enginery._channel import environment
 from enginery._engine import DEFAULT_VALUE_LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     import psutil
@@ -134,6 +134,9 @@ class KernelProcess:
         self._introduction: asyncio.Future[Any] | None = None
         self._line: deque[_Given] = deque()  # the first runs, or is to run next
         self._given_bytes = 0
+        self._unsent: list[Buffer] = []
+        self._unsent_size = 0
+        self._is_handling = False
         self._last_words = b""  # the end of what came on stderr, of the command whose serial number follows
         self._spoke = 0
         self._sending: asyncio.Task[None] | None = None
@@ -196,8 +199,7 @@ class KernelProcess:
 
     async def _introduce(self, options: KernelOptions) -> None:
         self._introduction = self._loop.create_future()
-        unsent, _ = self._send_what_fits(write_start(_describe_start(options)))
-        await self._send(unsent)
+        self._put(write_start(_describe_start(options)))
         ready = await self._introduction
         assert isinstance(ready, Ready)
         self.python_version = ready.python_version
@@ -232,12 +234,10 @@ class KernelProcess:
             self._pipes.drain()  # what was written before belongs to nobody
             self._last_words = b""
         frame = write_command(self._serial + 1, command)
-        unsent, size = self._send_what_fits(frame)
+        size = self._put(frame)
         self._serial += 1
         self._line.append(_Given(self._serial, command.operation_id, command.is_task, size, done))
         self._given_bytes += size
-        if unsent:
-            self._sending = self._loop.create_task(self._send(unsent), name=f"command for kernel {self.pid}")
 
     async def run(self, command: Command) -> Reply:
         """Run a command, as `begin`. If the caller is cancelled the command runs on until it ends."""
@@ -245,18 +245,45 @@ class KernelProcess:
         self.begin(command, partial(_settle, future))
         return await future
 
-    def _send_what_fits(self, frame: Frame) -> tuple[list[memoryview], int]:
-        """Send as much of a frame as the socket takes at once, and return the rest and the size of all."""
+    def _put(self, frame: Frame) -> int:
+        """Send a frame, together with those that are made while replies are handled; return its size."""
         buffers: list[Buffer] = frame.pack()
         size = sum(buffer.nbytes if isinstance(buffer, memoryview) else len(buffer) for buffer in buffers)
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", frame.fds))] if frame.fds else []
+        if frame.fds:
+            self._flush()
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", frame.fds))]
+            self._send_what_fits(buffers, size, ancillary)
+            return size
+        self._unsent += buffers
+        self._unsent_size += size
+        if not self._is_handling:
+            if self._line:  # it is busy: there may be more
+                self._loop.call_soon(self._flush)
+            else:
+                self._flush()
+        return size
+
+    def _flush(self) -> None:
+        if self._unsent and not self.exited.done():
+            buffers, size = self._unsent, self._unsent_size
+            self._unsent, self._unsent_size = [], 0
+            self._send_what_fits(buffers, size)
+
+    def _send_what_fits(
+        self, buffers: list[Buffer], size: int, ancillary: Iterable[tuple[int, int, array.array[int]]] = ()
+    ) -> None:
+        """Send as much as the socket takes at once, and the rest as soon as it does."""
         try:
             sent = self._socket.sendmsg(buffers[:_MAX_VECTOR], ancillary)
         except BlockingIOError:  # never with so little in flight, unless the system is out of buffers
-            raise WireError("the socket of the kernel takes nothing") from None
-        except (BrokenPipeError, ConnectionResetError):
-            return [], size  # it has ended: the answer will say how
-        return ([], size) if sent == size else (rest(buffers, sent), size)
+            if ancillary:
+                raise WireError("the socket of the kernel takes nothing") from None
+            sent = 0
+        except (BrokenPipeError, ConnectionResetError):  # it has ended: the answer will say how
+            return
+        if sent < size:
+            name = f"command for kernel {self.pid}"
+            self._sending = self._loop.create_task(self._send(rest(buffers, sent)), name=name)
 
     async def _send(self, unsent: list[memoryview]) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):  # it has ended: the answer will say how
@@ -354,11 +381,17 @@ class KernelProcess:
 
     def _take_frames(self, *, until: int = 0) -> None:
         """Handle what was read; with `until`, only until that command is the first that is not answered."""
-        while not (until and self._line and self._line[0].serial == until):
-            frame = self._reader.take()
-            if frame is None:
-                return
-            self._take_frame(frame)
+        was_handling, self._is_handling = self._is_handling, True
+        try:
+            while not (until and self._line and self._line[0].serial == until):
+                frame = self._reader.take()
+                if frame is None:
+                    break
+                self._take_frame(frame)
+        finally:
+            self._is_handling = was_handling
+            if not was_handling:
+                self._flush()
 
     def _take_frame(self, frame: Frame) -> None:
         first = self._line[0] if self._line else None

@@ -6,6 +6,7 @@ in it, and one operation's output is never taken for that of the next, which the
 
 from __future__ import annotations
 
+import _socket
 import fcntl
 import os
 import select
@@ -22,7 +23,6 @@ from engine_service.kernel_wire import write_progress, write_shown
 from enginery.errors import ValueTooLarge
 
 if TYPE_CHECKING:
-    import _socket
     from collections.abc import Callable
 
     from engine_service.kernel.interrupts import Interrupts
@@ -45,9 +45,11 @@ class Link:
     def receive(self) -> Frame | None:
         """Wait for the next frame; None if the host has gone."""
         while (frame := self._reader.take()) is None:
-            self._wait()
-            if not self._reader.receive(self._sock):
-                return None
+            try:
+                if not self._reader.receive(self._sock, _socket.MSG_DONTWAIT):
+                    return None
+            except BlockingIOError:
+                self._wait()
         return frame
 
     def _wait(self) -> None:
