@@ -1,4 +1,4 @@
-"""A page of all operations: those of the engines that are connected, then those that only the journal has.
+"""A page of all operations: those of connected engines and waiting tasks, then those that only the journal has.
 
 Engines list theirs by falling position (`enginery._pages`), so a page of all of them is their pages, merged.
 """
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from controller_service.answers import FINAL, operation_of
 from controller_service.poll import Poll
+from controller_service.task import State
+from controller_service.work import show
 from enginery import _ids, _pages
 from enginery._methods import METHODS
 from enginery._outcomes import STATES
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from controller_service.journal_records import Result
     from controller_service.reference import EngineFromReference
+    from controller_service.scheduler import Scheduler
     from controller_service.switchboard import Switchboard
 
 _LIST = METHODS["ListOperations"]
@@ -48,8 +51,8 @@ async def page(switchboard: Switchboard, data: bytes) -> operation_pb2.ListOpera
     if request.page_token.startswith(_JOURNAL):
         before = _read(request.page_token)
     else:
-        _pages.read(request.page_token)
-        await _add_of_engines(_connected(switchboard), request, size, response)
+        waiting = _waiting(switchboard.tasks.scheduler, request, session_id, size)
+        await _add_of_engines(_connected(switchboard), waiting, request, size, response)
         if response.next_page_token:
             return response
     await _add_of_journal(switchboard, request, session_id, size, before, response)
@@ -60,19 +63,40 @@ def _connected(switchboard: Switchboard) -> list[EngineFromReference]:
     return [one for one in switchboard.engines(None) if one.is_connected]
 
 
+def _waiting(scheduler: Scheduler, request: _Request, session_id: bytes, size: int) -> _Response:
+    """Return a page of the tasks that no engine lists: it says nothing of sessions for those that it has."""
+    response = _Response()
+    before = _pages.read(request.page_token)
+    states = set(request.states) or {operation_pb2.OPERATION_STATE_QUEUED}
+    if operation_pb2.OPERATION_STATE_QUEUED not in states:
+        return response
+    for task in scheduler.newest_first():
+        position = task.payload.submitted_ns, task.task_id
+        if (before is not None and position >= before) or session_id not in (b"", task.session_id):
+            continue
+        if task.state is State.PLACED and not session_id:
+            continue
+        if len(response.operations) == size:
+            response.next_page_token = _pages.token(_position(response.operations[-1]))
+            break
+        response.operations.append(show(task))
+    return response
+
+
 async def _add_of_engines(
     engines: list[EngineFromReference],
+    waiting: _Response,
     request: operation_pb2.ListOperationsRequest,
     size: int,
     response: operation_pb2.ListOperationsResponse,
 ) -> None:
-    """Add the newest of all engines, and a token if there are more."""
+    """Add the newest of all engines and of the tasks that wait, and a token if there are more."""
     question = _Request(
         page_size=size, page_token=request.page_token, states=request.states, session_id=request.session_id
     )
     poll = Poll(engines, first_wins=False)
     await poll.ask(_LIST, question.SerializeToString())
-    pages = [_Response.FromString(one) for one in poll.responses.values()]
+    pages = [waiting, *(_Response.FromString(one) for one in poll.responses.values())]
     # An engine that has more may have one that is newer than whatever lies below its last.
     floors = [_position(one.operations[-1]) for one in pages if one.next_page_token and one.operations]
     floor = max(floors, default=(0, b""))

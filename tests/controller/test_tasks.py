@@ -404,6 +404,40 @@ async def test_a_submitted_task_is_an_operation(cluster: FakeCluster) -> None:
     assert found == ran
 
 
+async def test_tasks_are_listed_attached_to_and_released(cluster: FakeCluster) -> None:
+    """A waiting task is on the first page; Attach waits for its engine; released, its answer is not kept."""
+    session = await cluster.session()
+    calls = [task(session, label=f"task {number}") for number in range(3)]
+    await session.send(calls=calls)
+    names = [_ids.show(_ids.operation_id(b"sessionA", call.call_id)) for call in calls]
+    await until(lambda: cluster.controller._switchboard.tasks.scheduler.statistics().waiting == 3)  # type: ignore[union-attr]
+    request = operation_pb2.ListOperationsRequest(page_size=2, session_id=b"sessionA".hex())
+    listed = []
+    for _ in range(2):
+        page = await cluster.engines.ListOperations(request, metadata=cluster.metadata)
+        listed += [(one.operation_id, one.label, one.engine_id) for one in page.operations]
+        request.page_token = page.next_page_token
+    assert listed == [(names[n], f"task {n}", -1) for n in (2, 1, 0)]
+    released = operation_pb2.ReleaseRequest(operation_ids=names[:1])
+    response = await cluster.engines.Release(released, metadata=cluster.metadata)
+    assert response.released_count == 1
+    attach = operation_pb2.AttachRequest(operation_id=names[0])
+    following = cluster.engines.Attach(attach, metadata=cluster.metadata)
+    host = cluster.host()
+    host.answer = silent
+    await host.hello()
+    await until(lambda: host.calls and host.transfers)
+    assert host.transfers[0].method == frame_pb2.METHOD_ATTACH
+    following.cancel()
+    host.answer = lambda call: Reply(call_id=call.call_id, outcome=frame_pb2.OUTCOME_OK, response=call.request)
+    host.reply(host.calls[0])
+    for call in calls:
+        assert (await session.reply(call)).outcome == frame_pb2.OUTCOME_OK
+    find = cluster.controller.journal.find
+    assert await find(_ids.operation_id(b"sessionA", 1)) is None
+    assert await find(_ids.operation_id(b"sessionA", 2)) is not None
+
+
 async def test_a_task_that_was_sent_before(cluster: FakeCluster) -> None:
     """Sent again it joins what is here, gets the answer of what has ended, and begins if it never arrived."""
     host = cluster.host()
