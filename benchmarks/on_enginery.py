@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,12 +15,17 @@ from benchmarks import measure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 FEW, MANY = 50_000, 100_000
 """Calls after which resident memory is taken: from the first to the second it must not grow.
 
 The first is enough for four engines to have all the operations that a host keeps, 10,000 of each.
 """
+
+
+TASKS = 10_000
+"""Tasks of one measurement: all of them are submitted before the first answer is waited for."""
 
 
 def nothing() -> None:
@@ -38,6 +44,8 @@ def measure_enginery() -> measure.Numbers:
         numbers |= measure.round_trips(lambda: one.apply(nothing), "apply")
         numbers |= measure.round_trips(lambda: one.execute("1"), "execute")
         numbers["in flight"] = _in_flight(client, measure.CALLS_IN_FLIGHT)
+        numbers["tasks"] = measure.rate(partial(_tasks, client), TASKS)
+        numbers["tasks async"] = asyncio.run(_tasks_async(cluster.state_dir))
         for size in measure.SIZES:
             data = np.ones(size * measure.MB, dtype=np.uint8)
             numbers[f"push {size} MB"] = measure.throughput(partial(one.push, {"a": data}), size)
@@ -50,6 +58,22 @@ def measure_enginery() -> measure.Numbers:
         everyone = cluster.client[:]
         numbers |= measure.round_trips(lambda: everyone.apply(nothing), "fan-out", 1_000)
     return numbers
+
+
+def _tasks(client: enginery.Client, count: int) -> None:
+    for task in [client.submit(nothing) for _ in range(count)]:
+        task.result()
+
+
+async def _tasks_async(state_dir: Path | None) -> float:
+    """Return tasks per second of the client for asyncio: the median of three, after some to warm up."""
+    async with enginery.aconnect(state_dir) as client:
+        rates = []
+        for count in (TASKS // 10, TASKS, TASKS, TASKS):
+            start = time.perf_counter()
+            await asyncio.gather(*[client.submit(nothing) for _ in range(count)])
+            rates.append(count / (time.perf_counter() - start))
+        return measure.median(rates[1:])
 
 
 def _in_flight(client: enginery.Client, count: int) -> float:
