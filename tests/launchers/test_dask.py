@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,6 +101,32 @@ def test_engines_come_and_go_with_their_workers(dask: DaskCluster) -> None:
         assert (ended.kind, ended.reason) == ("ended", "signal SIGKILL")
         assert "registered" in ended.log
     assert dask.plugins() == []
+
+
+def test_a_task_of_a_worker_that_is_killed(dask: DaskCluster, tmp_path: Path) -> None:
+    """It runs once more elsewhere, and one retry is enough: it is not given to the engine that is leaving."""
+    started, go_on = tmp_path / "started", tmp_path / "go on"
+
+    def task() -> int:
+        with started.open("a") as file:
+            file.write("x")
+        while not go_on.exists():
+            time.sleep(0.02)
+        return os.getpid()
+
+    with enginery.Cluster(on=f"dask://{dask.address}") as cluster:
+        client = cluster.client
+        before = len(connected(client))
+        tasks = [client.submit(task, retries=1) for _ in range(before)]  # one for each engine
+        eventually(lambda: started.exists() and len(started.read_text()) == before, "they do not run")
+        (worker,) = dask.nannied_workers()
+        worker.kill()
+        eventually(lambda: len(started.read_text()) == before + 1, "it does not run again")
+        go_on.touch()
+        for operation in tasks:
+            operation.result(timeout=20)
+        assert sorted(operation.attempts for operation in tasks) == [1] * (before - 1) + [2]
+        eventually(lambda: len(connected(client)) == before, "its worker does not come again")
 
 
 def test_up_and_down(dask: DaskCluster, tmp_path: Path) -> None:
