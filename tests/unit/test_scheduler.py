@@ -168,6 +168,18 @@ def test_an_engine_that_refuses_is_left_alone_for_a_while() -> None:
     assert engines.do(engines.scheduler.tick(1.3)) == [task]
 
 
+def test_an_engine_that_stops_is_offered_nothing_more() -> None:
+    """Its answer says so before its goodbye does: what it were given would count as lost."""
+    engines = Engines(0)
+    tasks = [made(), made()]
+    for task in tasks:
+        engines.add(task)
+    stopped = DeliveryError("ENGINE_STOPPED", engine_id=0, cause="told to", has_run="false")
+    assert engines.reply(tasks[0], LOST, stopped, has_run=False) == []
+    assert engines.do(engines.scheduler.tick(100.0)) == []
+    assert engines.open(1) == tasks[:1]
+
+
 def test_calls_of_views_come_first() -> None:
     """A task does not queue behind them; each that ends lets one in, so that a busy view keeps none away."""
     engines = Engines(0)
