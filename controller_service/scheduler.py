@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import itertools
+from collections import deque
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -368,6 +369,12 @@ class Scheduler:
         return engine
 
     def _end(self, task: Task, error: DeliveryError | None, now: float, outcome: int) -> None:
+        self._finish(task, error)
+        if self._behind:
+            self._let_follow(task.task_id, outcome, now)
+
+    def _finish(self, task: Task, error: DeliveryError | None) -> None:
+        """End a task; those that come after it are still to be told."""
         was_ready = task.is_ready
         self._move(task, State.ENDED)
         if was_ready:
@@ -380,20 +387,30 @@ class Scheduler:
                 self._behind[one].pop(task, None)
                 if not self._behind[one]:
                     del self._behind[one]
-            self._let_follow(task.task_id, outcome, now)
 
     def _let_follow(self, operation_id: bytes, outcome: int | None, now: float) -> None:
-        """Let those go on that come after an operation, which ended so; None if it is not known."""
-        for task in self._behind.pop(operation_id, ()):
-            task.after -= {operation_id}
-            if task.state is not State.BLOCKED:
-                continue  # it has ended with another of these
-            if outcome is None:
-                self._end(task, task_errors.not_found(operation_id), now, NOT_DELIVERED)
-            elif outcome != OK and not task.after_any_outcome:
-                self._end(task, task_errors.not_after(task, operation_id, outcome), now, NOT_DELIVERED)
-            elif not task.after:
-                self._again(task, now)
+        """Let those go on that come after an operation, which ended so; None if it is not known.
+
+        What ends with it may end others, in chains as long as there are tasks: one after another, since each
+        within the one before would be too deep.
+        """
+        ended: deque[tuple[bytes, int | None]] = deque(((operation_id, outcome),))
+        while ended:
+            before, how = ended.popleft()
+            for task in self._behind.pop(before, ()):
+                task.after -= {before}
+                if task.state is not State.BLOCKED:
+                    continue  # it has ended with another of these
+                if how is None:
+                    error = task_errors.not_found(before)
+                elif how != OK and not task.after_any_outcome:
+                    error = task_errors.not_after(task, before, how)
+                else:
+                    if not task.after:
+                        self._again(task, now)
+                    continue
+                self._finish(task, error)
+                ended.append((task.task_id, NOT_DELIVERED))
 
     def _shelf(self, task: Task) -> Shelf:
         key = task.where, task.excluded

@@ -224,6 +224,20 @@ def test_dependencies() -> None:
     assert reasons == {first: None, follows: "DEPENDENCY_FAILED", last: "DEPENDENCY_FAILED"}
 
 
+def test_a_long_chain_ends_with_its_first() -> None:
+    """Any number of tasks that come one after another end if the first fails, however deep that is."""
+    engines = Engines(0)
+    first = before = made()
+    engines.add(first)
+    for _ in range(3_000):
+        before = made(after=frozenset({before.task_id}))
+        engines.add(before)
+    engines.reply(first, RAISED)
+    assert len(engines.ends) == 3_001
+    assert engines.ends[-1].task is before
+    assert len(engines.scheduler) == 0
+
+
 @pytest.mark.parametrize(
     ("outcome", "reason"), [(OK, None), (LOST, "DEPENDENCY_FAILED"), (None, "OPERATION_NOT_FOUND")]
 )
