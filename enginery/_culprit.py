@@ -26,7 +26,7 @@ def find(obj: object, fails: Callable[[object], bool]) -> tuple[list[str], objec
     steps: list[str] = []
     seen = {id(obj)}
     while len(steps) < _DEEPEST:
-        for step, part in itertools.islice(_parts(obj), _MOST):
+        for step, part in _look_into(obj):
             if time.monotonic() > until:
                 return steps, obj
             if type(part) in _PLAIN or id(part) in seen:
@@ -39,6 +39,14 @@ def find(obj: object, fails: Callable[[object], bool]) -> tuple[list[str], objec
         else:
             break
     return steps, obj
+
+
+def _look_into(obj: object) -> list[tuple[str, object]]:
+    """Return the first parts of an object; none of one whose own code raises when it is looked at."""
+    try:
+        return list(itertools.islice(_parts(obj), _MOST))
+    except Exception:  # what is to be explained is another error, and the object is shown without this
+        return []
 
 
 def _parts(obj: object) -> Iterator[tuple[str, object]]:
