@@ -24,13 +24,6 @@ class Rude(Exception):
         raise RuntimeError("no")
 
 
-class Unpickleable(Exception):
-    """Loading it fails, since it takes two arguments and remembers one."""
-
-    def __init__(self, a: int, b: int) -> None:
-        super().__init__(f"{a} and {b}")
-
-
 def test_the_original_type_is_raised_from_the_remote_error(client: enginery.Client) -> None:
     """`except ZeroDivisionError` works; the cause has text, traceback, method and ids."""
     with pytest.raises(ZeroDivisionError) as caught:
@@ -87,6 +80,14 @@ def test_what_is_no_exception_does_not_end_the_caller(client: enginery.Client, c
 
 def test_an_exception_that_does_not_survive_still_says_what_it_was(client: enginery.Client) -> None:
     """Type and text arrive."""
+
+    class Unpickleable(
+        Exception
+    ):  # here, since tblib, which Dask brings, teaches all that there are to survive
+        """Loading it fails, since it takes two arguments and remembers one."""
+
+        def __init__(self, a: int, b: int) -> None:
+            super().__init__(f"{a} and {b}")
 
     def fail() -> None:
         raise Unpickleable(1, 2)

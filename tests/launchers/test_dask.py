@@ -176,10 +176,13 @@ async def test_tls(tmp_path: Path) -> None:
     ):
         launcher = DaskLauncher(scheduler.address, security=security)
         cluster = enginery.Cluster(on=launcher)
+        before = psutil.Process().children()
         await asyncio.to_thread(cluster.start)
         try:
             (command,) = [
-                child.cmdline() for child in psutil.Process().children() if "engine_service" in child.cmdline()
+                child.cmdline()
+                for child in psutil.Process().children()
+                if child not in before and "engine_service" in child.cmdline()
             ]
             file = Path(command[command.index("--connection-file") + 1])
             assert file.is_relative_to(worker.local_directory)
