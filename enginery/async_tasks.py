@@ -41,8 +41,7 @@ class AsyncTaskCalls:
     @overload
     def submit(self, function: str, /, *args: Any, **kwargs: Any) -> AsyncOperation[Any]: ...
     def submit(self, function: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> AsyncOperation[Any]:
-        """Call a function on any engine; `retries`, `where`, `priority`, `after`, `label` and `timeout` are not
-        passed on. See `Client.submit`."""
+        """Call a function on any engine; the options that `Client.submit` has are not passed on. See there."""
         if kwargs.get("after") is not None:
             kwargs["after"] = _plain(kwargs["after"])
         return AsyncOperation(self._calls().submit(function, *args, **kwargs))
@@ -59,6 +58,7 @@ class AsyncTaskCalls:
         retries: int | None = None,
         where: Mapping[str, object] | None = None,
         priority: int | None = None,
+        placement_timeout: float | None = None,
         timeout: float | None = None,
         label: str | None = None,
     ) -> TaskMap[T]:
@@ -74,6 +74,7 @@ class AsyncTaskCalls:
             retries=retries,
             where=where,
             priority=priority,
+            placement_timeout=placement_timeout,
             timeout=timeout,
             label=label,
         )

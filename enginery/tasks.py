@@ -45,6 +45,8 @@ class TaskCalls:
         where: Mapping[str, object] | None = None,
         priority: int | None = None,
         after: After | None = None,
+        after_any_outcome: bool | None = None,
+        placement_timeout: float | None = None,
         label: str | None = None,
         timeout: float | None = None,
         **kwargs: Any,
@@ -59,6 +61,8 @@ class TaskCalls:
         where: Mapping[str, object] | None = None,
         priority: int | None = None,
         after: After | None = None,
+        after_any_outcome: bool | None = None,
+        placement_timeout: float | None = None,
         label: str | None = None,
         timeout: float | None = None,
         **kwargs: Any,
@@ -73,6 +77,8 @@ class TaskCalls:
         where: Mapping[str, object] | None = None,
         priority: int | None = None,
         after: After | None = None,
+        after_any_outcome: bool | None = None,
+        placement_timeout: float | None = None,
         label: str | None = None,
         timeout: float | None = None,
         **kwargs: Any,
@@ -86,6 +92,8 @@ class TaskCalls:
         where: Mapping[str, object] | None = None,
         priority: int | None = None,
         after: After | None = None,
+        after_any_outcome: bool | None = None,
+        placement_timeout: float | None = None,
         label: str | None = None,
         timeout: float | None = None,
         **kwargs: Any,
@@ -103,6 +111,8 @@ class TaskCalls:
             "where": where,
             "priority": priority,
             "after": after,
+            "after_any_outcome": after_any_outcome,
+            "placement_timeout": placement_timeout,
             "label": label,
             "timeout": timeout,
         }
@@ -124,6 +134,7 @@ class TaskCalls:
         retries: int | None = None,
         where: Mapping[str, object] | None = None,
         priority: int | None = None,
+        placement_timeout: float | None = None,
         timeout: float | None = None,
         label: str | None = None,
     ) -> TaskMap[T]: ...
@@ -140,6 +151,7 @@ class TaskCalls:
         retries: int | None = None,
         where: Mapping[str, object] | None = None,
         priority: int | None = None,
+        placement_timeout: float | None = None,
         timeout: float | None = None,
         label: str | None = None,
     ) -> TaskMap[T]: ...
@@ -156,6 +168,7 @@ class TaskCalls:
         retries: int | None = None,
         where: Mapping[str, object] | None = None,
         priority: int | None = None,
+        placement_timeout: float | None = None,
         timeout: float | None = None,
         label: str | None = None,
     ) -> TaskMap[Any]: ...
@@ -171,6 +184,7 @@ class TaskCalls:
         retries: int | None = None,
         where: Mapping[str, object] | None = None,
         priority: int | None = None,
+        placement_timeout: float | None = None,
         timeout: float | None = None,
         label: str | None = None,
     ) -> TaskMap[Any]:
@@ -191,7 +205,12 @@ class TaskCalls:
         are those of `options`. TypeError or ValueError for what makes no sense, before anything is sent.
         """
         view = self._tasks().options(
-            retries=retries, where=where, priority=priority, timeout=timeout, label=label
+            retries=retries,
+            where=where,
+            priority=priority,
+            placement_timeout=placement_timeout,
+            timeout=timeout,
+            label=label,
         )
         has_limits = bool(view._task_options.retries) or view._options.timeout is not None
         return TaskMap(

@@ -83,7 +83,13 @@ def test_options_travel(client: enginery.Client, controller: FakeController) -> 
     assert task.placement_timeout.ToMilliseconds() == 2500
     assert (options.timeout.ToMilliseconds(), options.grace.ToMilliseconds()) == (1500, 1000)
     assert options.interrupt_only
+    client.submit(abs, -1, after=other, after_any_outcome=True, placement_timeout=2.5)
+    until(lambda: len(controller.calls) == 5)
+    task = sent(controller).task
+    assert (task.after_any_outcome, task.placement_timeout.ToMilliseconds()) == (True, 2500)
     controller.thaw()
+    assert list(client.map(abs, [-1], placement_timeout=2.5)) == [1]
+    assert sent(controller).task.placement_timeout.ToMilliseconds() == 2500
 
 
 def test_settings_hold_within_a_block(client: enginery.Client, controller: FakeController) -> None:
