@@ -1,16 +1,12 @@
-"""How a CompositeError shows in IPython and in notebooks: each remote traceback once, with its engines."""
+"""How errors of engines show in IPython and in notebooks: each remote traceback once, with its engines."""
 
 from __future__ import annotations
 
 import re
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from enginery.errors import line, remote_of
-
-if TYPE_CHECKING:
-    from enginery.errors import CompositeError
+from enginery.errors import CompositeError, OperationError, line, remote_of
 
 _MOST = 4  # different tracebacks that are shown in full
 _OURS = str(Path(__file__).parent)
@@ -45,6 +41,18 @@ def render(error: CompositeError) -> list[str]:
             break
         shown += ["", ", ".join(places), *text.split("\n")]
     return [*shown, "", *f"{type(error).__name__}: {error}".split("\n")]
+
+
+def render_remotely(error: Exception) -> None:
+    """Let the error of a magic's call show as the engine tells of it, without the way that it took here."""
+    if isinstance(error, CompositeError):
+        return  # it does
+    remote = remote_of(error)
+    text = "" if remote is None else remote.traceback.rstrip("\n")
+    told = text.split("\n") if text else []
+    if not text or isinstance(error, OperationError):  # the traceback does not end with what it came to
+        told += ["", *line(error).split("\n")]
+    BaseException.__setattr__(error, "_render_traceback_", lambda: told)  # where IPython looks for it
 
 
 def _lines(texts: list[str]) -> list[str]:

@@ -14,6 +14,7 @@ Ctrl-C, or the stop button, cancels the call and keeps the namespaces.
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import shlex
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -24,9 +25,16 @@ from IPython.core.magic import Magics, magics_class
 from enginery import client as clients
 from enginery._cell import GROUPINGS, Cell
 from enginery._presenter import presenter
+from enginery._rendered import render_remotely
 from enginery.client import Client
 from enginery.cluster import Cluster
-from enginery.errors import CompositeError, OperationNotFound
+from enginery.errors import (
+    CompositeError,
+    ConnectError,
+    FileTimeoutError,
+    InvalidEngineID,
+    OperationNotFound,
+)
 from enginery.group import Group
 from enginery.view import EngineView
 from enginery.views import EnginesView
@@ -41,6 +49,7 @@ if TYPE_CHECKING:
 
 _NAMES = ("px", "autopx", "pxresult", "pxconfig", "pxattach")
 _SELECTION = re.compile(r"-?\d*(:-?\d*){1,2}")
+_NOT_PYTHON = re.compile(r"^[ \t]*[%!]", re.MULTILINE)
 _MATPLOTLIB = re.compile(r"^[ \t]*%matplotlib([ \t]+inline)?[ \t]*(#.*)?$", re.MULTILINE)
 
 
@@ -140,6 +149,7 @@ class EngineryMagics(Magics):
     def _px(self, args: argparse.Namespace, code: str) -> Group[ExecuteResult] | None:
         __tracebackhide__ = True
         code = _MATPLOTLIB.sub("", code)  # figures come back without it
+        _check_is_python(code)
         timeout = self._timeout if args.timeout is None else args.timeout
         view = self.view(args.targets)
         group = view.execute(code, block=False, timeout=timeout)
@@ -179,6 +189,7 @@ class EngineryMagics(Magics):
             raise interrupt.with_traceback(None) from None
         error = group[0].exception() if len(group) == 1 else group.exception()
         if error is not None:
+            render_remotely(error)
             raise error
 
     def pxresult(self, line: str) -> None:
@@ -247,7 +258,7 @@ class EngineryMagics(Magics):
         if args.client is not None:
             self._use(self._ip.user_ns.get(args.client), args.client)
         if args.connect is not None:
-            self._client, self._view = clients.connect(args.connect), None
+            self._client, self._view = _connect(args.connect), None
         if args.targets is not None:
             self.view(args.targets)  # or say now what is wrong with it
             self._targets = args.targets
@@ -304,16 +315,19 @@ class EngineryMagics(Magics):
             raise UsageError(f"several clients are open: {names}; say which by %pxconfig --client NAME")
         if found:
             return next(iter(found.values()))[1]
-        return clients.connect()
+        return _connect(None)
 
     def view(self, targets: str | None = None) -> EnginesView:
-        """Return the engines that are meant. UsageError if `targets` names none."""
+        """Return the engines that are meant. UsageError if there are none such, or no cluster."""
         client = self.client
         named = targets or self._targets
-        if named is None and self._view is not None:
-            view = self._view
-            return view if isinstance(view, EnginesView) else client[[view.engine_id]]
-        several: EnginesView = client[parse_targets(named or "all")]
+        try:
+            if named is None and self._view is not None:
+                view = self._view
+                return view if isinstance(view, EnginesView) else client[[view.engine_id]]
+            several: EnginesView = client[parse_targets(named or "all")]
+        except (InvalidEngineID, ValueError) as error:
+            raise UsageError(str(error)) from None
         return several
 
     @property
@@ -375,6 +389,28 @@ def _is_for_here(text: str) -> bool:
     return re.match(r"%%?(px|autopx|load_ext|reload_ext|unload_ext)", first) is not None or (
         text.strip() in ("exit", "quit", "exit()", "quit()")
     )
+
+
+def _connect(path: str | None) -> Client:
+    try:
+        return clients.connect(path)
+    except (ConnectError, FileTimeoutError) as error:
+        raise UsageError(str(error)) from None  # where we found that out says nothing
+
+
+def _check_is_python(code: str) -> None:
+    """UsageError if a line of it is a magic or a shell command, which engines do not know."""
+    if not _NOT_PYTHON.search(code):
+        return
+    try:
+        compile(code, "<cell>", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    except SyntaxError as error:
+        line = (error.text or "").strip()
+        if _NOT_PYTHON.match(line):
+            raise UsageError(
+                f"engines run Python, which has no `{line}`: of IPython's own lines they take "
+                "%matplotlib inline alone"
+            ) from None
 
 
 def _split(line: str) -> tuple[list[str], str]:

@@ -113,11 +113,29 @@ def test_errors_show_their_remote_tracebacks(notebook: Notebook) -> None:
     """One engine's error is that error; several engines' a CompositeError, which shows what is alike once."""
     shown = error(notebook.run("%px --targets 1 1/0", fails=True))
     assert shown.rstrip().endswith("ZeroDivisionError: division by zero")
+    assert shown.count("ZeroDivisionError") == 1
+    assert "magics.py" not in shown
     shown = error(notebook.run("%%px\ndef deep():\n    return {}['missing']\ndeep()", fails=True))
     assert shown.count("return {}['missing']") == 1
     assert "[0:execute], [1:execute]" in shown
     assert "CompositeError: execute failed on 2 of 2 engines" in shown
     assert "magics.py" not in shown
+
+
+def test_mistakes_are_told_in_one_line(notebook: Notebook, tmp_path: Path) -> None:
+    """Engines and clusters that are not there, and lines that are IPython's and not Python's."""
+    empty = tmp_path / "client.json"
+    empty.touch(0o600)
+    for mistake, told in (
+        ("%px -t 7 1", "no engine 7; there are: 0, 1"),
+        (f"%pxconfig --connect {empty}", f"{empty} is not a connection file"),
+        ("%px !ls", "engines run Python, which has no `!ls`"),
+        ("%%px\nif True:\n    %time 1", "engines run Python, which has no `%time 1`"),
+    ):
+        outputs = notebook.run(mistake)
+        assert stream(outputs, "stderr").startswith(f"UsageError: {told}"), outputs
+        assert len(stream(outputs, "stderr").splitlines()) == 1
+    assert stream(notebook.run("%%px -t 0\nprint('''\n%time\n'''.strip(), 7\n% 4)")) == "[stdout:0] %time 3\n"
 
 
 def test_timeout_ends_the_call(notebook: Notebook) -> None:
@@ -158,7 +176,7 @@ def test_pxconfig_sets_what_holds(notebook: Notebook) -> None:
     notebook.run("%pxconfig --targets 1 --no-stream")
     outputs = notebook.run("%px print(id)")
     assert stream(outputs) == "[stdout:1] 1\n"
-    assert "no engine 9" in error(notebook.run("%pxconfig --targets 9", fails=True))
+    assert "no engine 9" in stream(notebook.run("%pxconfig --targets 9"), "stderr")
     notebook.run("%pxconfig --targets all --stream")
 
 
