@@ -60,10 +60,6 @@ VERDICTS: dict[int, Verdict] = {
     frame_pb2.OUTCOME_RELEASED: Verdict.END,
 }
 """What each outcome means, unless the error says that it has not run."""
-NOT_RUN = frozenset(
-    {"QUEUE_FULL", "QUEUE_CLEARED", "INVALID_ENGINE_ID", "NO_ENGINES_REGISTERED", "ENGINE_AWAY"}
-)
-"""Reasons for which a task has not run on the engine that it was placed on."""
 _FULL = frozenset({"QUEUE_FULL", "ENGINE_AWAY"})
 
 

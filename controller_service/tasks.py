@@ -12,13 +12,14 @@ from controller_service import placement
 from controller_service.answers import FINAL, undelivered
 from controller_service.gates import Gates
 from controller_service.lease import State as LeaseState
-from controller_service.scheduler import NOT_RUN, Action, Place, Scheduler
+from controller_service.scheduler import Action, Place, Scheduler
 from controller_service.task import State, Task
 from controller_service.task_recovery import TaskRecovery
 from controller_service.task_rows import TaskRows
 from controller_service.work import Attempt, Work, last_attempt
 from enginery import _ids, _logs
 from enginery._methods import ANY_ENGINE, METHODS
+from enginery._outcomes import has_not_run
 from enginery._reasons import DeliveryError
 from enginery._status import from_bytes
 from enginery.v1 import frame_pb2
@@ -272,9 +273,7 @@ class Tasks:
         if self._closed is not None:
             return  # it is asked for again by the next controller
         problem = from_bytes(reply.error) if reply.error and reply.outcome in _WITH_ERROR else None
-        has_run = problem is None or not (
-            problem.reason in NOT_RUN or problem.metadata.get("has_run") == "false"
-        )
+        has_run = problem is None or not has_not_run(problem)
         if has_run:
             task.payload.reply = reply
         attempt = last_attempt(task)

@@ -367,7 +367,7 @@ class Engine:
             logger.debug("ended: %s", name, extra=self._runner.about(operation))
         for done in waiting:
             done(answer)
-        if self.listener is not None:
+        if self.listener is not None and not operation.is_unbegun_task:
             self.listener.operation_ended(self, operation)
 
     def fail_all(self, operations: Iterable[Operation], error: DeliveryError) -> None:

@@ -126,6 +126,12 @@ class Operation:
         return self.state not in TRANSITIONS
 
     @property
+    def is_unbegun_task(self) -> bool:
+        """Whether it is a task that has ended here before it began, so that it may be placed here again."""
+        is_error = isinstance(self.answer, DeliveryError)
+        return self.context.is_task and is_error and _outcomes.has_not_run(self.answer)
+
+    @property
     def arguments(self) -> str:
         """Its arguments, shortened for people to read."""
         message = self._message()

@@ -118,8 +118,13 @@ class Operations:
         self._known[operation.operation_id] = operation
 
     def ended(self, operation: Operation) -> None:
-        """Keep what has ended, and release what there is no room for."""
-        if operation.is_unwanted:
+        """Keep what has ended, and release what there is no room for.
+
+        A task that has not begun was never here: its controller may place it here again, under the same id.
+        """
+        if operation.is_unbegun_task:
+            del self._known[operation.operation_id]
+        elif operation.is_unwanted:
             self._forget(operation)
         elif operation.outcome == frame_pb2.OUTCOME_NOT_DELIVERED:  # which no journal takes
             self._settled.add(operation)

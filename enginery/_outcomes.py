@@ -32,6 +32,14 @@ _BY_REASON: dict[str, frame_pb2.Outcome.ValueType] = {
     "ENGINE_STOPPED": frame_pb2.OUTCOME_LOST,
     "OPERATION_RELEASED": frame_pb2.OUTCOME_RELEASED,
 }
+_NOT_RUN = frozenset(
+    {"QUEUE_FULL", "QUEUE_CLEARED", "INVALID_ENGINE_ID", "NO_ENGINES_REGISTERED", "ENGINE_AWAY"}
+)
+
+
+def has_not_run(error: DeliveryError) -> bool:
+    """Return whether a call that ended with `error` cannot have begun to run: a task is placed again then."""
+    return error.reason in _NOT_RUN or error.metadata.get("has_run") == "false"
 
 
 def outcome_of(error: DeliveryError) -> frame_pb2.Outcome.ValueType:

@@ -190,6 +190,22 @@ async def test_those_that_lie_ready_end_as_those_that_wait(how: str) -> None:
         assert [code for code in ran(kernel) if code] == ["wait"]
 
 
+async def test_a_task_that_was_cleared_may_come_again() -> None:
+    """Under the same id, as its controller places it: it runs then, and the old error is not told again."""
+    async with running_engine() as (engine, kernels):
+        ids = [IDS.mint(), IDS.mint()]
+        (running,) = start(engine, "wait")
+        others = [*start(engine, "1", operation_id=ids[0]), *start(engine, "2", operation_id=ids[1])]
+        await held(kernels.started[0], 3)
+        await call(engine, engine_pb2.ClearQueueRequest(), engine_pb2.ClearQueueResponse)
+        kernels.started[0].released.set()
+        assert {(await error_of(other)).reason for other in others} == {"QUEUE_CLEARED"}
+        await running
+        again = [*start(engine, "1", operation_id=ids[0]), *start(engine, "2", operation_id=ids[1])]
+        assert [(await one).text for one in again] == ["1", "2"]
+        assert ran(kernels.started[0]) == ["wait", "1", "2"]
+
+
 async def test_what_a_dead_kernel_had_not_begun_runs_on_the_next() -> None:
     """In the old order and before what waits; the one that ran is lost, what was cancelled is not run."""
     async with running_engine() as (engine, kernels):
