@@ -128,8 +128,8 @@ class Operation:
     @property
     def is_unbegun_task(self) -> bool:
         """Whether it is a task that has ended here before it began, so that it may be placed here again."""
-        is_error = isinstance(self.answer, DeliveryError)
-        return self.context.is_task and is_error and _outcomes.has_not_run(self.answer)
+        answer = self.answer
+        return self.context.is_task and isinstance(answer, DeliveryError) and _outcomes.has_not_run(answer)
 
     @property
     def arguments(self) -> str:
