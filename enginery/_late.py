@@ -7,7 +7,7 @@ import functools
 import logging
 import threading
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from enginery import _loop, _waker
 from enginery.errors import EngineryError, remote_of
@@ -46,7 +46,12 @@ class Late(Future[T]):
             return self._outcome
         if not self.done():
             _loop.check_wait()
-        super().result(timeout)  # a done future's own result means nothing: see _decode
+        try:
+            super().result(timeout)  # a done future's own result means nothing: see _decode
+        except TimeoutError:
+            raise TimeoutError(
+                f"no answer within {timeout:g} s; the operation goes on: cancel() stops it"
+            ) from None
         with self._decoding:
             if self._outcome is None:
                 try:
@@ -93,6 +98,11 @@ class Late(Future[T]):
             waiter = asyncio.get_running_loop().create_future()
             super().add_done_callback(functools.partial(_wake_up, _waker.of_running_loop(), waiter))
             yield from waiter
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be sent to an engine."""
+        kind = type(self).__name__
+        raise TypeError(f"a future ({kind}) waits in this process and cannot be pickled: give its result()")
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Call `fn` with this when it is done, at once if it is. What `fn` raises is logged.

@@ -6,7 +6,7 @@ import json
 import os
 import time
 import weakref
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, NoReturn, Self
 
 from enginery import _sizes, _times, launchers
 from enginery._launch import Launched, LaunchOptions, connected, noted_on, temporary_state
@@ -233,6 +233,10 @@ class Cluster:
     ) -> None:
         """Stop it."""
         self.stop()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be sent to an engine."""
+        raise TypeError("a Cluster belongs to its process and cannot be pickled: connect(state_dir) elsewhere")
 
     def __repr__(self) -> str:
         """Show how many engines, and where."""

@@ -161,6 +161,8 @@ class TaskMap(Generic[T]):
             return value  # type: ignore[no-any-return]  # what the function returned
         if self._returns_exceptions:
             return value.error  # type: ignore[return-value]  # as the caller wants it
+        if isinstance(value.error, StopIteration | StopAsyncIteration):  # it would end the map before its time
+            raise RuntimeError(f"the function raised {type(value.error).__name__}") from value.error
         raise value.error
 
     def _take(self, operation: Operation[Any]) -> None:

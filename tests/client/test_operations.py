@@ -32,13 +32,25 @@ def test_an_operation_is_a_future(client: enginery.Client, controller: FakeContr
     assert concurrent.futures.wait([operation, other], return_when="FIRST_COMPLETED").done == {other}
     assert repr(operation).startswith("<Operation [0:execute] waiting, ")
     assert not operation.done()
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match=r"no answer within 0.01 s; the operation goes on"):
         operation.result(timeout=0.01)
     controller.thaw()
     assert operation.result(5).value == 2
     assert operation.exception() is None
     assert "succeeded" in repr(operation)
     assert (operation.engine_id, operation.method) == (0, "execute")
+
+
+def test_what_belongs_to_this_process_says_so(client: enginery.Client) -> None:
+    """A future, a cluster or a client as an argument is refused by name, not by a lock deep within it."""
+    operation = client[0].apply(abs, -1, block=False)
+    with pytest.raises(enginery.SerializationError, match=r"Operation.*give its result\(\)$"):
+        client[1].apply(abs, operation)
+    with pytest.raises(enginery.SerializationError, match=r"Group.*give its result\(\)$"):
+        client.submit(abs, enginery.Group([operation]))
+    with pytest.raises(enginery.SerializationError, match=r"Cluster.*connect\(state_dir\) elsewhere$"):
+        client.submit(abs, enginery.Cluster(n=1))
+    assert operation.result() == 1
 
 
 def test_apply_keeps_what_was_printed(client: enginery.Client) -> None:

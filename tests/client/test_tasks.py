@@ -305,6 +305,20 @@ def test_what_a_function_raised_is_raised_at_its_place(client: enginery.Client) 
         assert isinstance(error, ZeroDivisionError)
 
 
+async def test_a_function_that_raises_stop_iteration_ends_no_map(client: enginery.Client) -> None:
+    """The values behind it would be lost without a word."""
+    for chunksize in (1, 3):
+        values = client.map(next, [iter([1]), iter([]), iter([2])], chunksize=chunksize)
+        assert next(values) == 1
+        with pytest.raises(RuntimeError, match="the function raised StopIteration"):
+            next(values)
+        assert list(values) == [2]
+        values = client.map(next, [iter([]), iter([2])], chunksize=chunksize)
+        with pytest.raises(RuntimeError, match="the function raised StopIteration"):
+            await anext(values)
+        assert [value async for value in values] == [2]
+
+
 def test_errors_stay_wrapped_where_that_is_wanted(client: enginery.Client) -> None:
     """Nothing is unpickled then; also an exception that cannot be pickled arrives."""
 
