@@ -118,17 +118,22 @@ class TaskMap(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        """Return the next value, or raise what the function raised for it; waits."""
-        while not self._ready:
-            self._fill()
-            if not self._parts:
-                raise self._end(StopIteration)
-            if self._arrivals is None:
-                operation = next(iter(self._parts))
-                operation._wait(None)
-            else:
-                operation = next(self._arrivals)
-            self._take(operation)
+        """Return the next value, or raise what the function raised for it; waits. Ctrl-C closes the map."""
+        try:
+            while not self._ready:
+                self._fill()
+                if not self._parts:
+                    raise self._end(StopIteration)
+                if self._arrivals is None:
+                    operation = next(iter(self._parts))
+                    operation._wait(None)
+                else:
+                    operation = next(self._arrivals)
+                self._take(operation)
+        except KeyboardInterrupt as interrupt:  # nobody else has its tasks, to wait for them or to stop them
+            self._close(interrupt_only=None if self._view._options.interrupt_only is False else True)
+            interrupt.add_note("the map is closed, and its tasks are told to stop")
+            raise
         return self._give()
 
     def __aiter__(self) -> Self:
@@ -246,10 +251,14 @@ class TaskMap(Generic[T]):
 
     def close(self) -> None:
         """Cancel what was submitted and not taken out, and give out no more. The second time does nothing."""
+        self._close(interrupt_only=None)
+
+    def _close(self, *, interrupt_only: bool | None) -> None:
         self._is_exhausted = True
         self._failure = None
         self._ready.clear()
-        self._cancel()
+        if self._cancel.detach() is not None:
+            _cancel(self._view.client._link, self._parts, interrupt_only)
         self._parts.clear()
 
     def __enter__(self) -> Self:
@@ -323,7 +332,7 @@ def _error(raised: _chunk.Raised, operation: Operation[Any]) -> Exception:
     return to_exception(message, operation.errors)
 
 
-def _cancel(link: Link, parts: OrderedDict[Operation[Any], _Part]) -> None:
+def _cancel(link: Link, parts: OrderedDict[Operation[Any], _Part], interrupt_only: bool | None = None) -> None:
     operations = [operation for operation in parts if not operation.done()]
     if operations:
-        link.stop_soon(operations)
+        link.stop_soon(operations, interrupt_only)

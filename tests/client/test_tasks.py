@@ -20,6 +20,7 @@ from enginery._chunk_size import LARGEST
 from enginery._reasons import DeliveryError
 from enginery.errors import OperationCancelled, SerializationError, TaskReject, ValueTooLarge
 from enginery.v1 import frame_pb2
+from tests.client.test_operations import interrupt_when
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -413,6 +414,19 @@ async def test_maps_are_async_iterators(client: enginery.Client, controller: Fak
     assert await waiting == 1
     with pytest.raises(StopAsyncIteration):
         await anext(values)
+
+
+def test_ctrl_c_in_a_map_closes_it(client: enginery.Client, controller: FakeController) -> None:
+    """Its tasks are stopped, without killing a kernel: nobody else has them, and engines would be busy."""
+    controller.frozen.add(_methods.ANY_ENGINE)
+    values = client.map(abs, range(3))
+    interrupt_when(lambda: len(controller.held) == 3)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        list(values)
+    assert caught.value.__notes__[0].startswith("the map is closed")
+    until(lambda: len(controller.cancels) == 3)
+    assert [request.interrupt_only for request in controller.cancels] == [True] * 3
+    assert next(values, None) is None
 
 
 @pytest.mark.parametrize("how", ["close", "with", "drop"])
