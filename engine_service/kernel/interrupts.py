@@ -7,6 +7,7 @@ handed over ahead of time is revoked on the same page: then it never begins.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # typeshed has none
 import signal
 import threading
 import time
@@ -61,10 +62,13 @@ class Interrupts:
         self.task = None
 
     def restore(self) -> None:
-        """Undo what user code did to the handler of SIGINT and to the signal mask."""
-        if signal.getsignal(signal.SIGINT) is not self._handler:
+        """Undo what user code did to the handler of SIGINT and to the signal mask.
+
+        Asks `_signal`, as it is after every command: `signal` makes enums of what it says, which takes longer.
+        """
+        if _signal.getsignal(signal.SIGINT) is not self._handler:
             signal.signal(signal.SIGINT, self._handler)
-        if signal.pthread_sigmask(signal.SIG_BLOCK, ()) != self._mask:
+        if _signal.pthread_sigmask(signal.SIG_BLOCK, ()) != self._mask:
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     @contextmanager
