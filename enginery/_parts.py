@@ -65,9 +65,11 @@ def join(parts: Sequence[Any], kind: Kind) -> Any:
     """Return the sequence of which these are the parts.
 
     Arrays, data frames, texts and bytes give one of their own; anything else gives a list, in which a part that
-    is no list, tuple, range or array counts as one item. ValueError if cyclic parts are not those of one
-    sequence.
+    is no list, tuple, range or array counts as one item, and no parts an empty one. ValueError if cyclic parts
+    are not those of one sequence.
     """
+    if not parts:
+        return []
     if all(_is_array(part) and part.ndim for part in parts):
         joined = sys.modules["numpy"].concatenate(parts)
         return joined if kind == "block" else joined[_places(parts)]

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Union
 
+from google.protobuf import json_format
+
 from enginery import _codec, _ids, _options, _values
 from enginery._encoded import Codec
 from enginery.errors import SerializationError
@@ -66,6 +68,13 @@ class TaskOptions:
         }
         given = {name: value for name, value in given.items() if value is not None}
         return dataclasses.replace(self, **given) if given else self  # type: ignore[arg-type]  # checked above
+
+    def shown(self) -> dict[str, object]:
+        """Return the settings that were said, for people."""
+        said = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.where is not None:
+            said["where"] = json_format.MessageToDict(self.where)
+        return {name: value for name, value in said.items() if value is not None}
 
     def serialized(self) -> bytes:
         """Return the settings as a frame carries them, serialized."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from enginery import _calls
@@ -329,5 +330,9 @@ class TaskView(TaskCalls, Scoped):
         return self._client._start(request, (ANY_ENGINE,), self.errors)[0]
 
     def __repr__(self) -> str:
-        """Show the client."""
-        return f"<TaskView of {self._client!r}>"
+        """Show the settings, and the client."""
+        shown = self._task_options.shown() | {
+            name: value for name, value in dataclasses.asdict(self._options).items() if value is not None
+        }
+        settings = "".join(f" {name}={value!r}" for name, value in shown.items())
+        return f"<TaskView{settings} of {self._client!r}>"

@@ -103,6 +103,8 @@ def test_settings_hold_within_a_block(client: enginery.Client, controller: FakeC
     assert sent(controller).task.priority == 7
     tasks.submit(abs, -1).result(5)
     assert sent(controller).task.priority == 0
+    made = tasks.options(where={"gpu": True}, timeout=2.0)
+    assert repr(made).startswith("<TaskView retries=1 where={'gpu': True} timeout=2.0 of <Client ")
 
 
 @pytest.mark.parametrize(

@@ -317,6 +317,7 @@ def test_parallel_functions(client: enginery.Client) -> None:
     assert group.result(10) == list(range(7))
     assert [operation.result() for operation in group] == [range(0, 7, 3), range(1, 7, 3), range(2, 7, 3)]
     assert view.parallel(sum)(range(6)) == [1, 5, 9]
+    assert view.parallel(sum)([]) == []  # no engine is called
     with pytest.raises(ValueError, match="not of one length"):
         product([1], [])
     with pytest.raises(TypeError, match="got none"):

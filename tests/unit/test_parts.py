@@ -50,3 +50,4 @@ def test_arrays_of_several_dimensions(kind: Kind) -> None:
     assert np.array_equal(_parts.join(parts, kind), array)
     assert _parts.join([np.zeros(1, "i4"), np.zeros(1)], kind).dtype == np.float64
     assert _parts.join([np.float64(1), np.array(2)], kind) == [1, 2]  # what has no items is one
+    assert _parts.join([], kind) == []
