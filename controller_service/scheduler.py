@@ -33,6 +33,7 @@ MAX_BYTES = 256 << 20
 """How many tasks may be here, and how many bytes; more are refused, to come again later."""
 REFUSED_FOR = 0.25
 """Seconds for which an engine that refused a task is offered none."""
+_AT_ONCE = 128  # tasks that are let go on, or end, since what they come after has ended: 5 ms
 _MAX_SHELVES = 64  # beyond which empty ones are removed
 
 
@@ -119,6 +120,7 @@ class Scheduler:
         self._engines: dict[int, Engine] = {}
         self._shelves: dict[tuple[Where, frozenset[int]], Shelf] = {}
         self._behind: dict[bytes, dict[Task, None]] = {}  # tasks, by what they come after
+        self._following: deque[tuple[bytes, int | None, deque[Task]]] = deque()  # what ended, and those behind
         self._deadlines = _Deadlines()
         self._arrivals = 0
         self._turns = itertools.count(1)
@@ -298,6 +300,16 @@ class Scheduler:
             self._shelves = {key: shelf for key, shelf in self._shelves.items() if shelf}
         return self._done()
 
+    @property
+    def has_more(self) -> bool:
+        """Whether `go_on` is to be called soon: more tasks follow from what has ended than fit in one go."""
+        return bool(self._following)
+
+    def go_on(self, now: float) -> list[Action]:
+        """Do some more of what follows from what has ended."""
+        self._follow(now)
+        return self._done()
+
     # How it is done
 
     def _done(self) -> list[Action]:
@@ -385,28 +397,41 @@ class Scheduler:
                     del self._behind[one]
 
     def _let_follow(self, operation_id: bytes, outcome: int | None, now: float) -> None:
-        """Let those go on that come after an operation, which ended so; None if it is not known.
+        """Let those go on that come after an operation, which ended so; None if it is not known."""
+        self._note_end(operation_id, outcome)
+        self._follow(now)
 
-        What ends with it may end others, in chains as long as there are tasks: one after another, since each
-        within the one before would be too deep.
+    def _note_end(self, operation_id: bytes, outcome: int | None) -> None:
+        tasks = self._behind.pop(operation_id, None)
+        if tasks:
+            self._following.append((operation_id, outcome, deque(tasks)))
+
+    def _follow(self, now: float) -> None:
+        """Let some go on that come after what has ended.
+
+        What ends with it may end others, in chains as long as there are tasks: so one after another, since each
+        within the one before would be too deep, and not all of them in one go.
         """
-        ended: deque[tuple[bytes, int | None]] = deque(((operation_id, outcome),))
-        while ended:
-            before, how = ended.popleft()
-            for task in self._behind.pop(before, ()):
-                task.after -= {before}
-                if task.state is not State.BLOCKED:
-                    continue  # it has ended with another of these
-                if how is None:
-                    error = task_errors.not_found(before)
-                elif how != OK and not task.after_any_outcome:
-                    error = task_errors.not_after(task, before, how)
-                else:
-                    if not task.after:
-                        self._again(task, now)
-                    continue
-                self._finish(task, error)
-                ended.append((task.task_id, NOT_DELIVERED))
+        for _ in range(_AT_ONCE):
+            if not self._following:
+                return
+            before, how, tasks = self._following[0]
+            task = tasks.popleft()
+            if not tasks:
+                self._following.popleft()
+            task.after -= {before}
+            if task.state is not State.BLOCKED:
+                continue  # it has ended with another of these
+            if how is None:
+                error = task_errors.not_found(before)
+            elif how != OK and not task.after_any_outcome:
+                error = task_errors.not_after(task, before, how)
+            else:
+                if not task.after:
+                    self._again(task, now)
+                continue
+            self._finish(task, error)
+            self._note_end(task.task_id, NOT_DELIVERED)
 
     def _shelf(self, task: Task) -> Shelf:
         key = task.where, task.excluded

@@ -71,6 +71,7 @@ class Tasks:
         self._closed: DeliveryError | None = None
         self._actions: deque[Action] = deque()
         self._is_acting = False
+        self._is_going_on = False
 
     def __repr__(self) -> str:
         """Show the counts."""
@@ -246,6 +247,14 @@ class Tasks:
                     self._end(action.task, action.error)
         finally:
             self._is_acting = False
+        if self.scheduler.has_more and not self._is_going_on:
+            self._is_going_on = True
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._is_going_on = False
+        if self._closed is None:  # else everybody was told
+            self.act(self.scheduler.go_on(time.monotonic()))
 
     def _place(self, task: Task) -> None:
         task.payload.reply = None

@@ -224,17 +224,23 @@ def test_dependencies() -> None:
     assert reasons == {first: None, follows: "DEPENDENCY_FAILED", last: "DEPENDENCY_FAILED"}
 
 
-def test_a_long_chain_ends_with_its_first() -> None:
-    """Any number of tasks that come one after another end if the first fails, however deep that is."""
+@pytest.mark.parametrize("is_chain", [True, False])
+def test_any_number_of_tasks_ends_with_the_one_before_them(is_chain: bool) -> None:
+    """In a chain, however deep that is, or all behind the same: some at a time, so others have their turn."""
     engines = Engines(0)
     first = before = made()
     engines.add(first)
     for _ in range(3_000):
-        before = made(after=frozenset({before.task_id}))
-        engines.add(before)
+        task = made(after=frozenset({before.task_id}))
+        engines.add(task)
+        before = task if is_chain else first
     engines.reply(first, RAISED)
+    while engines.scheduler.has_more:
+        count = len(engines.ends)
+        assert engines.do(engines.scheduler.go_on(1.0)) == []
+        assert 0 < len(engines.ends) - count <= 128
     assert len(engines.ends) == 3_001
-    assert engines.ends[-1].task is before
+    assert engines.ends[-1].task is task
     assert len(engines.scheduler) == 0
 
 
