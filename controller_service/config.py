@@ -83,7 +83,8 @@ def parser() -> argparse.ArgumentParser:
         type=_seconds,
         default=DEFAULT_LEASE,
         metavar="SECONDS",
-        help="how long an engine stays registered without a connection; inf for ever (default: %(default)s)",
+        help="how long an engine stays registered without a connection; inf for ever "
+        f"(default: {DEFAULT_LEASE:g})",
     )
     options.add_argument(
         "--save-ids", action="store_true", help="never give the id of an engine that left to another"
@@ -93,14 +94,16 @@ def parser() -> argparse.ArgumentParser:
         type=_size,
         default=DEFAULT_VALUE_LIMIT,
         metavar="SIZE",
-        help="largest value that is passed on, in bytes or as 500M or 2G (default: %(default)s)",
+        help="largest value that is passed on, in bytes or as 500M or 2G "
+        f"(default: {_sizes.show(DEFAULT_VALUE_LIMIT)})",
     )
     options.add_argument(
         "--waiting-limit",
         type=_size,
         default=DEFAULT_WAITING_LIMIT,
         metavar="SIZE",
-        help="calls that may wait for replies of one engine, in bytes or as 500M or 2G (default: %(default)s)",
+        help="calls that may wait for replies of one engine, in bytes or as 500M or 2G "
+        f"(default: {_sizes.show(DEFAULT_WAITING_LIMIT)})",
     )
     options.add_argument(
         "--no-journal",
@@ -113,14 +116,14 @@ def parser() -> argparse.ArgumentParser:
         type=_seconds,
         default=DEFAULT_AGE,
         metavar="SECONDS",
-        help="how long results are kept; inf for ever (default: %(default)s)",
+        help=f"how long results are kept; inf for ever (default: {DEFAULT_AGE:g}, a day)",
     )
     options.add_argument(
         "--journal-limit",
         type=_size,
         default=DEFAULT_LIMIT,
         metavar="SIZE",
-        help="results that are kept, in bytes or as 500M or 2G (default: %(default)s)",
+        help=f"results that are kept, in bytes or as 500M or 2G (default: {_sizes.show(DEFAULT_LIMIT)})",
     )
     options.add_argument(
         "--durability",

@@ -49,9 +49,11 @@ def render_remotely(error: Exception) -> None:
         return  # it does
     remote = remote_of(error)
     text = "" if remote is None else remote.traceback.rstrip("\n")
-    told = text.split("\n") if text else []
-    if not text or isinstance(error, OperationError):  # the traceback does not end with what it came to
-        told += ["", *line(error).split("\n")]
+    if not text:
+        text = line(error)
+    elif isinstance(error, OperationError):  # the traceback does not end with what it came to
+        text += f"\n\n{line(error)}"
+    told = text.split("\n")
     BaseException.__setattr__(error, "_render_traceback_", lambda: told)  # where IPython looks for it
 
 
