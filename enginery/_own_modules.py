@@ -214,7 +214,7 @@ def read(module: str | os.PathLike[str] | ModuleType) -> list[Source]:
     """
     where = _file_of(module) if isinstance(module, ModuleType) else Path(module).absolute()
     if not where.exists():
-        raise FileNotFoundError(f"{where}: there is no such file or folder: give its path, or the imported module")
+        raise FileNotFoundError(f"{where}: no such file or folder; give a path, or the imported module")
     if where.is_dir() and not (where / "__init__.py").is_file():
         raise ValueError(f"{where} is no package: it has no __init__.py")
     if where.is_file() and where.suffix != ".py":
