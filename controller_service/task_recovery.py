@@ -14,6 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from controller_service.answers import Answer, Answers, reply_of, undelivered
+from controller_service.scheduler import NOT_DELIVERED
 from controller_service.task import State
 from enginery import _ids
 from enginery._reasons import DeliveryError
@@ -87,7 +88,7 @@ class TaskRecovery:
         elif answer is not None:
             task.engine_id = answer.engine_id
             self._end(task, reply_of(answer, task.payload.call.method))
-        elif known is not None:
+        elif known is not None and (known.attempts or known.outcome != NOT_DELIVERED):  # else it has not run
             self._ask_again(task, known)
         elif self._find_in_inventories(task):
             pass

@@ -258,6 +258,19 @@ async def test_placement_timeout(cluster: FakeCluster) -> None:
     assert "no engine is registered" in error.text
 
 
+async def test_a_task_that_was_not_placed_may_come_again(cluster: FakeCluster) -> None:
+    """Under the same id: it has not run, so nobody is told that it has."""
+    session = await cluster.session()
+    call = task(session)
+    call.task.placement_timeout.FromMilliseconds(50)
+    assert (await refusal(session, call)).reason == "TASK_NOT_PLACED"
+    await cluster.host().hello()
+    assert session.welcome is not None
+    call.sent_epoch = session.welcome.controller_epoch
+    session.replies.clear()
+    assert (await session.ask(call)).response == b"work"
+
+
 @pytest.mark.parametrize(
     "fields", [{"priority": 1_001}, {"after": ["x"]}, {"label": "x" * 201}, {"after": ["x"] * 1_001}]
 )
