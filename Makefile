@@ -20,7 +20,7 @@ run: $(STAMP)  ## Do real work: a census of the standard library on N engines (d
 	$(BIN)/enginery run examples/stdlib_census.py -n $(or $(N),$(CORES))
 
 test: $(STAMP)  ## Run the test suite; T= passes options to pytest.
-	$(BIN)/python -m pytest $(T)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(T)
 
 chaos: $(STAMP)  ## Kill, freeze and cut off everything for MINUTES= (30); SEED= says how. Nothing may be lost or run twice.
 	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1)

@@ -12,13 +12,21 @@ import pytest
 
 from enginery._channel import prepare_grpc
 
-prepare_grpc()  # as every program of ours does, before a test imports grpc by itself
-
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
 IN_CI = os.environ.get("CI") == "true"
 _SETTLING = 5.0  # seconds that children get to end after the last test
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set gRPC up as every program of ours does, before a test imports it by itself.
+
+    Not in a process that only hands tests out: those that run them would take what is set for the user's.
+    """
+    is_worker = hasattr(config, "workerinput")
+    if is_worker or not getattr(config.option, "numprocesses", None):
+        prepare_grpc()
 
 
 def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -86,9 +86,9 @@ def _shell(runtime: Path) -> Shell:
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Iterator[Shell]:
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     """A shell of its own; at the end none of its processes may be left."""
-    made = _shell(tmp_path)
+    made = _shell(tmp_path_factory.mktemp("r"))  # short, for the path of a socket has few characters
     yield made
     _end(made)
 

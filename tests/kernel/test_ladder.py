@@ -112,7 +112,8 @@ async def test_whatever_runs_can_be_interrupted(kernel: Driver, what: str) -> No
     """Loops, waits, children, awaits, C code that ends: KeyboardInterrupt, and the namespace is intact."""
     code = _BY_ONE_INTERRUPT.get(what) or _BY_THE_SECOND[what]
     # Imported before: an interrupt within one may hit a callback of the import system, which loses it.
-    await kernel.ok("kept = 5; import asyncio, ctypes, numpy, queue, select, socket, subprocess, threading, time")
+    await kernel.ok("kept = 5")
+    await kernel.ok("import asyncio, ctypes, numpy, queue, select, socket, subprocess, threading, time")
     stopped = await _stop(kernel, f"get_engine().progress(0)\n{code}", 0.1 if what in _BY_THE_SECOND else 10)
     assert isinstance(stopped.answer, Reply)
     assert stopped.answer.failure is not None
