@@ -528,6 +528,7 @@ class SessionRequest(_message.Message):
 
     HELLO_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
+    FUNCTIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___SessionHello:
         """(Required on the first message) Who calls."""
@@ -536,15 +537,20 @@ class SessionRequest(_message.Message):
     def calls(self) -> _containers.RepeatedCompositeFieldContainer[_frame_pb2.Call]:
         """(Optional) Calls, in order."""
 
+    @_builtins.property
+    def functions(self) -> _containers.RepeatedCompositeFieldContainer[_frame_pb2.Function]:
+        """(Optional) Functions that these calls, and later ones, name."""
+
     def __init__(
         self,
         *,
         hello: Global___SessionHello | None = ...,
         calls: _abc.Iterable[_frame_pb2.Call] | None = ...,
+        functions: _abc.Iterable[_frame_pb2.Function] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "hello", b"hello"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "functions", b"functions", "hello", b"hello"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

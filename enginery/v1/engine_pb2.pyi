@@ -1849,6 +1849,7 @@ class ControllerMessage(_message.Message):
     HEARTBEAT_ACK_FIELD_NUMBER: _builtins.int
     DISMISSALS_FIELD_NUMBER: _builtins.int
     JOURNALED_COUNT_FIELD_NUMBER: _builtins.int
+    FUNCTIONS_FIELD_NUMBER: _builtins.int
     journaled_count: _builtins.int
     """(Optional) Replies and `ended` of this stream that the controller has taken for good, counted together from its
     beginning in the order in which they were sent: the host need not keep their answers. Absent means no news.
@@ -1877,6 +1878,10 @@ class ControllerMessage(_message.Message):
     def dismissals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Dismissal]:
         """(Optional) Engines that are to stop."""
 
+    @_builtins.property
+    def functions(self) -> _containers.RepeatedCompositeFieldContainer[_frame_pb2.Function]:
+        """(Optional) Functions that these calls, and later ones, name. They are taken before `calls`."""
+
     def __init__(
         self,
         *,
@@ -1887,10 +1892,11 @@ class ControllerMessage(_message.Message):
         heartbeat_ack: Global___HeartbeatAck | None = ...,
         dismissals: _abc.Iterable[Global___Dismissal] | None = ...,
         journaled_count: _builtins.int = ...,
+        functions: _abc.Iterable[_frame_pb2.Function] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_ack", b"heartbeat_ack"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "dismissals", b"dismissals", "heartbeat_ack", b"heartbeat_ack", "journaled_count", b"journaled_count", "refusals", b"refusals", "transfers", b"transfers", "welcomes", b"welcomes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "dismissals", b"dismissals", "functions", b"functions", "heartbeat_ack", b"heartbeat_ack", "journaled_count", b"journaled_count", "refusals", b"refusals", "transfers", b"transfers", "welcomes", b"welcomes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -244,6 +244,7 @@ class Call(_message.Message):
     KNOWN_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
+    FUNCTION_DIGEST_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
     call_id: _builtins.int
     """(Required) Correlates the reply. Minted by the sender of the frame and unique within its stream."""
@@ -270,6 +271,10 @@ class Call(_message.Message):
     known: _builtins.bool
     """(Optional) True if the host said in its hello that it knows this operation: `request` is empty, and the reply is
     that of the operation.
+    """
+    function_digest: _builtins.bytes
+    """(Optional) The function of METHOD_APPLY, if the request holds none: the digest of a Function that came before on this
+    stream, and that the receiver still keeps (see there). BAD_REQUEST if it does not. Not part of a call that is `known`.
     """
     request: _builtins.bytes
     """(Required) The serialized request of the method."""
@@ -302,15 +307,47 @@ class Call(_message.Message):
         known: _builtins.bool = ...,
         task: Global___TaskOptions | None = ...,
         targets: _abc.Iterable[Global___Target] | None = ...,
+        function_digest: _builtins.bytes = ...,
         request: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "engine_id", b"engine_id", "known", b"known", "method", b"method", "operation_id", b"operation_id", "options", b"options", "request", b"request", "sent_epoch", b"sent_epoch", "session_id", b"session_id", "targets", b"targets", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "engine_id", b"engine_id", "function_digest", b"function_digest", "known", b"known", "method", b"method", "operation_id", b"operation_id", "options", b"options", "request", b"request", "sent_epoch", b"sent_epoch", "session_id", b"session_id", "targets", b"targets", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Call: _TypeAlias = Call  # noqa: Y015
+
+@_typing.final
+class Function(_message.Message):
+    """Function is what calls of METHOD_APPLY on the same stream name by its digest, so that it travels once.
+
+    Functions of a message are taken before its calls. The receiver keeps those that came last: when it has handled a message
+    it drops the oldest until it keeps at most 1,024 functions and 16 MiB of their pickles. The sender counts along, and
+    sends one again that it needs after it was dropped. The end of the stream drops them all.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    PICKLE_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """(Required) BLAKE2b of `pickle`: 16 bytes. PROTOCOL_ERROR if it is not."""
+    pickle: _builtins.bytes
+    """(Required) The callable: a serialized Pickle of at most 1 MiB."""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+        pickle: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "pickle", b"pickle"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Function: _TypeAlias = Function  # noqa: Y015
 
 @_typing.final
 class Target(_message.Message):
