@@ -178,7 +178,7 @@ def _named(message: Any) -> str:
 
 
 def _function(message: engine_pb2.ApplyRequest) -> str:
-    return _cut(message.function_name or "<function>")
+    return _cut(message.function_name or message.pickled_function.name or "<function>")
 
 
 def _namespace(message: Any) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from enginery import _codec, _ids, _pickled_functions, _values, result
 from enginery._encoded import MAX_PROPERTIES, Codec, Encoded
+from enginery._function_name import name_of
 from enginery._methods import METHODS
 from enginery._options import NO_OPTIONS, Options
 from enginery._reasons import DeliveryError, public
@@ -175,6 +176,7 @@ def _called(function: Callable[..., object] | str) -> engine_pb2.ApplyRequest:
             pickled = _pickle(function, {"the function": function})
             _pickled_functions.remember(function, pickled)
         _values.fill_pickle(message.pickled_function, pickled)
+        message.pickled_function.name = name_of(function)
     else:
         raise TypeError(f"apply calls a function or the name of one, not {type(function).__name__}")
     return message

@@ -118,12 +118,15 @@ class Pickle(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PYTHON_VERSION_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     BUFFERS_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     python_version: _builtins.str
     """(Required) Version of the Python that pickled, such as `3.11.7`. Pickles of functions are only safe
     between equal minor versions; the reader refuses others with a clear error.
     """
+    name: _builtins.str
+    """(Optional) For people: what a pickled function is called, such as `fit` or `model.fit`. Absent means that it has no name."""
     data: _builtins.bytes
     """(Required) The pickle itself, protocol 5."""
     @_builtins.property
@@ -134,12 +137,13 @@ class Pickle(_message.Message):
         self,
         *,
         python_version: _builtins.str = ...,
+        name: _builtins.str = ...,
         buffers: _abc.Iterable[_builtins.bytes] | None = ...,
         data: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffers", b"buffers", "data", b"data", "python_version", b"python_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffers", b"buffers", "data", b"data", "name", b"name", "python_version", b"python_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
