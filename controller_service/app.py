@@ -20,9 +20,10 @@ from controller_service.config import POWER, Config
 from controller_service.engine_endpoint import ClusterFacts, EngineEndpoint
 from controller_service.engine_router import EngineRouter
 from controller_service.events import EngineEvent, EventKind
-from controller_service.journal import Journal, NoJournal
+from controller_service.journal import Journal
 from controller_service.journal_store import Bounds
 from controller_service.lease import State
+from controller_service.no_journal import NoJournal
 from controller_service.operations import Operations
 from controller_service.registry import Registry
 from controller_service.session_endpoint import SessionEndpoint

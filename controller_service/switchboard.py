@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from controller_service.answers import Answer, Answers, reply_of, undelivered
 from controller_service.config import DEFAULT_WAITING_LIMIT
 from controller_service.events import EngineEvent, EventKind, HelloReceived, Registration
-from controller_service.journal import NoJournal
+from controller_service.no_journal import NoJournal
 from controller_service.reference import EngineFromReference, call_reply
 from controller_service.tasks import Tasks
 from enginery._methods import OPERATIONS

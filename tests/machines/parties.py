@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from controller_service.any_engine import AnyEngine
 from controller_service.engine_endpoint import ClusterFacts, EngineEndpoint
 from controller_service.events import EventKind
-from controller_service.journal import NoJournal
 from controller_service.journal_records import EngineRow, Result, kept
+from controller_service.no_journal import NoJournal
 from controller_service.operations import Operations
 from controller_service.registry import Registry
 from controller_service.session_endpoint import SessionEndpoint

@@ -21,10 +21,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from controller_service import file_system, journal_store
 from controller_service import journal as journal_module
 from controller_service.events import Facts, Kept, Registration
-from controller_service.journal import Journal, NoJournal
+from controller_service.journal import Journal
 from controller_service.journal_records import Batch, Result
 from controller_service.journal_store import LARGE, Bounds, Store
 from controller_service.lease import Lease
+from controller_service.no_journal import NoJournal
 from enginery import _ids
 from enginery._methods import METHODS
 from enginery._reasons import DeliveryError
