@@ -21,7 +21,8 @@ _COLUMNS = (
     Column("age", right=True, rank=3),
     Column("ran", right=True, rank=1),
     Column("method", rank=2),
-    Column("arguments", least=12, rank=4),
+    Column("arguments", least=12, rank=5),
+    Column("label", least=8, rank=4),
 )
 
 
@@ -74,6 +75,7 @@ def _row(info: OperationInfo) -> list[str]:
         _ran(info),
         info.method,
         info.arguments,
+        info.label,
     ]
 
 

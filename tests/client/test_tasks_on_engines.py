@@ -216,6 +216,19 @@ def test_another_client_has_a_task_by_its_id(cluster: enginery.Cluster, client: 
         assert (info.attempts, info.label) == (1, "speaks")
 
 
+def test_operations_name_their_functions(client: enginery.Client) -> None:
+    """Of calls and tasks, whichever way the function went, and again when it is known there already."""
+
+    def a_function_of_some_size(x: int) -> str:
+        return "a text that makes its pickle larger than what is not worth to be sent apart " * x
+
+    done = [client.submit(a_function_of_some_size, 1), client.submit(a_function_of_some_size, 2)]
+    done += client[:].apply(a_function_of_some_size, 1, block=False)
+    for operation in done:
+        operation.result(20)
+        assert operation.info().arguments.endswith("test_tasks_on_engines.a_function_of_some_size")
+
+
 def test_large_values_come_back(client: enginery.Client) -> None:
     """Of single tasks and of chunks; arguments ride up to the size of a message."""
     assert client.submit(bytes, 5 << 20).result(20) == bytes(5 << 20)
