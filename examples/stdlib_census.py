@@ -14,7 +14,6 @@ import ast
 import sysconfig
 import time
 from collections import Counter
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 BRANCHES = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.Try, ast.With, ast.AsyncWith, ast.Match)
 CHUNKS_PER_ENGINE = 24  # small enough that no engine ends long before the others
-AHEAD = 2  # chunks handed to an engine at a time: the next is there when one is done
 
 
 @dataclass
@@ -111,21 +109,11 @@ def deal(files: list[Path], count: int) -> list[list[str]]:
 
 
 def on_engines(client: enginery.Client, chunks: list[list[str]], done: Callable[[int], None]) -> Census:
-    """Hand chunks to whichever engine has room until all are counted; `done` hears how many files each had."""
+    """Map over the chunks, each on whichever engine has room; `done` hears how many files each had."""
     total = Census()
-    left = iter(chunks)
-    running: dict[Future[Census], int] = {}
-    for engine in client.ids * AHEAD:
-        if (chunk := next(left, None)) is not None:
-            running[client[engine].apply(take_census, chunk, block=False)] = engine
-    while running:
-        for operation in wait(running, return_when=FIRST_COMPLETED).done:
-            engine = running.pop(operation)
-            part = operation.result()
-            total.add(part)
-            done(part.files)
-            if (chunk := next(left, None)) is not None:
-                running[client[engine].apply(take_census, chunk, block=False)] = engine
+    for part in client.map(take_census, chunks, chunksize=1, ordered=False):
+        total.add(part)
+        done(part.files)
     return total
 
 
