@@ -31,8 +31,6 @@ TASK_OVERHEAD = 1_024
 MAX_TASKS = 100_000
 MAX_BYTES = 256 << 20
 """How many tasks may be here, and how many bytes; more are refused, to come again later."""
-REFUSED_FOR = 0.25
-"""Seconds for which an engine that refused a task is offered none."""
 _AT_ONCE = 128  # tasks that are let go on, or end, since what they come after has ended: 5 ms
 _MAX_SHELVES = 64  # beyond which empty ones are removed
 
@@ -61,7 +59,7 @@ VERDICTS: dict[int, Verdict] = {
     frame_pb2.OUTCOME_RELEASED: Verdict.END,
 }
 """What each outcome means, unless the error says that it has not run."""
-_FULL = frozenset({"QUEUE_FULL", "ENGINE_AWAY"})
+_NOT_RUN = frozenset({Verdict.ELSEWHERE, Verdict.AGAIN})
 
 
 class Place(NamedTuple):
@@ -208,21 +206,19 @@ class Scheduler:
     ) -> list[Action]:
         """The engine that `task` was placed on answered; `problem` is the error of the reply, if it is one.
 
-        `has_run` is False if the reply says that it never began.
+        `has_run` is False if the reply says that it never began and may begin there yet.
         """
         engine = self._leave(task, now, has_run=has_run)
-        verdict = VERDICTS.get(outcome, Verdict.END) if has_run else Verdict.AGAIN
-        if engine is not None and problem is not None and problem.reason == "ENGINE_STOPPED":
-            engine.is_open = False  # it takes no more: its goodbye is on its way
-        if not has_run or verdict is Verdict.ELSEWHERE:
+        verdict = _verdict(outcome, problem) if has_run else Verdict.AGAIN
+        if engine is not None and problem is not None:
+            engine.refused(problem.reason, now)
+        if verdict in _NOT_RUN:
             task.attempts -= 1
-        if task.is_stopping and not has_run:
+        if task.is_stopping and verdict in _NOT_RUN:
             self._end(task, task_errors.cancelled(task), now, CANCELLED)
         elif verdict is Verdict.END or task.is_stopping:
             self._end(task, None, now, outcome)
         elif verdict is Verdict.AGAIN:
-            if engine is not None and problem is not None and problem.reason in _FULL:
-                engine.closed_until = now + REFUSED_FOR
             self._again(task, now)
         elif verdict is Verdict.ELSEWHERE:
             task.excluded |= {task.engine_id or 0}
@@ -460,6 +456,12 @@ class Scheduler:
         if not self._engines:
             return "no engine is registered"
         return "those that match were busy" if self._shelf(task).engines else "none has what it asks for"
+
+
+def _verdict(outcome: int, problem: DeliveryError | None) -> Verdict:
+    if problem is not None and problem.reason == "KERNEL_NOT_STARTING":
+        return Verdict.ELSEWHERE  # nobody knows when that engine runs anything
+    return VERDICTS.get(outcome, Verdict.END)
 
 
 def _waits(task: Task) -> bool:

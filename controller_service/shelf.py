@@ -17,7 +17,12 @@ AHEAD = 0.05
 """Seconds of work that an engine is given ahead of time."""
 MAX_PLACED = 32
 """Tasks that an engine is given at the same time."""
+REFUSED_FOR = 0.25
+"""Seconds for which an engine that refused a task is offered none."""
+NOT_STARTING_FOR = 30.0
+"""The same if its kernel does not start; that it has started ends it."""
 _SHARE = 0.2  # of the newest duration in the average
+_CLOSED_FOR = {"QUEUE_FULL": REFUSED_FOR, "ENGINE_AWAY": REFUSED_FOR, "KERNEL_NOT_STARTING": NOT_STARTING_FOR}
 _MOST_STALE = 64  # tasks that have ended and are in the midst of a shelf, unless more than half of it is left
 
 
@@ -57,6 +62,12 @@ class Engine:
     def may_queue(self, now: float) -> bool:
         """Return whether it may be given a task behind what others called, since those calls go on."""
         return self.is_open and not self.placed and now >= self.closed_until
+
+    def refused(self, reason: str, now: float) -> None:
+        """It answered a task with an error of that reason: offer it nothing for as long as that says."""
+        if reason == "ENGINE_STOPPED":
+            self.is_open = False  # its goodbye is on its way
+        self.closed_until = max(self.closed_until, now + _CLOSED_FOR.get(reason, 0.0))
 
     def answered(self, placed_at: float, now: float) -> None:
         """It has run a task, one after another as it does: learn how long one takes."""

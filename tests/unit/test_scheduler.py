@@ -168,6 +168,25 @@ def test_an_engine_that_refuses_is_left_alone_for_a_while() -> None:
     assert engines.do(engines.scheduler.tick(1.3)) == [task]
 
 
+def test_an_engine_whose_kernel_does_not_start_is_passed_over() -> None:
+    """What it was given goes elsewhere, no attempt used; it is offered nothing until its kernel has started."""
+    engines = Engines(0, 1)
+    task = made()
+    engines.add(task)
+    problem = DeliveryError("KERNEL_NOT_STARTING", engine_id=0, cause="no memory")
+    assert engines.reply(task, frame_pb2.OUTCOME_NOT_DELIVERED, problem) == [task]
+    assert (task.engine_id, task.attempts) == (1, 1)
+    other = made()
+    assert engines.add(other, 2.0) == []
+    assert engines.do(engines.scheduler.tick(2.9)) == []
+    assert engines.open(0, now=3.0) == [other]
+    engines.reply(other, frame_pb2.OUTCOME_NOT_DELIVERED, problem)
+    engines.reply(task)
+    assert other.engine_id == 1
+    engines.reply(other, frame_pb2.OUTCOME_NOT_DELIVERED, problem)
+    assert engines.ends[1:] == [End(other, None)]  # with that error: every engine has it
+
+
 def test_an_engine_that_stops_is_offered_nothing_more() -> None:
     """Its answer says so before its goodbye does: what it were given would count as lost."""
     engines = Engines(0)
