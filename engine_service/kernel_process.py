@@ -6,7 +6,6 @@ killed when its thread ends.
 
 from __future__ import annotations
 
-import array
 import asyncio
 import os
 import signal
@@ -16,12 +15,12 @@ import sys
 import threading
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from engine_service.kernel_exit import ExitStatus, KernelExited, count_oom_kills
-from engine_service.kernel_frames import FrameReader, WireError, rest
+from engine_service.kernel_frames import WireError
 from engine_service.kernel_memory import descendants, group_bytes, resident_bytes
 from engine_service.kernel_messages import (
     Command,
@@ -31,24 +30,23 @@ from engine_service.kernel_messages import (
     Ready,
     Reply,
     Shown,
-    Start,
     Transferred,
 )
+from engine_service.kernel_options import KernelOptions, describe_start
 from engine_service.kernel_page import AHEAD, RUNNING, TARGET, make_page, open_page, revoke
 from engine_service.kernel_pipes import OutputPipes
+from engine_service.kernel_socket import KernelSocket
 from engine_service.kernel_wire import read_from_kernel, write_command, write_start
 from enginery import _ids
 from enginery._channel import environment
-from enginery._engine import DEFAULT_VALUE_LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-    from pathlib import Path
+    from collections.abc import Callable
 
     import psutil
 
     from engine_service.kernel_frames import Frame
-    from enginery._encoded import Buffer, Encoded
+    from enginery._encoded import Encoded
 
     Done = Callable[[Reply | KernelExited], None]
 
@@ -65,23 +63,6 @@ __all__ = [
     "Transferred",
     "WireError",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class KernelOptions:
-    """How a kernel is started. Sizes in bytes, times in seconds.
-
-    `value_limit` is the largest value that an operation may return. `exec_lines` and then `exec_files` run
-    before it is ready; one that raises is a failed start.
-    """
-
-    engine_id: int = -1
-    value_limit: int = DEFAULT_VALUE_LIMIT
-    startup_timeout: float = 30.0
-    directory: Path | None = None
-    exec_lines: tuple[str, ...] = ()
-    exec_files: tuple[Path, ...] = ()
-    properties: Mapping[str, Encoded] = field(default_factory=dict)
 
 
 class KernelListener(Protocol):
@@ -109,7 +90,6 @@ class _Given:
     is_revoked: bool = False
 
 
-_MAX_VECTOR = 512  # buffers of one sendmsg
 _MAX_GIVEN_BYTES = 64 << 10  # in the socket, which takes a few times more before it blocks
 _WORDS = 2000  # bytes of stderr
 
@@ -129,17 +109,13 @@ class KernelProcess:
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[ExitStatus] = self._loop.create_future()
         self._listener = listener
-        self._reader = FrameReader()
         self._serial = 0
         self._introduction: asyncio.Future[Any] | None = None
         self._line: deque[_Given] = deque()  # the first runs, or is to run next
         self._given_bytes = 0
-        self._unsent: list[Buffer] = []
-        self._unsent_size = 0
         self._is_handling = False
         self._last_words = b""  # the end of what came on stderr, of the command whose serial number follows
         self._spoke = 0
-        self._sending: asyncio.Task[None] | None = None
         self._ordered = False
         self._cause = ""
         self._oom_kills = count_oom_kills()
@@ -166,8 +142,8 @@ class KernelProcess:
         return kernel
 
     def _spawn(self, options: KernelOptions) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.setblocking(False)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket = KernelSocket(self._loop, ours)
         page = make_page()
         self._page = open_page(page)
         self._pipes = OutputPipes(self._loop, self._page, self._take_output)
@@ -193,13 +169,13 @@ class KernelProcess:
             os.close(page)
             os.close(acknowledged)
         self.pid = self._process.pid
-        self._loop.add_reader(self._socket.fileno(), self._on_readable)
+        self._socket.follow(self._on_readable)
         self._pipes.follow()
         self._watch_exit()
 
     async def _introduce(self, options: KernelOptions) -> None:
         self._introduction = self._loop.create_future()
-        self._put(write_start(_describe_start(options)))
+        self._put(write_start(describe_start(options)))
         ready = await self._introduction
         assert isinstance(ready, Ready)
         self.python_version = ready.python_version
@@ -214,7 +190,7 @@ class KernelProcess:
             len(line) < AHEAD
             and line[-1].is_task
             and self._given_bytes < _MAX_GIVEN_BYTES
-            and (self._sending is None or self._sending.done())
+            and not self._socket.is_stuck
         )
 
     def begin(self, command: Command, done: Done) -> None:
@@ -247,48 +223,13 @@ class KernelProcess:
 
     def _put(self, frame: Frame) -> int:
         """Send a frame, together with those that are made while replies are handled; return its size."""
-        buffers: list[Buffer] = frame.pack()
-        size = sum(buffer.nbytes if isinstance(buffer, memoryview) else len(buffer) for buffer in buffers)
-        if frame.fds:
-            self._flush()
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", frame.fds))]
-            self._send_what_fits(buffers, size, ancillary)
-            return size
-        self._unsent += buffers
-        self._unsent_size += size
+        size = self._socket.put(frame)
         if not self._is_handling:
             if self._line:  # it is busy: there may be more
-                self._loop.call_soon(self._flush)
+                self._loop.call_soon(self._socket.flush)
             else:
-                self._flush()
+                self._socket.flush()
         return size
-
-    def _flush(self) -> None:
-        if self._unsent and not self.exited.done():
-            buffers, size = self._unsent, self._unsent_size
-            self._unsent, self._unsent_size = [], 0
-            self._send_what_fits(buffers, size)
-
-    def _send_what_fits(
-        self, buffers: list[Buffer], size: int, ancillary: Iterable[tuple[int, int, array.array[int]]] = ()
-    ) -> None:
-        """Send as much as the socket takes at once, and the rest as soon as it does."""
-        try:
-            sent = self._socket.sendmsg(buffers[:_MAX_VECTOR], ancillary)
-        except BlockingIOError:  # never with so little in flight, unless the system is out of buffers
-            if ancillary:
-                raise WireError("the socket of the kernel takes nothing") from None
-            sent = 0
-        except (BrokenPipeError, ConnectionResetError):  # it has ended: the answer will say how
-            return
-        if sent < size:
-            name = f"command for kernel {self.pid}"
-            self._sending = self._loop.create_task(self._send(rest(buffers, sent)), name=name)
-
-    async def _send(self, unsent: list[memoryview]) -> None:
-        with suppress(BrokenPipeError, ConnectionResetError):  # it has ended: the answer will say how
-            for view in unsent:
-                await self._loop.sock_sendall(self._socket, view)
 
     def interrupt(self, operation_id: bytes = b"") -> bool:
         """Interrupt that operation, or whichever runs if empty. Returns whether it runs; never hits another."""
@@ -338,7 +279,7 @@ class KernelProcess:
         if not self.exited.done():
             self._ordered = True
             with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_WR)
+                self._socket.end()
             await asyncio.wait([self.exited], timeout=grace)
             self.kill()
         return await asyncio.shield(self.exited)
@@ -362,8 +303,8 @@ class KernelProcess:
 
     def _on_readable(self) -> None:
         try:
-            if not self._reader.receive(self._socket):
-                self._loop.remove_reader(self._socket.fileno())
+            if not self._socket.receive():
+                self._socket.unfollow()
                 if not self._ordered:
                     self._give_up("user code closed its connection to the engine host")
                 return
@@ -371,12 +312,12 @@ class KernelProcess:
         except (BlockingIOError, InterruptedError):
             return
         except ConnectionResetError:  # it ended with something unread: its end will be noticed
-            self._loop.remove_reader(self._socket.fileno())
+            self._socket.unfollow()
         except WireError as error:
             self._break(error)
 
     def _break(self, error: WireError) -> None:
-        self._loop.remove_reader(self._socket.fileno())
+        self._socket.unfollow()
         self.kill(cause=f"killed, since it broke the protocol between kernel and host ({error})")
 
     def _take_frames(self, *, until: int = 0) -> None:
@@ -384,14 +325,14 @@ class KernelProcess:
         was_handling, self._is_handling = self._is_handling, True
         try:
             while not (until and self._line and self._line[0].serial == until):
-                frame = self._reader.take()
+                frame = self._socket.reader.take()
                 if frame is None:
                     break
                 self._take_frame(frame)
         finally:
             self._is_handling = was_handling
             if not was_handling:
-                self._flush()
+                self._socket.flush()
 
     def _take_frame(self, frame: Frame) -> None:
         first = self._line[0] if self._line else None
@@ -459,7 +400,7 @@ class KernelProcess:
     def _catch_up_to(self, serial: int) -> None:
         try:
             with suppress(BlockingIOError, InterruptedError, ConnectionResetError):
-                self._reader.receive(self._socket)
+                self._socket.receive()
             self._take_frames(until=serial)
         except WireError as error:
             self._break(error)
@@ -522,15 +463,11 @@ class KernelProcess:
     def _read_last_frames(self) -> None:
         """It may have answered just before it ended."""
         with suppress(OSError, WireError):
-            while self._reader.receive(self._socket):
+            while self._socket.receive():
                 self._take_frames()
 
     def _close(self) -> None:
-        if self._sending is not None:
-            self._sending.cancel()
-        self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
-        self._reader.close()
         self._page.release()
         self._pipes.close()
         os.close(self._acknowledge)
@@ -547,14 +484,3 @@ def _settle(future: asyncio.Future[Any], answer: Ready | Reply | KernelExited) -
 
 
 _EXIT_GRACE = 0.5  # seconds from the end of the socket to the end of the process
-
-
-def _describe_start(options: KernelOptions) -> Start:
-    return Start(
-        engine_id=options.engine_id,
-        host_pid=os.getpid(),
-        value_limit=options.value_limit,
-        exec_lines=options.exec_lines,
-        exec_files=tuple(str(file.absolute()) for file in options.exec_files),
-        properties=options.properties,
-    )

@@ -1,0 +1,45 @@
+"""How a kernel is started, and what it is told of that."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from engine_service.kernel_messages import Start
+from enginery._engine import DEFAULT_VALUE_LIMIT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from enginery._encoded import Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class KernelOptions:
+    """How a kernel is started. Sizes in bytes, times in seconds.
+
+    `value_limit` is the largest value that an operation may return. `exec_lines` and then `exec_files` run
+    before it is ready; one that raises is a failed start.
+    """
+
+    engine_id: int = -1
+    value_limit: int = DEFAULT_VALUE_LIMIT
+    startup_timeout: float = 30.0
+    directory: Path | None = None
+    exec_lines: tuple[str, ...] = ()
+    exec_files: tuple[Path, ...] = ()
+    properties: Mapping[str, Encoded] = field(default_factory=dict)
+
+
+def describe_start(options: KernelOptions) -> Start:
+    """Return what a kernel with these options is told first, by this host."""
+    return Start(
+        engine_id=options.engine_id,
+        host_pid=os.getpid(),
+        value_limit=options.value_limit,
+        exec_lines=options.exec_lines,
+        exec_files=tuple(str(file.absolute()) for file in options.exec_files),
+        properties=options.properties,
+    )
