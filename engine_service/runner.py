@@ -16,7 +16,8 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from engine_service.kernel_process import Command, Failure, KernelExited, Reply
+from engine_service import endings
+from engine_service.kernel_process import Command, KernelExited, Reply
 from engine_service.ladder import Action, Ladder
 from engine_service.late_output import LateOutput
 from engine_service.operation import QUEUED, RUNNING, Answer, StopCause
@@ -25,8 +26,7 @@ from engine_service.responses import Composer
 from enginery import _ids, _logs
 from enginery._engine import CallReply
 from enginery._methods import PYTHON_NAMES
-from enginery._reasons import TABLE, DeliveryError
-from enginery.errors import RaisedError
+from enginery._reasons import DeliveryError
 from enginery.v1 import frame_pb2
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Runner:
         """Give the kernel an operation; return why that failed."""
         operation = run.operation
         if operation.stop_cause is not None:
-            return self._not_begun_error(operation)
+            return endings.not_begun(self._engine, operation)
         assert operation.fields is not None
         run.phase = Phase.AHEAD if self._line else Phase.IN_KERNEL
         if not self._line and operation.state == QUEUED:
@@ -211,8 +211,8 @@ class Runner:
         if isinstance(reply, KernelExited):
             has_begun = operation.state == RUNNING
             if has_begun:
-                death = self._died(reply, operation)
-                reply = _last_reply(death, operation)
+                death = endings.died(self._engine, reply, operation)
+                reply = endings.last_reply(death, operation)
         else:
             has_begun = not reply.was_revoked
             if self._line:
@@ -307,7 +307,7 @@ class Runner:
             cause = f"{method} failed before it in the same session (operation {operation_id})"
             engine.fail_all(cleared, engine.cleared_error(cause))
         if engine.keeper.kill_cause and not engine.is_stopping:  # it answered just before it was killed
-            self._fail_queued(operation, engine.keeper.kill_cause)
+            endings.fail_queued(engine, operation, engine.keeper.kill_cause)
         engine.idle()
 
     def _disarm(self, run: _Run) -> None:
@@ -352,7 +352,7 @@ class Runner:
     def _return(self, run: _Run) -> None:
         """Take back what the kernel did not begin, and never will."""
         if run.operation.stop_cause is not None:
-            self._finish(run, self._not_begun_error(run.operation))
+            self._finish(run, endings.not_begun(self._engine, run.operation))
         elif run.withdrawal is not None:
             self._finish(run, run.withdrawal)
         else:
@@ -428,85 +428,11 @@ class Runner:
             shown = _ids.show(run.operation.operation_id)
             self._engine.keeper.kill(f"killed, since operation {shown} did not stop when it was interrupted")
 
-    # ---- death of its kernel
-
-    def _died(self, exited: KernelExited, operation: Operation) -> DeliveryError:
-        """Return how the running operation ends, as its kernel has; what waited for that kernel ends too."""
-        engine = self._engine
-        if engine.is_stopping:
-            return engine.stopped_error(has_run=exited.has_begun)
-        died = self._fail_queued(operation, exited.describe())
-        if not exited.has_begun and operation.stop_cause is None:
-            return _not_run(died)
-        return self._death(operation) or died
-
-    def _fail_queued(self, operation: Operation, cause: str) -> DeliveryError:
-        """End what was queued for a namespace that is no more, and return the error."""
-        died = DeliveryError(
-            "KERNEL_DIED",
-            engine_id=self._engine.engine_id,
-            cause=cause,
-            method=PYTHON_NAMES[operation.method],
-            operation_id=_ids.show(operation.operation_id),
-        )
-        self._engine.fail_all(self._engine.queue.clear(all_incarnations=False), _not_run(died))
-        return died
-
-    def _death(self, operation: Operation) -> DeliveryError | None:
-        """Return why the host killed the kernel, None if it did not."""
-        engine = self._engine
-        if engine.keeper.memory_exceeded:
-            return DeliveryError(
-                "MEMORY_LIMIT_EXCEEDED",
-                engine_id=engine.engine_id,
-                size=engine.keeper.memory_exceeded,
-                limit=engine.options.memory_limit,
-                method=PYTHON_NAMES[operation.method],
-                operation_id=_ids.show(operation.operation_id),
-            )
-        if operation.stop_cause is not None and engine.keeper.kill_cause:
-            return self._stopped_error(
-                operation,
-                "lost",
-                "it did not stop when it was interrupted, so its kernel was killed; the engine has a new one",
-            )
-        return None
-
-    def _stopped_error(self, operation: Operation, namespace: str, cause: str) -> DeliveryError:
-        assert operation.stop_cause is not None
-        return DeliveryError(
-            f"OPERATION_{operation.stop_cause.category}",
-            engine_id=self._engine.engine_id,
-            operation_id=_ids.show(operation.operation_id),
-            namespace=namespace,
-            timeout=f"{operation.context.timeout or 0:g}",
-            cause=cause,
-        )
-
-    def _not_begun_error(self, operation: Operation) -> DeliveryError:
-        return self._stopped_error(operation, "kept", "it was stopped before it had begun")
-
     def about(self, operation: Operation) -> dict[str, object]:
         """Return what a line of the log about `operation` is about."""
         return _logs.about(
             engine=self._engine.engine_id, operation=operation.operation_id, client=operation.session_id
         )
-
-
-def _not_run(error: DeliveryError) -> DeliveryError:
-    return DeliveryError(error.reason, **error.metadata, has_run="false")
-
-
-def _last_reply(death: DeliveryError, operation: Operation) -> Reply:
-    """Return what stands in the records for a reply of a kernel that has ended."""
-    name = TABLE[death.reason].exception.__name__
-    raised = RaisedError("enginery.errors", name, (f"enginery.errors.{name}",), death.text, repr(death.text))
-    started_at = operation.started_at / 1e9
-    return Reply(
-        failure=Failure((raised,), f"{death.text}\n", "KERNEL_DIED"),
-        started_at=started_at,
-        duration=max(0.0, time.time() - started_at),
-    )
 
 
 def _size(reply: Reply) -> int:
