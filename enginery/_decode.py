@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Literal
 
-from enginery import _codec, _values
+from enginery import _codec, _own_lines, _values
 from enginery.errors import RaisedError, RemoteError, RemoteFrame, UnpickleableException
 from enginery.v1 import error_pb2, value_pb2
 
@@ -65,7 +65,7 @@ def to_remote_error(message: error_pb2.RemoteError) -> RemoteError:
         ]
     return RemoteError(
         raised,
-        message.traceback,
+        _own_lines.fill_in(message.traceback),
         engine_id=message.engine_id,
         method=message.method,
         arguments=message.arguments,
@@ -102,7 +102,7 @@ def _frame(frame: error_pb2.StackFrame) -> RemoteFrame:
         file=frame.file,
         line=frame.line,
         function=frame.function,
-        source_line=frame.source_line,
+        source_line=frame.source_line or _own_lines.line_of(frame.file, frame.line),
         end_line=frame.end_line,
         column=frame.column if frame.HasField("column") else None,
         end_column=frame.end_column if frame.HasField("end_column") else None,

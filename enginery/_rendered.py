@@ -3,15 +3,51 @@
 from __future__ import annotations
 
 import re
+import sys
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from enginery.errors import CompositeError, OperationError, line, remote_of
 
+if TYPE_CHECKING:
+    from types import TracebackType
+
 _MOST = 4  # different tracebacks that are shown in full
+_LONGEST = 20  # lines of the summary
+_WIDEST = 500  # characters that list engines
 _OURS = str(Path(__file__).parent)
 _MAGIC = re.compile(r"get_ipython\(\)\.run_(line|cell)_magic\(")
 _NUMBER = re.compile(r"<execute \d+>")  # engines count for themselves
+
+
+def teach_ipython() -> None:
+    """Let the IPython in which this runs, if it does, show a CompositeError by `render`.
+
+    By itself it shows groups as Python does: a page for each engine. Handlers that are set already stay.
+    """
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    if shell is not None and not shell.custom_exceptions:
+        shell.set_custom_exc((CompositeError,), _show)
+
+
+def _show(
+    shell: Any,
+    kind: type[CompositeError],
+    error: CompositeError,
+    trace: TracebackType | None,
+    tb_offset: int | None = None,
+) -> list[str]:
+    """Show an error in short; for IPython, as a method of the shell."""
+    sys.last_type, sys.last_value, sys.last_traceback = (
+        kind,
+        error,
+        trace,
+    )  # as for any that nobody caught
+    lines = render(error)
+    shell._showtraceback(kind, error, lines)
+    return lines
 
 
 def render(error: CompositeError) -> list[str]:
@@ -35,12 +71,16 @@ def render(error: CompositeError) -> list[str]:
         where, separator, rest = line(one).partition("]: ")
         text = text or rest or where
         alike.setdefault(_NUMBER.sub("<execute>", text), (text, []))[1].append(where + separator[:1])
-    for position, (text, places) in enumerate(alike.values()):
-        if position == _MOST:
-            shown.append(f"[... {len(alike) - _MOST} more: print_tracebacks() has them ...]")
-            break
-        shown += ["", ", ".join(places), *text.split("\n")]
-    return [*shown, "", *f"{type(error).__name__}: {error}".split("\n")]
+    for text, places in list(alike.values())[:_MOST]:
+        shown += ["", _cut(", ".join(places)), *text.split("\n")]
+    summary = f"{type(error).__name__}: {error}".split("\n")
+    left_out = [
+        f"{count} more {what}"
+        for count, what in ((len(alike) - _MOST, "tracebacks"), (len(summary) - _LONGEST, "lines"))
+        if count > 0
+    ]
+    end = [f"[... {' and '.join(left_out)}: sys.last_value.print_tracebacks() ...]"] if left_out else []
+    return [*shown, "", *summary[:_LONGEST], *end]
 
 
 def render_remotely(error: Exception) -> None:
@@ -59,3 +99,7 @@ def render_remotely(error: Exception) -> None:
 
 def _lines(texts: list[str]) -> list[str]:
     return [part for text in texts for part in text.rstrip("\n").split("\n")]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _WIDEST else f"{text[:_WIDEST]}..."

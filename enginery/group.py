@@ -7,6 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overload
 
+from enginery import _rendered
 from enginery._completed import AsCompleted
 from enginery._late import Late
 from enginery._methods import ANY_ENGINE
@@ -237,6 +238,7 @@ def gather(operations: Sequence[Operation[T]]) -> list[T]:
     """Wait for every operation and return their answers in order; CompositeError if any failed."""
     errors = [error for operation in operations if (error := operation.exception()) is not None]
     if errors:
+        _rendered.teach_ipython()
         method, count = operations[0].method, f"{len(errors)} of {len(operations)}"
         tasks = any(operation.target == ANY_ENGINE for operation in operations)
         raise CompositeError(

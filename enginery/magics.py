@@ -29,7 +29,6 @@ from enginery._rendered import render_remotely
 from enginery.client import Client
 from enginery.cluster import Cluster
 from enginery.errors import (
-    CompositeError,
     ConnectError,
     FileTimeoutError,
     InvalidEngineID,
@@ -456,29 +455,12 @@ _loaded: dict[tuple[int, str], EngineryMagics] = {}
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """Do what `%load_ext enginery` says."""
     _load(shell, "", None)
-    if not shell.custom_exceptions:  # IPython shows groups as Python does: a page for each engine
-        shell.set_custom_exc((CompositeError,), _show_composite)  # type: ignore[no-untyped-call]
-
-
-def _show_composite(
-    shell: Any,
-    kind: type[BaseException],
-    error: CompositeError,
-    traceback: object,
-    tb_offset: int | None = None,
-) -> list[str]:
-    """Show a CompositeError in short; for IPython, as a method of the shell."""
-    lines = error._render_traceback_()
-    shell._showtraceback(kind, error, lines)
-    return lines
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """Do what `%unload_ext enginery` says."""
     for key in [key for key in _loaded if key[0] == id(shell)]:
         _loaded.pop(key).unregister()
-    if shell.custom_exceptions == (CompositeError,):
-        shell.set_custom_exc((), None)  # type: ignore[no-untyped-call]
 
 
 def activate(view: EngineView | EnginesView, suffix: str = "") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import linecache
 from typing import TYPE_CHECKING
 
 import pytest
@@ -150,6 +151,32 @@ def test_everything_of_a_remote_error_is_there() -> None:
     assert _decode.to_exception(message).__notes__ == ["n"]
     message.category = 99  # type: ignore[assignment]
     assert _decode.to_remote_error(message).category == "USER"
+
+
+def test_lines_of_typed_code_are_the_callers_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine has no cells of a notebook: their lines are put in here, and no others."""
+    monkeypatch.setitem(linecache.cache, "<cell>", (9, None, ["def f():\n", "    1/0\n"], "<cell>"))
+    lines = [
+        "Traceback (most recent call last):",
+        '  File "<cell>", line 2, in f',
+        '  File "/on/disk", line 2, in g',
+        "    known()",
+        '  File "<cell>", line 2, in f',
+        "    there()",
+        "  | Exception Group Traceback:",
+        '  |   File "<cell>", line 1, in f',
+        f'  File "<cell>", line {"9" * 5000}',
+        "E: x",
+    ]
+    frame = error_pb2.StackFrame(file="<cell>", line=2, function="f")
+    message = error_pb2.RemoteError(
+        errors=[error_pb2.RaisedError(type_name="E", frames=[frame])], traceback="\n".join(lines)
+    )
+    remote = _decode.to_remote_error(message)
+    assert remote.errors[0].frames[0].source_line == "1/0"
+    added = [line for line in remote.traceback.splitlines() if line not in lines]
+    assert added == ["    1/0", "  |     def f():"]
+    assert remote.traceback.splitlines()[2] == "    1/0"
 
 
 def test_failures_of_several_engines_are_one_error(client: enginery.Client) -> None:

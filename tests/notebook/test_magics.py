@@ -211,3 +211,19 @@ def test_results_of_plain_calls_show_richly(notebook: Notebook) -> None:
     assert forms(outputs)[0].startswith("<ExecuteResult [0:")
     outputs = notebook.run("client[0].execute(\"from IPython.display import JSON; JSON({'a': [1]})\").shown")
     assert forms(outputs, "application/json") == [{"a": [1]}]
+
+
+def test_errors_of_plain_calls_are_short(notebook: Notebook) -> None:
+    """What is alike is shown once, with the lines of the cells; the rest on demand, as the last line says."""
+    notebook.run("def deep(n):\n    raise ValueError(n)")
+    shown = error(notebook.run("client[:].apply(deep, 1)", fails=True))
+    assert "Exception Group" not in shown
+    assert shown.count("    raise ValueError(n)\n") == 1
+    assert "views.py" not in shown
+    shown = error(
+        notebook.run("enginery.Group([client.submit(deep, n) for n in range(30)]).result()", fails=True)
+    )
+    told = shown.splitlines()[-1]
+    assert told == "[... 26 more tracebacks and 11 more lines: sys.last_value.print_tracebacks() ...]"
+    outputs = notebook.run("import sys; sys.last_value.print_tracebacks()")
+    assert stream(outputs, "stderr").count("    raise ValueError(n)\n") == 30
