@@ -1,8 +1,9 @@
 """How messages lie on the socket between host and kernel. No asyncio, gRPC, protobuf or pickle.
 
 A frame is a fixed header, the lengths of its raw parts, a JSON part that says what they mean, and the parts.
-File descriptors come by SCM_RIGHTS. What does not fit the bounds raises `WireError` before it takes memory.
-Uses `_socket`, since `socket` takes a tenth of a kernel's start.
+File descriptors come by SCM_RIGHTS. A short frame is a header and bytes (`kernel_short`). What does not fit the
+bounds raises `WireError` before it takes memory. Uses `_socket`, since `socket` takes a tenth of a
+kernel's start.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ MAX_FDS = 250  # of one frame; Linux passes 253 at a time
 MAX_META = 16 << 20
 MAX_PARTS = 1 << 16
 MAX_PARTS_SIZE = 64 << 20
+MAX_SHORT = 64 << 10  # of a short frame, its header included
+SHORT_MAGIC = 0x53474E45
+SHORT_HEADER = struct.Struct("<II")  # magic, number of bytes that follow
 _MAGIC = 0x474E4531
 _HEADER = struct.Struct("<IIII")  # magic, length of the JSON part, number of parts, number of descriptors
 _READ_SIZE = 64 << 10
@@ -81,6 +85,7 @@ class FrameReader:
     def __init__(self) -> None:
         """Begin with nothing."""
         self._data = bytearray()
+        self._start = 0  # of what was not taken
         self._fds: list[int] = []
 
     def receive(self, sock: _socket.socket, how: int = 0) -> bool:
@@ -95,11 +100,37 @@ class FrameReader:
                 self._fds.extend(fds)
         if flags & _socket.MSG_CTRUNC or len(self._fds) > MAX_FDS:
             raise WireError("more files than a frame may carry")
+        self._drop_taken()
         self._data += data
         return bool(data)
 
-    def take(self) -> Frame | None:
-        """Return the next complete frame, None if there is none yet. WireError if it cannot be one."""
+    def _drop_taken(self) -> None:
+        if self._start:
+            del self._data[: self._start]
+            self._start = 0
+
+    def take(self) -> Frame | bytes | None:
+        """Return the next complete frame, None if there is none yet. WireError if it cannot be one.
+
+        A short frame is returned as it is.
+        """
+        data, start = self._data, self._start
+        if len(data) - start < SHORT_HEADER.size:
+            return None
+        magic, size = SHORT_HEADER.unpack_from(data, start)
+        if magic != SHORT_MAGIC:
+            return self._take_long()
+        if size > MAX_SHORT:
+            raise WireError(f"a short frame of {size} bytes")
+        end = start + SHORT_HEADER.size + size
+        if len(data) < end:
+            return None
+        short = bytes(data[start:end])
+        self._start = end
+        return short
+
+    def _take_long(self) -> Frame | None:
+        self._drop_taken()
         data = self._data
         if len(data) < _HEADER.size:
             return None
@@ -137,6 +168,7 @@ class FrameReader:
             os.close(fd)
         self._fds.clear()
         self._data.clear()
+        self._start = 0
 
 
 def rest(buffers: Iterable[Buffer], sent: int) -> list[memoryview]:
@@ -150,8 +182,11 @@ def rest(buffers: Iterable[Buffer], sent: int) -> list[memoryview]:
     return remaining
 
 
-def send(sock: _socket.socket, frame: Frame) -> None:
+def send(sock: _socket.socket, frame: Frame | bytes) -> None:
     """Send a whole frame on a blocking socket."""
+    if isinstance(frame, bytes):
+        sock.sendall(frame)
+        return
     buffers: list[Buffer] = frame.pack()
     ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array("i", frame.fds))] if frame.fds else []
     sent = sock.sendmsg(buffers[:_MAX_VECTOR], ancillary)

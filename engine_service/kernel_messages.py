@@ -35,7 +35,7 @@ class Ready:
     properties: dict[str, Encoded]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # a frozen one takes a few microseconds more for each call
 class Command:
     """One call for the kernel.
 
@@ -56,6 +56,10 @@ class Command:
     inline_limit: int = 1 << 20
     is_task: bool = False
     """It may be handed over before the kernel has answered the task before it; functions use captured names."""
+    digest: bytes = b""
+    """Names the function: the kernel keeps the one that came with it in `values`, and then needs it no more."""
+    forgets: bool = False
+    """The kernel drops all functions that it keeps by digest, before it takes that of this call."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -221,7 +221,7 @@ class KernelProcess:
         self.begin(command, partial(_settle, future))
         return await future
 
-    def _put(self, frame: Frame) -> int:
+    def _put(self, frame: Frame | bytes) -> int:
         """Send a frame, together with those that are made while replies are handled; return its size."""
         size = self._socket.put(frame)
         if not self._is_handling:
@@ -334,7 +334,7 @@ class KernelProcess:
             if not was_handling:
                 self._socket.flush()
 
-    def _take_frame(self, frame: Frame) -> None:
+    def _take_frame(self, frame: Frame | bytes) -> None:
         first = self._line[0] if self._line else None
         expected = first.serial if first is not None else -1 if self._introduction is None else 0
         message = read_from_kernel(frame, expected)

@@ -54,8 +54,12 @@ class KernelSocket:
         """Send no more, which tells the other side to end. OSError if it has."""
         self._socket.shutdown(socket.SHUT_WR)
 
-    def put(self, frame: Frame) -> int:
+    def put(self, frame: Frame | bytes) -> int:
         """Send a frame with the next `flush`, at once if it brings files; return its size."""
+        if isinstance(frame, bytes):
+            self._unsent.append(frame)
+            self._unsent_size += len(frame)
+            return len(frame)
         buffers: list[Buffer] = frame.pack()
         size = sum(buffer.nbytes if isinstance(buffer, memoryview) else len(buffer) for buffer in buffers)
         if frame.fds:

@@ -14,6 +14,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from engine_service import kernel_short
 from engine_service.kernel_frames import Frame, WireError
 from engine_service.kernel_messages import (
     Command,
@@ -96,8 +97,12 @@ def write_ready(ready: Ready) -> Frame:
     return writer.frame({"kind": "ready", "python_version": ready.python_version, "properties": properties})
 
 
-def write_command(serial: int, command: Command) -> Frame:
+def write_command(serial: int, command: Command) -> Frame | bytes:
     """Return the frame of `command`; its operation id stays here, `serial` stands for it."""
+    return kernel_short.write_command(serial, command) or _write_any_command(serial, command)
+
+
+def _write_any_command(serial: int, command: Command) -> Frame:
     writer = _Writer()
     meta: dict[str, object] = {
         "serial": serial,
@@ -119,6 +124,9 @@ def write_command(serial: int, command: Command) -> Frame:
         meta["accept"] = command.accept
     if command.is_task:
         meta["is_task"] = True
+    if command.digest:
+        meta["digest"] = command.digest.hex()
+        meta["forgets"] = command.forgets
     return writer.frame(meta)
 
 
@@ -134,8 +142,10 @@ def write_shown(shown: Shown) -> Frame:
     return writer.frame({"kind": "shown", "number": shown.number, "display": display})
 
 
-def write_reply(serial: int, reply: Reply, acknowledgement: int = 0) -> Frame:
+def write_reply(serial: int, reply: Reply, acknowledgement: int = 0) -> Frame | bytes:
     """Return the frame of `reply`; output is in the pipes. `acknowledgement` is a number to wait for."""
+    if not acknowledgement and (short := kernel_short.write_reply(serial, reply)) is not None:
+        return short
     writer = _Writer()
     meta: dict[str, object] = {
         "kind": "reply",
@@ -308,8 +318,9 @@ def _guarded(frame: Frame, read: Callable[[], T]) -> T:
         raise WireError(f"malformed: {type(error).__name__}: {error}") from error
 
 
-def read_start(frame: Frame) -> Start:
+def read_start(frame: Frame | bytes) -> Start:
     """Return what the host's first frame says."""
+    assert isinstance(frame, Frame)
 
     def read() -> Start:
         reader, meta = _Reader(frame, hostile=False), frame.meta
@@ -325,11 +336,13 @@ def read_start(frame: Frame) -> Start:
     return _guarded(frame, read)
 
 
-def read_command(frame: Frame) -> tuple[int, Command]:
+def read_command(frame: Frame | bytes) -> tuple[int, Command]:
     """Return a serial number and the command that the host's frame holds, its operation id empty.
 
     The host is trusted and this is on the way of every call: nothing is checked.
     """
+    if isinstance(frame, bytes):
+        return kernel_short.read_command(frame)
     reader, meta = _Reader(frame, hostile=False), cast("dict[str, Any]", frame.meta)
     command = Command(
         method=meta["method"],
@@ -343,12 +356,16 @@ def read_command(frame: Frame) -> tuple[int, Command]:
         accept=tuple(_CODECS[codec] for codec in meta.get("accept", ())),
         inline_limit=meta["inline_limit"],
         is_task=meta.get("is_task", False),
+        digest=bytes.fromhex(meta.get("digest", "")),
+        forgets=meta.get("forgets", False),
     )
     return meta["serial"], command
 
 
-def read_from_kernel(frame: Frame, serial: int) -> Ready | Progress | Shown | Reply:
+def read_from_kernel(frame: Frame | bytes, serial: int) -> Ready | Progress | Shown | Reply:
     """Return what a kernel's frame says; it may answer command `serial` alone. WireError otherwise."""
+    if isinstance(frame, bytes):
+        return kernel_short.read_reply(frame, serial)
 
     def read() -> Ready | Progress | Shown | Reply:
         kind = frame.meta.get("kind")

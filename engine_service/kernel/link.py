@@ -40,9 +40,9 @@ class Link:
         self._poll.register(sock, select.POLLIN)
         self._reader = FrameReader()
         self._lock = threading.RLock()
-        self._put_off: list[Frame] = []
+        self._put_off: list[Frame | bytes] = []
 
-    def receive(self) -> Frame | None:
+    def receive(self) -> Frame | bytes | None:
         """Wait for the next frame; None if the host has gone."""
         while (frame := self._reader.take()) is None:
             try:
@@ -63,7 +63,7 @@ class Link:
             except Exception:  # as of a timer that an earlier command left behind
                 traceback.print_exc()
 
-    def send(self, frame: Frame) -> bool:
+    def send(self, frame: Frame | bytes) -> bool:
         """Send a whole frame; False if a signal's handler calls this amid a frame: then it goes after that."""
         if self._lock._is_owned():  # type: ignore[attr-defined]  # as threading.Condition asks
             self._put_off.append(frame)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engine_service import kernel_messages as messages
 from engine_service import kernel_wire as wire
-from engine_service.kernel_frames import MAX_FDS, Frame, FrameReader, WireError, send
+from engine_service.kernel_frames import MAX_FDS, MAX_SHORT, Frame, FrameReader, WireError, send
 from enginery._encoded import Codec, Encoded, Stored
 from enginery.errors import RaisedError, RemoteFrame
 
@@ -33,6 +33,7 @@ def pair() -> Iterator[tuple[_socket.socket, _socket.socket]]:
 def _receive(sock: _socket.socket, reader: FrameReader) -> Frame:
     while (frame := reader.take()) is None:
         assert reader.receive(sock)
+    assert isinstance(frame, Frame)
     return frame
 
 
@@ -69,13 +70,12 @@ def test_frames_over_the_bounds() -> None:
             frame.pack()
 
 
-@given(st.binary(max_size=200), st.integers(0, 3))
-def test_garbage_is_refused_or_waits(data: bytes, magic: int) -> None:
+@given(st.binary(max_size=200), st.sampled_from([b"", b"1ENG", b"ENGS", b"ENGS\x24\0\0\0"]))
+def test_garbage_is_refused_or_waits(data: bytes, magic: bytes) -> None:
     """No bytes make the reader do anything but wait, or raise WireError."""
     one, other = socket.socketpair()
     with one, other, contextlib.suppress(WireError):
-        if magic:
-            data = b"1ENG" + data
+        data = magic + data
         one.send(data or b"x")
         reader = FrameReader()
         reader.receive(other)
@@ -83,8 +83,9 @@ def test_garbage_is_refused_or_waits(data: bytes, magic: int) -> None:
             pass
 
 
-def _carried(frame: Frame) -> Frame:
+def _carried(frame: Frame | bytes) -> Frame:
     """Return a frame as the other side gets it."""
+    assert isinstance(frame, Frame)
     return Frame(json.loads(json.dumps(frame.meta)), frame.parts, frame.fds)
 
 
@@ -139,6 +140,75 @@ def test_a_command_reads_back() -> None:
         "apply", b"", -1, 5, "code", "name", ("k",), (("v", Encoded(Codec.TEXT, (b"x",))),), (Codec.JSON,), 7
     )
     assert wire.read_command(_carried(wire.write_command(9, command))) == (9, command)
+    large = messages.Command("apply", b"", 3, values=_values(b"x" * MAX_SHORT), digest=b"d" * 16, forgets=True)
+    assert wire.read_command(_carried(wire.write_command(9, large))) == (9, large)
+
+
+def _values(arguments: bytes) -> tuple[tuple[str, Encoded | Stored], ...]:
+    function = Encoded(Codec.PICKLE, (b"function",), "3.11.7")
+    return (("function", function), ("arguments", Encoded(Codec.PICKLE, (arguments,), "3.13.0")))
+
+
+def test_short_frames_among_others(pair: tuple[_socket.socket, _socket.socket]) -> None:
+    """Calls of functions, and answers of one small value, are short; they arrive in order with all others."""
+    reply = messages.Reply(
+        values={"value": Encoded(Codec.PICKLE, (b"v",), "3.11.7")}, started_at=1.5, duration=0.25
+    )
+    frames = [wire.write_reply(1, reply), wire.write_reply(2, _reply()), wire.write_reply(3, reply)]
+    assert [type(frame) for frame in frames] == [bytes, Frame, bytes]
+    for frame in frames:
+        send(pair[0], frame)
+    reader = FrameReader()
+    assert reader.receive(pair[1])
+    for serial, expected in enumerate([reply, _reply(), reply], start=1):
+        frame_read = reader.take()
+        assert frame_read is not None
+        assert wire.read_from_kernel(frame_read, serial) == expected
+    assert reader.take() is None
+
+
+@pytest.mark.parametrize("digest", [b"", b"d" * 16])
+@pytest.mark.parametrize("accept", [(), (Codec.PICKLE,), (Codec.NDARRAY, Codec.JSON)])
+@pytest.mark.parametrize("values", [(), _values(b"")[:1], _values(b"a")[1:], _values(b"arguments")])
+def test_a_short_command_reads_back(digest: bytes, accept: tuple[Codec, ...], values: Any) -> None:
+    """What a short command can hold survives, whatever of it there is."""
+    command = messages.Command(
+        "apply", b"", -1, values=values, accept=accept, is_task=True, digest=digest, forgets=bool(digest)
+    )
+    frame = wire.write_command(9, command)
+    assert isinstance(frame, bytes)
+    assert wire.read_command(frame) == (9, command)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Encoded(Codec.NDARRAY, (b"12345678",), dtype="<f8", shape=(1,)),
+        Encoded(Codec.PICKLE, (b"a", b"b"), "3.11.7"),
+        Encoded(Codec.TEXT, (bytes(MAX_SHORT),)),
+    ],
+)
+def test_what_is_not_short(value: Encoded) -> None:
+    """A value that a short answer cannot hold goes in an ordinary one."""
+    reply = messages.Reply(values={"value": value}, started_at=1.5)
+    assert wire.read_from_kernel(_carried(wire.write_reply(1, reply)), 1) == reply
+
+
+@given(st.data())
+def test_a_short_answer_with_any_byte_spoilt(data: st.DataObject) -> None:
+    """Whatever a kernel puts into a short frame, and however long it is: a reply or WireError."""
+    reply = messages.Reply(values={"value": Encoded(Codec.PICKLE, (b"v",), "3.11.7")}, started_at=1.5)
+    frame = wire.write_reply(1, reply)
+    assert isinstance(frame, bytes)
+    spoilt = bytearray(frame)
+    for _ in range(data.draw(st.integers(1, 4))):
+        spoilt[data.draw(st.integers(8, len(spoilt) - 1))] = data.draw(st.integers(0, 255))
+    del spoilt[data.draw(st.integers(8, len(spoilt))) :]
+    with contextlib.suppress(WireError):
+        read = wire.read_from_kernel(bytes(spoilt), 1)
+        assert isinstance(read, messages.Reply)
+        assert 0 <= read.started_at < 1 << 62
+        assert read.duration >= 0
 
 
 _JUNK: st.SearchStrategy[object] = st.sampled_from(
