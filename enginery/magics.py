@@ -13,68 +13,33 @@ Ctrl-C, or the stop button, cancels the call and keeps the namespaces.
 
 from __future__ import annotations
 
-import argparse
-import ast
 import re
-import shlex
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, magics_class
 
-from enginery import client as clients
-from enginery._cell import GROUPINGS, Cell
+from enginery._autopx import AutoPx
+from enginery._cell import Cell
 from enginery._presenter import presenter
+from enginery._px_engines import PxEngines
+from enginery._px_options import check_is_python, parser, split
 from enginery._rendered import render_remotely
-from enginery.client import Client
-from enginery.cluster import Cluster
-from enginery.errors import (
-    ConnectError,
-    FileTimeoutError,
-    InvalidEngineID,
-    OperationNotFound,
-)
+from enginery.errors import OperationNotFound
 from enginery.group import Group
-from enginery.view import EngineView
-from enginery.views import EnginesView
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import argparse
 
     from IPython.core.interactiveshell import InteractiveShell
 
     from enginery._cell import Grouping
     from enginery.result import ExecuteResult
+    from enginery.view import EngineView
+    from enginery.views import EnginesView
 
 _NAMES = ("px", "autopx", "pxresult", "pxconfig", "pxattach")
-_SELECTION = re.compile(r"-?\d*(:-?\d*){1,2}")
-_NOT_PYTHON = re.compile(r"^[ \t]*[%!]", re.MULTILINE)
 _MATPLOTLIB = re.compile(r"^[ \t]*%matplotlib([ \t]+inline)?[ \t]*(#.*)?$", re.MULTILINE)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Options of a magic: what is wrong with them is a UsageError, and ends nothing."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise UsageError."""
-        raise UsageError(f"{self.prog}: {message}\n{self.format_usage().strip()}")
-
-
-def _options(prog: str, *, call: bool = True, local: bool = False) -> _Parser:
-    parser = _Parser(prog=prog, add_help=False, allow_abbrev=False)
-    add = parser.add_argument
-    add("-g", "--group-outputs", choices=GROUPINGS, help="show all at the end, so ordered")
-    add("--stream", action="store_true", default=None, help="show output as it comes")
-    add("--no-stream", action="store_false", dest="stream", help="show all at the end")
-    if call:
-        add("-t", "--targets", help="all, 0, 0,2, or a slice of the ids such as ::2")
-        add("--timeout", type=float, help="stop it after so many seconds")
-        add("-a", "--noblock", action="store_false", dest="block", default=None, help="do not wait for it")
-        add("-w", "--block", action="store_true", help="wait for it")
-    if local:
-        add("--local", action="store_true", help="run it here too")
-        add("-o", "--out", metavar="NAME", help="put the Group of its results into this variable")
-    return parser
 
 
 @magics_class
@@ -84,23 +49,18 @@ class EngineryMagics(Magics):
     def __init__(
         self, shell: InteractiveShell, suffix: str = "", view: EngineView | EnginesView | None = None
     ) -> None:
-        """Use the engines of `view`.
-
-        Without one: all engines of the client that the notebook has, or else of the cluster that runs here.
-        """
+        """Use the engines of `view`; without one, see PxEngines."""
         super().__init__(shell)
         self._ip = shell
         self._suffix = suffix
-        self._view = view
-        self._client: Client | None = None if view is None else view.client
-        self._targets: str | None = None
+        self._engines = PxEngines(shell, view)
         self._timeout: float | None = None
         self._block = True
         self._stream: bool | None = None
         self._grouping: Grouping | None = None
         self._last: Group[ExecuteResult] | None = None
         self._is_local = False  # a cell runs here for --local
-        self._auto = _AutoPx(self)
+        self._auto = AutoPx(self)
 
     def register(self) -> None:
         """Make the magics known to the shell."""
@@ -125,8 +85,8 @@ class EngineryMagics(Magics):
         Options come first, as for %%px: `%px --targets 0 a = 5`.
         """
         __tracebackhide__ = True
-        options, code = _split(line)
-        return self._px(self._parsed("%px", options), code)
+        options, code = split(line)
+        return self._px(parser("%px", local=True).parse_args(options), code)
 
     def cell_px(self, line: str, cell: str) -> Group[ExecuteResult] | None:
         """Run the cell on the engines.
@@ -140,18 +100,18 @@ class EngineryMagics(Magics):
         -o, --out NAME      put the Group into a variable
         """
         __tracebackhide__ = True
-        return self._px(self._parsed("%%px", shlex.split(line)), cell)
-
-    def _parsed(self, prog: str, options: list[str]) -> argparse.Namespace:
-        return _options(prog, local=True).parse_args(options)
+        return self._px(parser("%%px", local=True).parse_line(line), cell)
 
     def _px(self, args: argparse.Namespace, code: str) -> Group[ExecuteResult] | None:
         __tracebackhide__ = True
         code = _MATPLOTLIB.sub("", code)  # figures come back without it
-        _check_is_python(code)
+        check_is_python(code)
         timeout = self._timeout if args.timeout is None else args.timeout
-        view = self.view(args.targets)
-        group = view.execute(code, block=False, timeout=timeout)
+        view = self._engines.view(args.targets)
+        try:
+            group = view.execute(code, block=False, timeout=timeout)
+        except ValueError as error:  # of an option
+            raise UsageError(str(error)) from None
         self._last = group
         if args.out:
             self._ip.user_ns[args.out] = group
@@ -193,7 +153,7 @@ class EngineryMagics(Magics):
 
     def pxresult(self, line: str) -> None:
         """Show what the last %px showed, or will show when it is done. --group-outputs as for %%px."""
-        args = _options("%pxresult", call=False).parse_args(shlex.split(line))
+        args = parser("%pxresult", call=False).parse_line(line)
         if self._last is None:
             raise UsageError(f"%pxresult{self._suffix}: nothing was run with %px{self._suffix} yet")
         self._show(self._last, args)
@@ -203,10 +163,10 @@ class EngineryMagics(Magics):
 
         %pxattach ID [ID...] follows these; alone, all that run or wait now. Ctrl-C ends the following only.
         """
-        parser = _options("%pxattach", call=False)
-        parser.add_argument("ids", nargs="*")
-        args = parser.parse_args(shlex.split(line))
-        client = self.client
+        options = parser("%pxattach", call=False)
+        options.add_argument("ids", nargs="*")
+        args = options.parse_line(line)
+        client = self._engines.client
         ids = args.ids or [
             info.operation_id for info in reversed(client.operations(state=["queued", "running"]))
         ]
@@ -249,18 +209,18 @@ class EngineryMagics(Magics):
         --client NAME: use the client, cluster or view in this variable.
         --connect PATH: use the cluster with this state directory or client.json.
         """
-        parser = _options("%pxconfig")
-        which = parser.add_mutually_exclusive_group()
+        options = parser("%pxconfig")
+        which = options.add_mutually_exclusive_group()
         which.add_argument("--client", metavar="NAME")
         which.add_argument("--connect", metavar="PATH")
-        args = parser.parse_args(shlex.split(line))
+        args = options.parse_line(line)
         if args.client is not None:
-            self._use(self._ip.user_ns.get(args.client), args.client)
+            self._engines.use(args.client)
         if args.connect is not None:
-            self._client, self._view = _connect(args.connect), None
+            self._engines.connect(args.connect)
         if args.targets is not None:
-            self.view(args.targets)  # or say now what is wrong with it
-            self._targets = args.targets
+            self._engines.view(args.targets)  # or say now what is wrong with it
+            self._engines.targets = args.targets
         if args.timeout is not None:
             self._timeout = args.timeout or None
         if args.block is not None:
@@ -275,59 +235,10 @@ class EngineryMagics(Magics):
     def _settings(self) -> str:
         stream = self._grouping is None if self._stream is None else self._stream
         return (
-            f"targets: {self._targets or 'all'}; timeout: {self._timeout or 'none'}; "
+            f"targets: {self._engines.targets or 'all'}; timeout: {self._timeout or 'none'}; "
             f"{'block' if self._block else 'noblock'}; {'stream' if stream else 'no-stream'}; "
-            f"group-outputs: {self._grouping or 'type'}; {self.client!r}"
+            f"group-outputs: {self._grouping or 'type'}; {self._engines.client!r}"
         )
-
-    def _use(self, named: object, name: str) -> None:
-        if isinstance(named, EngineView | EnginesView):
-            self._view, self._client, self._targets = named, named.client, None
-        elif isinstance(named, Client | Cluster):
-            self._view, self._client = None, named if isinstance(named, Client) else named.client
-        else:
-            raise UsageError(f"%pxconfig: {name} is no client, cluster or view")
-
-    # ---- which engines
-
-    @property
-    def client(self) -> Client:
-        """The client that is used: the one that was set, else the notebook's, else one of the cluster that runs
-        here."""
-        if self._client is None or self._client.closed:
-            self._client, self._view = self._find_client(), None
-        return self._client
-
-    def _find_client(self) -> Client:
-        found: dict[int, tuple[str, Client]] = {}
-        for name, value in self._ip.user_ns.items():
-            if name.startswith("_") or not isinstance(value, Client | Cluster):
-                continue
-            try:
-                client = value if isinstance(value, Client) else value.client
-            except RuntimeError:  # a cluster that does not run
-                continue
-            if not client.closed:
-                found.setdefault(id(client), (name, client))
-        if len(found) > 1:
-            names = ", ".join(sorted(name for name, _ in found.values()))
-            raise UsageError(f"several clients are open: {names}; say which by %pxconfig --client NAME")
-        if found:
-            return next(iter(found.values()))[1]
-        return _connect(None)
-
-    def view(self, targets: str | None = None) -> EnginesView:
-        """Return the engines that are meant. UsageError if there are none such, or no cluster."""
-        client = self.client
-        named = targets or self._targets
-        try:
-            if named is None and self._view is not None:
-                view = self._view
-                return view if isinstance(view, EnginesView) else client[[view.engine_id]]
-            several: EnginesView = client[parse_targets(named or "all")]
-        except (InvalidEngineID, ValueError) as error:
-            raise UsageError(str(error)) from None
-        return several
 
     @property
     def is_local(self) -> bool:
@@ -343,110 +254,6 @@ class EngineryMagics(Magics):
     def ip(self) -> InteractiveShell:
         """The shell."""
         return self._ip
-
-
-class _AutoPx:
-    """Turns every cell into a `%px` of it, while it is on."""
-
-    has_side_effects = True  # so that IPython leaves it out where it only asks whether a cell is complete
-
-    def __init__(self, magics: EngineryMagics) -> None:
-        self._magics = magics
-
-    @property
-    def _transforms(self) -> list[Callable[[list[str]], list[str]]]:
-        return self._magics.ip.input_transformer_manager.line_transforms  # type: ignore[no-any-return]
-
-    def toggle(self) -> bool:
-        """Turn it on or off; return whether it is on."""
-        if self in self._transforms:
-            self.off()
-            return False
-        self.on()
-        return True
-
-    def on(self) -> None:
-        """Turn it on. What is put before it still sees the cell first."""
-        self._transforms.insert(0, self)
-
-    def off(self) -> None:
-        """Turn it off."""
-        if self in self._transforms:
-            self._transforms.remove(self)
-
-    def __call__(self, lines: list[str]) -> list[str]:
-        """Return the cell as the shell is to run it."""
-        text = "".join(lines)
-        if self._magics.is_local or not text.strip() or _is_for_here(text):
-            return lines
-        return [f"get_ipython().run_cell_magic({'px' + self._magics.suffix!r}, '', {text!r})\n"]
-
-
-def _is_for_here(text: str) -> bool:
-    """Return whether a cell is one of this shell even with %autopx: our magics, and what ends the shell."""
-    first = text.lstrip().split("\n", 1)[0].strip()
-    return re.match(r"%%?(px|autopx|load_ext|reload_ext|unload_ext)", first) is not None or (
-        text.strip() in ("exit", "quit", "exit()", "quit()")
-    )
-
-
-def _connect(path: str | None) -> Client:
-    try:
-        return clients.connect(path)
-    except (ConnectError, FileTimeoutError) as error:
-        raise UsageError(str(error)) from None  # where we found that out says nothing
-
-
-def _check_is_python(code: str) -> None:
-    """UsageError if a line of it is a magic or a shell command, which engines do not know."""
-    if not _NOT_PYTHON.search(code):
-        return
-    try:
-        compile(code, "<cell>", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-    except SyntaxError as error:
-        line = (error.text or "").strip()
-        if _NOT_PYTHON.match(line):
-            raise UsageError(
-                f"engines run Python, which has no `{line}`: of IPython's own lines they take "
-                "%matplotlib inline alone"
-            ) from None
-
-
-def _split(line: str) -> tuple[list[str], str]:
-    """Return the options that a line begins with, and the code after them."""
-    takes = {
-        option: action.nargs != 0
-        for action in _options("%px", local=True)._actions
-        for option in action.option_strings
-    }
-    options: list[str] = []
-    rest = line.lstrip()
-    while (match := re.match(r"(--?[a-z][a-z-]*)(=\S+|(?=\s)|$)\s*", rest)) and (
-        match[1] in takes or match[1].startswith("--")  # as code, --x says nothing that x does not
-    ):
-        options.append(match[0].strip())
-        rest = rest[match.end() :]
-        if takes.get(match[1]) and not match[2]:
-            value, _, rest = rest.partition(" ")
-            options.append(value)
-            rest = rest.lstrip()
-    return options, rest
-
-
-def parse_targets(text: str) -> Any:
-    """Return what indexes a client: for `all`, `0`, `0,2`, `[0, 2]` or a slice such as `::2`.
-
-    One id gives a list too. UsageError for anything else.
-    """
-    bare = text.strip().strip("[]").replace(" ", "")
-    if bare == "all":
-        return "all"
-    if _SELECTION.fullmatch(bare):
-        return slice(*[int(part) if part else None for part in bare.split(":")])
-    try:
-        return [int(part) for part in bare.split(",")]
-    except ValueError:
-        raise UsageError(f"{text!r} is not all, an id, ids such as 0,2, or a slice such as ::2") from None
 
 
 _loaded: dict[tuple[int, str], EngineryMagics] = {}

@@ -129,6 +129,8 @@ def test_mistakes_are_told_in_one_line(notebook: Notebook, tmp_path: Path) -> No
     for mistake, told in (
         ("%px -t 7 1", "no engine 7; there are: 0, 1"),
         (f"%pxconfig --connect {empty}", f"{empty} is not a connection file"),
+        ("%px --timeout -1 1", "timeout of -1 s is not within"),
+        ("%pxresult 'open", "%pxresult: No closing quotation"),
         ("%px !ls", "engines run Python, which has no `!ls`"),
         ("%%px\nif True:\n    %time 1", "engines run Python, which has no `%time 1`"),
     ):
@@ -178,6 +180,18 @@ def test_pxconfig_sets_what_holds(notebook: Notebook) -> None:
     assert stream(outputs) == "[stdout:1] 1\n"
     assert "no engine 9" in stream(notebook.run("%pxconfig --targets 9"), "stderr")
     notebook.run("%pxconfig --targets all --stream")
+
+
+def test_the_client_of_the_notebook_is_used(notebook: Notebook, cluster: enginery.Cluster) -> None:
+    """Also when its name means another; of several the one that was used till now, unless none was."""
+    notebook.run("first = client")
+    used = "get_ipython().magics_manager.magics['line']['px'].__self__._engines.client"
+    notebook.run(f"%px 1\nclient = enginery.connect({str(cluster.state_dir)!r})")
+    assert stream(notebook.run(f"print({used} is first)")) == "True\n"
+    notebook.run("first.close()")
+    assert stream(notebook.run(f"print({used} is client)")) == "True\n"
+    notebook.run(f"client = enginery.connect({str(cluster.state_dir)!r})")
+    assert stream(notebook.run(f"print({used} is client)")) == "True\n"
 
 
 def test_magics_with_a_suffix(notebook: Notebook) -> None:
