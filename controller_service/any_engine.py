@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from controller_service.router import Receiver
     from controller_service.switchboard import Switchboard
     from controller_service.tasks import Tasks
+    from enginery._function_window import Function
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +58,17 @@ class AnyEngine:
         self._running: set[asyncio.Task[None]] = set()
         self._watched: set[bytes] = set()
 
-    def submit(self, call: frame_pb2.Call, receiver: Receiver) -> None:
-        """Take `call`, which is changed, and have its reply, or an error as such, delivered."""
+    def submit(self, call: frame_pb2.Call, receiver: Receiver, function: Function | None = None) -> None:
+        """Take `call`, which is changed, and have its reply, or an error as such, delivered.
+
+        `function` is the one that it names, if it does.
+        """
         if call.method in _ABOUT_TASKS:
             method, request = call.method, call.request
             context = CallContext(call.operation_id, call.session_id)
             self._start(self._answer(call.call_id, method, request, context, receiver), receiver, call.call_id)
         else:
-            self._tasks.submit(call, receiver)
+            self._tasks.submit(call, receiver, function)
 
     async def call(
         self, method: int, request: bytes, context: CallContext, options: frame_pb2.TaskOptions

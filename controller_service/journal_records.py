@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self, TypeAlias
 
+from controller_service import frames
 from controller_service.events import Facts, Kept, KeptEngine
 from enginery._methods import ANY_ENGINE
 from enginery.v1 import engine_pb2, frame_pb2
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from controller_service.events import Registration
+    from enginery._function_window import Function
 
 _MOST_HELLO = 64 << 10  # bytes
 
@@ -138,13 +140,18 @@ class KeptTask:
     """The engine that it is on."""
     epoch: int = 0
     """Of that engine's registration; 0 if it is on none."""
+    function: Function | None = None
+    """The one that the call names by its digest, if it does."""
 
     def frame(self) -> bytes:
-        """Return its call as its client sent it, serialized."""
-        own = frame_pb2.Call(
-            engine_id=ANY_ENGINE, operation_id=self.task_id, session_id=self.session_id, task=self.options
-        )
-        return self.call.SerializeToString() + own.SerializeToString()  # which are parsed as one
+        """Return its call as its client sent it, serialized; but for a function by digest, which is put in."""
+        call = frame_pb2.Call()
+        call.CopyFrom(self.call)
+        call.engine_id, call.operation_id, call.session_id = ANY_ENGINE, self.task_id, self.session_id
+        call.task.CopyFrom(self.options)
+        call.request = frames.whole_request(call.request, self.function)
+        call.ClearField("function_digest")
+        return call.SerializeToString()
 
 
 @dataclass(slots=True)

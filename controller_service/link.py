@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from controller_service.frames import function_fragment
 from controller_service.receipts import Receipts
+from enginery._function_window import FunctionWindow
 from enginery._reasons import DeliveryError
 from enginery.v1 import engine_pb2
 
@@ -28,6 +30,7 @@ class Link:
         self.receipts = Receipts()
         self._calls: dict[int, RoutedCall] = {}  # by number: those that were sent here and wait
         self._unaccepted: dict[int, RoutedCall] = {}  # by position, so in the order in which they were sent
+        self._functions = FunctionWindow()
         self._sent_count = 0
         self._accepted_count = 0
 
@@ -37,11 +40,16 @@ class Link:
         return f"Link({self.number}, {counts})"
 
     def post(self, call: RoutedCall, frame: bytes) -> None:
-        """Send `frame`, which stands for `call`."""
+        """Send `frame`, which stands for `call`, behind the function that it names."""
         self._sent_count += 1
         call.position = self._sent_count
         self._calls[call.number] = call
         self._unaccepted[call.position] = call
+        function = call.function
+        if function is not None and function not in self._functions:
+            self._functions.add(function)
+            self._functions.trim()
+            self.send(function_fragment(function))
         self.send(frame)
 
     def withdraw(self, calls: Iterable[RoutedCall]) -> None:

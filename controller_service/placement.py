@@ -13,6 +13,7 @@ from enginery._requests import read_operation_id
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from enginery._function_window import Function
     from enginery.v1 import frame_pb2, value_pb2
 
 HIGHEST_PRIORITY = 1_000
@@ -20,9 +21,13 @@ MOST_DEPENDENCIES = 1_000
 LONGEST_LABEL = 200
 
 
-def task(call: frame_pb2.Call) -> Task:
-    """Return the task of a call to any engine; BAD_REQUEST if one of its options makes no sense."""
-    made = Task(call.operation_id, len(call.request), session_id=call.session_id)
+def task(call: frame_pb2.Call, function: Function | None = None) -> Task:
+    """Return the task of a call to any engine, which may name a function by its digest.
+
+    BAD_REQUEST if one of its options makes no sense.
+    """
+    size = len(call.request) + (len(function.pickle) if function is not None else 0)
+    made = Task(call.operation_id, size, session_id=call.session_id)
     options = call.task
     if not options.ByteSize():
         return made

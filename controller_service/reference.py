@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from controller_service.events import Registration
     from controller_service.link import Link
+    from enginery._function_window import Function
 
 logger = logging.getLogger(__name__)
 
@@ -116,20 +117,23 @@ class EngineFromReference(EngineBase):
             self._submit(routed)
         return call_reply(await receiver.future)
 
-    def submit(self, call: frame_pb2.Call, receiver: Receiver) -> None:
-        """Send `call`, which is changed, and have its reply delivered. An error is delivered as a reply too."""
-        self._submit(self._route(call, receiver))
+    def submit(self, call: frame_pb2.Call, receiver: Receiver, function: Function | None = None) -> None:
+        """Send `call`, which is changed, and have its reply delivered. An error is delivered as a reply too.
 
-    def submit_task(self, call: frame_pb2.Call, receiver: Receiver) -> None:
+        `function` is the one that it names, if it does.
+        """
+        self._submit(self._route(call, receiver, function))
+
+    def submit_task(self, call: frame_pb2.Call, receiver: Receiver, function: Function | None) -> None:
         """Send an attempt of a task; its answer is delivered as it comes, and not kept."""
-        routed = self._route(call, receiver)
+        routed = self._route(call, receiver, function)
         routed.is_task = True
         self._submit(routed)
 
-    def submit_again(self, call: frame_pb2.Call, receiver: Receiver) -> None:
+    def submit_again(self, call: frame_pb2.Call, receiver: Receiver, function: Function | None = None) -> None:
         """Take a call that its client sent before on a stream that broke; one that still waits goes on."""
         call.ClearField("sent_epoch")
-        routed = self._route(call, receiver)
+        routed = self._route(call, receiver, function)
         if not self._router.adopt(routed):
             self._submit(routed)
 
@@ -300,11 +304,13 @@ class EngineFromReference(EngineBase):
             tell = partial(self._tell_lost, calls, failure, is_final=is_final)
             asyncio.get_running_loop().call_soon(tell)
 
-    def _route(self, call: frame_pb2.Call, receiver: Receiver) -> RoutedCall:
+    def _route(self, call: frame_pb2.Call, receiver: Receiver, function: Function | None = None) -> RoutedCall:
         given = call.call_id
         call.call_id = number = next(self._call_ids)
         frame = frames.embed(frames.CALL, call.SerializeToString())
-        return RoutedCall(number, self, receiver, given, call.method, call.operation_id, call.session_id, frame)
+        return RoutedCall(
+            number, self, receiver, given, call.method, call.operation_id, call.session_id, frame, function
+        )
 
     def _submit(self, routed: RoutedCall) -> None:
         error = self._lost

@@ -29,6 +29,8 @@ from enginery.v1 import frame_pb2
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
+    from enginery._function_window import Function
+
 CALL_OVERHEAD = 512
 """Bytes that a waiting call costs beside its frame."""
 RESERVE = 4 << 20
@@ -73,12 +75,19 @@ class RoutedCall:
     session_id: bytes
     frame: bytes
     """What is sent; empty once the host has the request."""
+    function: Function | None = None
+    """The one that the frame names by its digest, if it does; None once the host has the request."""
     position: int = 0
     """The how-manieth call it is on its stream, from 1."""
     is_released: bool = False
     """Whether, when it was answered, somebody had released its operation: then its answer is not kept."""
     is_task: bool = False
     """Whether it is an attempt of a task: what becomes of its answer is its receiver's to say."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of what is to be sent for it."""
+        return len(self.frame) if self.function is None else len(self.frame) + len(self.function.pickle)
 
     @property
     def is_operation(self) -> bool:
@@ -158,7 +167,7 @@ class Router:
 
     def has_room(self, call: RoutedCall) -> bool:
         """Return whether `call` can be added without a further question; if not, `refuse` decides."""
-        size = len(call.frame)
+        size = call.size
         return not self._gates and self._bytes + size + CALL_OVERHEAD <= self._limit and size <= _MAX_FRAME
 
     def refuse(self, call: RoutedCall, now: float) -> DeliveryError | None:
@@ -167,7 +176,7 @@ class Router:
         Once an operation of a session was refused, those that the session sent behind it are refused too until
         it comes again: they must not overtake it.
         """
-        size = len(call.frame)
+        size = call.size
         if size > _MAX_FRAME:
             option = "the contract for one call: send larger values by Upload"
             return DeliveryError("VALUE_TOO_LARGE", size=size, limit=_MAX_FRAME, option=option)
@@ -187,7 +196,7 @@ class Router:
         """Hold `call` until its reply comes."""
         self._waiting[call.number] = call
         self._operations[call.operation_id] = call
-        self._bytes += len(call.frame) + CALL_OVERHEAD
+        self._bytes += call.size + CALL_OVERHEAD
         self._called += call.is_operation
 
     def adopt(self, call: RoutedCall) -> bool:
@@ -231,8 +240,8 @@ class Router:
     def accepted(self, call: RoutedCall) -> None:
         """The host has `call`: an operation's request need not be kept."""
         if call.is_operation and call.number in self._waiting:
-            self._bytes -= len(call.frame)
-            call.frame = b""
+            self._bytes -= call.size
+            call.frame, call.function = b"", None
 
     def answered(self, call: RoutedCall) -> bool:
         """End `call`, and return whether it still waited."""
@@ -248,7 +257,7 @@ class Router:
             del self._operations[call.operation_id]
             if call.is_released:
                 self._released.discard(call.operation_id)
-        self._bytes -= len(call.frame) + CALL_OVERHEAD
+        self._bytes -= call.size + CALL_OVERHEAD
         return True
 
     def lose(self) -> tuple[list[RoutedCall], dict[bytes, bytes]]:

@@ -10,6 +10,7 @@ from controller_service import frames
 from controller_service.answers import undelivered
 from controller_service.stream import Stream
 from enginery import _ids, _logs
+from enginery._function_window import FunctionWindow
 from enginery._methods import ANY_ENGINE
 from enginery._reasons import DeliveryError
 from enginery._requests import parse
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from controller_service.any_engine import AnyEngine
     from controller_service.streams import OpenStreams
     from controller_service.switchboard import Switchboard
+    from enginery._function_window import Function
     from enginery.v1 import frame_pb2
 
 logger = logging.getLogger(__name__)
@@ -100,6 +102,7 @@ class _Session:
         self.session_id = b""
         """Empty before its hello."""
         self._waiting = 0
+        self._functions = FunctionWindow()
 
     @property
     def is_gone(self) -> bool:
@@ -124,8 +127,11 @@ class _Session:
             self._open(message.hello)
         elif not self.session_id:
             raise DeliveryError("PROTOCOL_ERROR", cause="the first message must hold a hello")
+        for function in message.functions:
+            self._functions.take_in(function.digest, function.pickle)
         for call in message.calls:
             self._submit(call)
+        self._functions.trim()
 
     def _open(self, hello: cluster_pb2.SessionHello) -> None:
         if self.session_id:
@@ -145,38 +151,49 @@ class _Session:
         self._waiting += 1
         try:
             self._complete(call)
+            function = self._functions.named_by(call)
         except DeliveryError as error:
             self.deliver(undelivered(call.call_id, error))
             return
         if call.engine_id == ANY_ENGINE:
-            self._any_engine.submit(call, self)
+            self._any_engine.submit(call, self, function)
             return
         if call.HasField("task"):
             call.ClearField("task")  # it is none
-        self._switchboard.submit(call, self)
+        self._switchboard.submit(call, self, function)
 
     def _submit_to_many(self, call: frame_pb2.Call) -> None:
         """Call every target of `call`, each with an id of its own."""
         targets = [(target.engine_id, target.sent_epoch) for target in call.targets]
         first = call.call_id
         self._waiting += len(targets)
-        problem = None
-        if len(targets) > MAX_TARGETS:
-            problem = f"{len(targets)} are more than {MAX_TARGETS}"
-        elif call.operation_id:
-            problem = "each of their operations has an id of its own: leave operation_id empty"
+        problem, function = None, None
+        try:
+            function = self._check_many(call)
+        except DeliveryError as error:
+            problem = error
         call.ClearField("targets")
         call.ClearField("task")
         call.session_id = self.session_id
         for position, (engine_id, sent_epoch) in enumerate(targets):
             if problem is not None:
-                error = DeliveryError("BAD_REQUEST", field="targets", cause=problem)
-                self.deliver(undelivered(first + position, error))
+                self.deliver(undelivered(first + position, problem))
                 continue
             # One message for all: each is made bytes before the next.
             call.call_id, call.engine_id, call.sent_epoch = first + position, engine_id, sent_epoch
             call.operation_id = _ids.operation_id(self.session_id, call.call_id)
-            self._switchboard.submit(call, self)
+            self._switchboard.submit(call, self, function)
+
+    def _check_many(self, call: frame_pb2.Call) -> Function | None:
+        """Return the function that a call to many names, if it does; DeliveryError if it cannot be sent."""
+        problem = ""
+        if len(call.targets) > MAX_TARGETS:
+            problem = f"{len(call.targets)} are more than {MAX_TARGETS}"
+        elif call.operation_id:
+            problem = "each of their operations has an id of its own: leave operation_id empty"
+        if problem:
+            raise DeliveryError("BAD_REQUEST", field="targets", cause=problem)
+        return self._functions.named_by(call)
 
     def _complete(self, call: frame_pb2.Call) -> None:
         """Fill in what a client may leave out."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from controller_service.registry import Registry
     from controller_service.router import Receiver
     from enginery._engine import CallContext, CallReply
+    from enginery._function_window import Function
     from enginery.v1 import engine_pb2
 
 logger = logging.getLogger(__name__)
@@ -185,8 +186,11 @@ class Switchboard:
         if reference is not None:
             reference.cancel(operation_id)
 
-    def submit(self, call: frame_pb2.Call, receiver: Receiver) -> None:
-        """Send `call`, which is changed, to its engine, and have its reply, or an error as such, delivered."""
+    def submit(self, call: frame_pb2.Call, receiver: Receiver, function: Function | None = None) -> None:
+        """Send `call`, which is changed, to its engine, and have its reply, or an error as such, delivered.
+
+        `function` is the one that it names, if it does.
+        """
         try:
             engine = self.engine(call.engine_id)
         except DeliveryError as error:
@@ -197,9 +201,9 @@ class Switchboard:
             return
         epoch = call.sent_epoch
         if not epoch:
-            engine.submit(call, receiver)
+            engine.submit(call, receiver, function)
         elif epoch == engine.epoch:
-            engine.submit_again(call, receiver)
+            engine.submit_again(call, receiver, function)
         else:
             self._answer_for(call, receiver)
 

@@ -123,6 +123,7 @@ class TaskRows:
             task_id=task.task_id,
             session_id=task.session_id,
             call=work.call,
+            function=work.function,
             options=work.options,
             submitted_ns=work.submitted_ns,
             arrival=task.arrival,

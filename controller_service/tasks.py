@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from controller_service.journal_records import KeptTask
     from controller_service.reference import EngineFromReference
     from controller_service.router import Receiver
+    from enginery._function_window import Function
 
 logger = logging.getLogger(__name__)
 
@@ -79,31 +80,41 @@ class Tasks:
 
     # As callers see it
 
-    def submit(self, call: frame_pb2.Call, receiver: Receiver, *, is_named: bool = False) -> None:
+    def submit(
+        self,
+        call: frame_pb2.Call,
+        receiver: Receiver,
+        function: Function | None = None,
+        *,
+        is_named: bool = False,
+    ) -> None:
         """Take a task, whose `call` is changed, and have its reply, or an error as such, delivered.
 
-        `is_named` says that its caller has named it, so that it may have come before without saying so.
+        `function` is the one that it names, if it does; `is_named` says that its caller has named it, so that
+        it may have come before without saying so.
         """
         try:
-            self._submit(call, receiver, is_named)
+            self._submit(call, receiver, function, is_named)
         except DeliveryError as error:
             receiver.deliver(undelivered(call.call_id, error))
 
-    def _submit(self, call: frame_pb2.Call, receiver: Receiver, is_named: bool) -> None:
+    def _submit(
+        self, call: frame_pb2.Call, receiver: Receiver, function: Function | None, is_named: bool
+    ) -> None:
         if self._closed is not None:
             raise self._closed
         known = self.scheduler.find(call.operation_id)
         if known is not None:
-            known.payload.join(call, receiver)
+            known.payload.join(call, receiver, function)
             return
         if call.method not in RUN:
             cause = f"a task is a call of Execute or Apply, not of method {call.method}"
             raise DeliveryError("BAD_REQUEST", field="method", cause=cause)
         now = time.monotonic()
-        task = placement.task(call)
+        task = placement.task(call, function)
         self._admit(task, now)
         sent_epoch = call.sent_epoch
-        work = task.payload = Work.of(call, time.time_ns())
+        work = task.payload = Work.of(call, time.time_ns(), function)
         work.receivers.append((receiver, call.call_id))
         self._rows.added(task, now)
         if sent_epoch or is_named:
@@ -275,7 +286,7 @@ class Tasks:
         call = task.payload.call
         call.engine_id = task.engine_id
         call.operation_id = _ids.attempt_id(task.task_id, task.attempts)
-        self._references[task.engine_id].submit_task(call, _Receiver(self, task))
+        self._references[task.engine_id].submit_task(call, _Receiver(self, task), task.payload.function)
 
     def replied(self, task: Task, reply: frame_pb2.Reply) -> None:
         """Take the reply of the engine that a task was placed on."""

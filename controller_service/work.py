@@ -7,6 +7,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from controller_service import frames
 from controller_service.task import State
 from enginery import _ids
 from enginery._methods import ANY_ENGINE, PYTHON_NAMES
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from controller_service.router import Receiver
     from controller_service.task import Task
+    from enginery._function_window import Function
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +32,8 @@ class Work:
     options: frame_pb2.TaskOptions
     """As the client gave them."""
     submitted_ns: int
+    function: Function | None = None
+    """The one that the call names by its digest, if it does."""
     receivers: list[tuple[Receiver, int]] = field(default_factory=list)
     """Who waits, each with the call id that it gave."""
     reply: frame_pb2.Reply | None = None
@@ -41,7 +45,7 @@ class Work:
     _changed: asyncio.Event | None = None
 
     @classmethod
-    def of(cls, call: frame_pb2.Call, submitted_ns: int) -> Work:
+    def of(cls, call: frame_pb2.Call, submitted_ns: int, function: Function | None = None) -> Work:
         """Return that of the call of a client, of which one is made that any engine may run."""
         options = frame_pb2.TaskOptions()
         options.CopyFrom(call.task)
@@ -51,11 +55,12 @@ class Work:
         call.task.SetInParent()
         call.options.any_incarnation = True
         call.session_id = b""
-        return cls(call, options, submitted_ns)
+        return cls(call, options, submitted_ns, function)
 
-    def join(self, call: frame_pb2.Call, receiver: Receiver) -> None:
+    def join(self, call: frame_pb2.Call, receiver: Receiver, function: Function | None = None) -> None:
         """Let one more caller wait, who sent `call`; OPERATION_EXISTS if that asks for something else."""
-        if (call.method, call.request) != (self.call.method, self.call.request):
+        own = frames.whole_request(self.call.request, self.function)
+        if call.method != self.call.method or frames.whole_request(call.request, function) != own:
             raise DeliveryError("OPERATION_EXISTS", operation_id=_ids.show(call.operation_id))
         self.receivers = [one for one in self.receivers if not one[0].is_gone]
         self.receivers.append((receiver, call.call_id))

@@ -22,6 +22,7 @@ from engine_service.transfers import Transfers
 from enginery import _logs, _status, _values
 from enginery._channel import open_channel
 from enginery._engine import MAX_SECONDS, CallContext, read_context
+from enginery._function_window import FunctionWindow
 from enginery._methods import OPERATIONS
 from enginery._reasons import DeliveryError
 from enginery.errors import ConnectionFileError
@@ -93,6 +94,7 @@ class Link:
         self._orphan_timer: asyncio.TimerHandle | None = None
         self._sequence = 0
         self._stream: RegistrationStream | None = None
+        self._functions = FunctionWindow()  # which came on the stream
         self._transfers: Transfers | None = None
         self._welcomes = 0
         self._opening: asyncio.Task[None] | None = None
@@ -166,6 +168,7 @@ class Link:
         stream = self._stream = RegistrationStream(
             channel, info.metadata, self._receive, engine_count=len(self._members)
         )
+        self._functions = FunctionWindow()
         self._transfers = Transfers(info, self._by_id)
         timers = _Timers(self, stream, self._heartbeat)
         try:
@@ -257,8 +260,11 @@ class Link:
         for refusal in message.refusals:
             member = self._member(refusal.slot)
             self._act(member, member.session.refused(_status.from_bytes(refusal.error)))
+        for function in message.functions:
+            self._functions.take_in(function.digest, function.pickle)
         if message.calls:
             self._dispatch(message.calls)
+        self._functions.trim()
         for offer in message.transfers:
             assert self._transfers is not None
             self._transfers.start(offer)
@@ -291,13 +297,21 @@ class Link:
                     raise DeliveryError("INVALID_ENGINE_ID", engine_id=call.engine_id, engine_ids=ids)
                 if len(operation_id) != _OPERATION_BYTES:
                     raise DeliveryError("BAD_REQUEST", field="operation_id", cause="it has 16 bytes")
+                function = None if call.known else self._functions.named_by(call)
+                if function is not None:
+                    size += len(function.pickle)
                 is_task = call.HasField("task")
                 if is_task or call.known or call.HasField("options"):
                     context = read_context(
-                        operation_id, call.session_id, call.options, known=call.known, is_task=is_task
+                        operation_id,
+                        call.session_id,
+                        call.options,
+                        known=call.known,
+                        is_task=is_task,
+                        function=function,
                     )
                 else:
-                    context = CallContext(operation_id, call.session_id)
+                    context = CallContext(operation_id, call.session_id, function=function)
             except DeliveryError as error:
                 done(error)
             else:

@@ -7,10 +7,13 @@ IPython.kernel's `IEngineBase`, and one suite of behaviour runs over both.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from enginery._reasons import DeliveryError
 from enginery.v1.frame_pb2 import CallOptions
+
+if TYPE_CHECKING:
+    from enginery._function_window import Function
 
 DEFAULT_INLINE_LIMIT = 1 << 20
 """Bytes up to which a value rides in the reply, if the caller said nothing."""
@@ -34,7 +37,8 @@ class CallContext(NamedTuple):  # a frozen dataclass takes a microsecond more fo
     `timeout` (None for ever) and `grace` are in seconds; see CallOptions in frame.proto. `known` says that the
     request is empty, since the engine knows the operation; `is_new` that its caller did not name it, so that it
     cannot have been called before. `epoch` is that of the registration that alone is meant, 0 for any.
-    `is_task` says that the controller chose the engine: see Call.task in frame.proto.
+    `is_task` says that the controller chose the engine: see Call.task in frame.proto. `function` is the one
+    that the request of an Apply lacks, since the call names it by its digest.
     """
 
     operation_id: bytes
@@ -49,6 +53,7 @@ class CallContext(NamedTuple):  # a frozen dataclass takes a microsecond more fo
     is_new: bool = False
     epoch: int = 0
     is_task: bool = False
+    function: Function | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,13 @@ def context_options(context: CallContext) -> CallOptions | None:
 
 
 def read_context(
-    operation_id: bytes, session_id: bytes, options: CallOptions, *, known: bool, is_task: bool = False
+    operation_id: bytes,
+    session_id: bytes,
+    options: CallOptions,
+    *,
+    known: bool,
+    is_task: bool = False,
+    function: Function | None = None,
 ) -> CallContext:
     """Return the context of a call frame that has options; BAD_REQUEST if one of them makes no sense.
 
@@ -111,4 +122,5 @@ def read_context(
         any_incarnation=options.any_incarnation or is_task,
         known=known,
         is_task=is_task,
+        function=function,
     )

@@ -9,6 +9,7 @@ import hashlib
 from typing import NamedTuple
 
 from enginery._reasons import DeliveryError
+from enginery.v1 import frame_pb2
 
 MAX_FUNCTIONS = 1_024
 MAX_BYTES = 16 << 20
@@ -46,13 +47,17 @@ class FunctionWindow:
         return function.digest in self._kept
 
     def add(self, function: Function) -> None:
-        """It was sent, or came; one that is there already stays where it is."""
-        if function.digest not in self._kept:
-            self._kept[function.digest] = function
+        """It was sent, or came: then it is the newest, even if it was there."""
+        if self._kept.pop(function.digest, None) is None:
             self._bytes += len(function.pickle)
+        self._kept[function.digest] = function
 
     def trim(self) -> None:
-        """A message was sent, or handled: drop the oldest that are too many."""
+        """A message was sent, or handled: drop the oldest that are too many.
+
+        A sender may do so more often, if it does not know where its messages end: what it keeps is no more than
+        what the receiver has within a message, and the same behind it.
+        """
         while self._bytes > MAX_BYTES or len(self._kept) > MAX_FUNCTIONS:
             self._bytes -= len(self._kept.pop(next(iter(self._kept))).pickle)
 
@@ -63,6 +68,18 @@ class FunctionWindow:
         if digest(pickle) != digest_:
             raise DeliveryError("PROTOCOL_ERROR", cause="a function has another digest than it says")
         self.add(Function(digest_, pickle))
+
+    def named_by(self, call: frame_pb2.Call) -> Function | None:
+        """Return the function that a call names, None if it names none.
+
+        BAD_REQUEST if it is not kept, or the call is of another method than Apply.
+        """
+        digest_ = call.function_digest
+        if not digest_:
+            return None
+        if call.method != frame_pb2.METHOD_APPLY:
+            raise DeliveryError("BAD_REQUEST", field="function_digest", cause="only calls of Apply have one")
+        return self.find(digest_)
 
     def find(self, digest_: bytes) -> Function:
         """Return the function that a call names; BAD_REQUEST if it is not kept."""

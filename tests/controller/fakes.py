@@ -15,6 +15,7 @@ from controller_service.app import Controller
 from controller_service.config import Config
 from enginery import _connection_file
 from enginery._channel import open_channel
+from enginery._function_window import FunctionWindow
 from enginery._methods import METHODS
 from enginery.v1 import cluster_pb2, cluster_pb2_grpc, engine_pb2, engine_pb2_grpc, frame_pb2
 
@@ -44,6 +45,8 @@ class FakeHost:
         self.host_id = host_id or str(uuid.uuid4())
         self.answer: Answer = echo
         self.calls: list[frame_pb2.Call] = []
+        self.functions: list[frame_pb2.Function] = []
+        self.window = FunctionWindow()
         self.transfers: list[engine_pb2.TransferOffer] = []
         self.dismissals: list[engine_pb2.Dismissal] = []
         self.acks: list[int] = []
@@ -93,9 +96,13 @@ class FakeHost:
                 if message.journaled_count:
                     self.journaled.append(message.journaled_count)
                 self.calls.extend(message.calls)
+                self.functions.extend(message.functions)
+                for function in message.functions:
+                    self.window.take_in(function.digest, function.pickle)
                 for reply in map(self.answer, message.calls):
                     if reply is not None:
                         self.send(replies=[reply])
+                self.window.trim()
         except grpc.aio.AioRpcError:
             pass  # `code()` has the status
         finally:

@@ -14,6 +14,7 @@ from engine_service.kernel_process import Reply
 from engine_service.link import Link
 from enginery import _status
 from enginery._encoded import Codec, Encoded
+from enginery._function_window import Function, digest
 from enginery._reasons import DeliveryError
 from enginery.errors import ConnectionFileError
 from enginery.v1 import engine_pb2, error_pb2, frame_pb2
@@ -23,7 +24,9 @@ from tests.host.linked import code, frame, linked, result
 if TYPE_CHECKING:
     import pytest
 
+    from engine_service.operation import Done
     from enginery._connection_file import ConnectionInfo
+    from enginery._engine import CallContext
 
 
 async def test_hello_welcome_call_reply() -> None:
@@ -67,6 +70,52 @@ async def test_a_bad_operation_id_is_refused() -> None:
         reply = await stream.reply(stream.call(code("hi"), operation_id=b"short"))
         assert _status.from_bytes(reply.error).reason == "BAD_REQUEST"
         stream.end()
+
+
+def by_digest(call_id: int, function: Function) -> frame_pb2.Call:
+    """Return a call that names a function."""
+    return frame_pb2.Call(
+        call_id=call_id,
+        method=frame_pb2.METHOD_APPLY,
+        operation_id=IDS.mint(),
+        function_digest=function.digest,
+    )
+
+
+async def test_a_call_by_digest_has_the_function_that_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same message or an earlier one; the engine gets it beside the request. Another stream has none."""
+    async with linked() as host:
+        stream, _ = await host.registered()
+        seen: list[Function | None] = []
+        submit = host.engines[0].submit
+
+        def spy(method: int, request: bytes, context: CallContext, done: Done) -> None:
+            seen.append(context.function)
+            submit(frame_pb2.METHOD_EXECUTE, code("hi").SerializeToString(), context, done)
+
+        monkeypatch.setattr(host.engines[0], "submit", spy)
+        function = Function(digest(b"pickle"), b"pickle")
+        travels = frame_pb2.Function(digest=function.digest, pickle=function.pickle)
+        stream.send(functions=[travels], calls=[by_digest(1, function)])
+        assert (await stream.reply(1)).outcome == frame_pb2.OUTCOME_OK
+        stream.send(calls=[by_digest(2, function)])
+        assert (await stream.reply(2)).outcome == frame_pb2.OUTCOME_OK
+        assert seen == [function, function]
+        stream.end()
+        stream, _ = await host.registered()
+        stream.send(calls=[by_digest(3, function)])
+        error = _status.from_bytes((await stream.reply(3)).error)
+        assert (error.reason, error.metadata["field"]) == ("BAD_REQUEST", "function_digest")
+        stream.end()
+
+
+async def test_a_function_that_is_another_than_it_says_ends_the_stream() -> None:
+    """Nobody proves it after the host."""
+    async with linked() as host:
+        stream, _ = await host.registered()
+        stream.send(functions=[frame_pb2.Function(digest=digest(b"other"), pickle=b"pickle")])
+        again, _ = await host.registered()
+        again.end()
 
 
 async def test_break_and_return_within_the_lease() -> None:
