@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 from enginery import _options
+from enginery._errors_setting import ErrorsSetting
 from enginery._scoped import Scoped
 
 if TYPE_CHECKING:
@@ -16,12 +17,14 @@ if TYPE_CHECKING:
 class BaseView(Scoped):
     """The client, and the defaults of calls: `block`, `errors` and options."""
 
+    errors = ErrorsSetting()
+    """How errors of user code are raised; see `connect`."""
+
     def __init__(self, client: Client, errors: Errors, options: Options) -> None:
         self._client = client
         self._options = options
         self._block: bool | None = None
-        self.errors: Errors = errors
-        """How errors of user code are raised; see `connect`."""
+        self.errors = errors
 
     @property
     def client(self) -> Client:
@@ -72,7 +75,7 @@ class BaseView(Scoped):
             keep_queue=keep_queue,
         )
         made._block = now._block if block is None else _options.flag("block", block)
-        made.errors = now.errors if errors is None else check_errors(errors)
+        made.errors = now.errors if errors is None else errors
         return made
 
     def activate(self, suffix: str = "") -> None:
@@ -88,10 +91,3 @@ class BaseView(Scoped):
     def _copy(self) -> Self:
         """Return a view of the same engines."""
         raise NotImplementedError
-
-
-def check_errors(errors: Errors) -> Errors:
-    """Return how errors are to be raised; ValueError if there is no such way."""
-    if errors not in ("raise", "wrap"):
-        raise ValueError(f'errors is "raise" or "wrap", not {errors!r}')
-    return errors

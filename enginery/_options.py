@@ -69,6 +69,11 @@ def seconds(name: str, value: float | None) -> float | None:
     return None if value is None else _times.check(name, value, MAX_SECONDS)
 
 
+def waits(block: bool | None, usual: bool) -> bool:
+    """Return whether a call waits for its answer that was given `block`; TypeError if that is no switch."""
+    return usual if block is None else bool(flag("block", block))
+
+
 def flag(name: str, value: bool | None) -> bool | None:
     """Return a switch that a caller gave, None if none was; TypeError for all else: "no" would count as yes."""
     if not isinstance(value, bool | None):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import array
 import itertools
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Literal
 
@@ -36,11 +38,15 @@ def as_sequence(items: Any) -> Any:
 
     What can be cut has a length and slices: lists, tuples, ranges, text, bytes, arrays, data frames.
     """
-    if _is_frame(items) or (_is_array(items) and items.ndim) or isinstance(items, Sequence | bytearray):
+    if _is_frame(items) or has_rows(items) or (isinstance(items, Sequence) and not isinstance(items, deque)):
         return items
-    if isinstance(items, Mapping | AbstractSet) or not isinstance(items, Iterable) or _is_array(items):
-        raise TypeError(f"{type(items).__name__} cannot be split: it is no sequence of items in some order")
-    return list(items)
+    if not isinstance(items, Mapping | AbstractSet) and not _is_array(items):
+        try:
+            return list(items)
+        except TypeError:
+            if hasattr(items, "__iter__") or hasattr(items, "__getitem__"):
+                raise  # its own error
+    raise TypeError(f"{type(items).__name__} cannot be split: it is no sequence of items in some order")
 
 
 def split(items: Any, count: int, kind: Kind) -> list[Any]:
@@ -70,16 +76,20 @@ def join(parts: Sequence[Any], kind: Kind) -> Any:
     """
     if not parts:
         return []
-    if all(_is_array(part) and part.ndim for part in parts):
-        joined = sys.modules["numpy"].concatenate(parts)
+    if all(map(has_rows, parts)):
+        numpy = sys.modules["numpy"]
+        is_masked = any(isinstance(part, numpy.ma.MaskedArray) for part in parts)
+        joined = (numpy.ma if is_masked else numpy).concatenate(parts)
         return joined if kind == "block" else joined[_places(parts)]
     if all(_is_frame(part) for part in parts):
         joined = sys.modules["pandas"].concat(parts)
         return joined if kind == "block" else joined.iloc[_places(parts)]
     if all(isinstance(part, str) for part in parts):
         return "".join(_merge([list(part) for part in parts], kind))
-    if all(isinstance(part, bytes) for part in parts):
-        return bytes(_merge([list(part) for part in parts], kind))
+    if all(isinstance(part, bytes | bytearray) for part in parts):
+        return type(parts[0])(_merge([list(part) for part in parts], kind))
+    if all(isinstance(part, array.array) for part in parts):
+        return array.array(parts[0].typecode, _merge([list(part) for part in parts], kind))
     return _merge([list(part) if _has_items(part) else [part] for part in parts], kind)
 
 
@@ -89,7 +99,7 @@ def _cut(items: Any, where: slice) -> Any:
 
 def _contiguous(part: Any) -> Any:
     """Return an array whose items lie side by side, or pickle would copy it twice; anything else as it is."""
-    return sys.modules["numpy"].ascontiguousarray(part) if _is_array(part) else part
+    return part.copy() if _is_array(part) and not part.flags.c_contiguous else part
 
 
 def _merge(lists: Sequence[list[Any]], kind: Kind) -> list[Any]:
@@ -111,7 +121,12 @@ def _places(parts: Sequence[Any]) -> list[int]:
 
 
 def _has_items(part: object) -> bool:
-    return isinstance(part, list | tuple | range) or (_is_array(part) and bool(part.ndim))  # type: ignore[attr-defined]
+    return isinstance(part, list | tuple | range) or has_rows(part)
+
+
+def has_rows(obj: object) -> bool:
+    """Return whether it is an array that has a first axis."""
+    return _is_array(obj) and bool(obj.ndim)  # type: ignore[attr-defined]
 
 
 def _is_array(obj: object) -> bool:

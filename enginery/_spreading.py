@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from enginery import _calls, _parts
+from enginery import _calls, _options, _parts
 from enginery._base_view import BaseView
 from enginery._on_engine import Each, call_each
 from enginery._reference import Reference, reference
@@ -250,7 +250,7 @@ class Spreading(BaseView):
         """Send requests, each to the engines beside it; return the group that `collect` makes of the
         operations, or its result."""
         now = self._in_force()
-        waits = now.block if block is None else block
+        waits = _options.waits(block, now.block)
         operations: list[Operation[Any]] = []
         for request, engine_ids in calls:
             request.options = now._options if options is None else options

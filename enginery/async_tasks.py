@@ -11,6 +11,7 @@ from enginery.task_map import AUTO
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
+    from enginery._decode import Errors
     from enginery._task_options import After
     from enginery.executor import ClusterExecutor
     from enginery.result import ExecuteResult
@@ -109,6 +110,7 @@ class AsyncTaskView(AsyncTaskCalls):
         timeout: float | None = None,
         grace: float | None = None,
         interrupt_only: bool | None = None,
+        errors: Errors | None = None,
     ) -> AsyncTaskView:
         """Return a view whose tasks have these settings; see `TaskView.options`."""
         made = self._view.options(
@@ -122,6 +124,7 @@ class AsyncTaskView(AsyncTaskCalls):
             timeout=timeout,
             grace=grace,
             interrupt_only=interrupt_only,
+            errors=errors,
         )
         return AsyncTaskView(made)
 

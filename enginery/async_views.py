@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 
+    from enginery._decode import Errors
     from enginery._parts import Distribution
     from enginery.client import Client
     from enginery.result import ExecuteResult, QueueStatus
@@ -59,6 +60,7 @@ class AsyncEngineView:
         interrupt_only: bool | None = None,
         any_incarnation: bool | None = None,
         keep_queue: bool | None = None,
+        errors: Errors | None = None,
     ) -> AsyncEngineView:
         """Return a view of the same engine whose calls have these settings; see `EngineView.options`."""
         return AsyncEngineView(
@@ -68,6 +70,7 @@ class AsyncEngineView:
                 interrupt_only=interrupt_only,
                 any_incarnation=any_incarnation,
                 keep_queue=keep_queue,
+                errors=errors,
             )
         )
 
@@ -96,9 +99,11 @@ class AsyncEngineView:
         """Call a function with arguments; `timeout`, `grace` and `interrupt_only` are not passed on."""
         return AsyncOperation(self._view.apply(function, *args, block=False, **kwargs))
 
-    def run(self, path: str | os.PathLike[str]) -> AsyncOperation[ExecuteResult]:
+    def run(
+        self, path: str | os.PathLike[str], *, timeout: float | None = None
+    ) -> AsyncOperation[ExecuteResult]:
         """Run a Python file of this machine in the namespace."""
-        return AsyncOperation(self._view.run(path, block=False))
+        return AsyncOperation(self._view.run(path, block=False, timeout=timeout))
 
     def push(self, namespace: Mapping[str, object]) -> AsyncOperation[None]:
         """Put a dictionary into the namespace."""
@@ -221,6 +226,7 @@ class AsyncEnginesView:
         interrupt_only: bool | None = None,
         any_incarnation: bool | None = None,
         keep_queue: bool | None = None,
+        errors: Errors | None = None,
     ) -> AsyncEnginesView:
         """See `EngineView.options`."""
         return AsyncEnginesView(
@@ -230,6 +236,7 @@ class AsyncEnginesView:
                 interrupt_only=interrupt_only,
                 any_incarnation=any_incarnation,
                 keep_queue=keep_queue,
+                errors=errors,
             )
         )
 
@@ -259,9 +266,9 @@ class AsyncEnginesView:
         not passed on."""
         return AsyncGroup(self._view.apply(function, *args, block=False, **kwargs))
 
-    def run(self, path: str | os.PathLike[str]) -> AsyncGroup[ExecuteResult]:
+    def run(self, path: str | os.PathLike[str], *, timeout: float | None = None) -> AsyncGroup[ExecuteResult]:
         """Run a Python file of this machine in the namespaces."""
-        return AsyncGroup(self._view.run(path, block=False))
+        return AsyncGroup(self._view.run(path, block=False, timeout=timeout))
 
     def push(self, namespace: Mapping[str, object]) -> AsyncGroup[None]:
         """Put a dictionary into the namespaces."""

@@ -8,9 +8,9 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, SupportsIndex, TypeVar, overload
 
-from enginery import _calls, _connection_file, _find, _ids, _options, _recall, _times
-from enginery._base_view import check_errors
+from enginery import _calls, _connection_file, _find, _ids, _options, _parts, _recall, _times
 from enginery._diagnose import diagnose
+from enginery._errors_setting import ErrorsSetting, check_errors
 from enginery._link import Link
 from enginery._methods import ANY_ENGINE
 from enginery._reasons import DeliveryError, public
@@ -90,17 +90,27 @@ class Client(TaskCalls):
     itself.
     """
 
+    errors = ErrorsSetting()
+    """How errors of user code are raised by views that are made from now on; see `connect`."""
+
     def __init__(self, link: Link, errors: Errors) -> None:
         """Made by `connect`, or by `Cluster`."""
         self._link = link
-        self.errors: Errors = errors
-        """How errors of user code are raised by views that are made from now on; see `connect`."""
-        self.block = True
-        """Whether calls of views that do not say so wait for their answer."""
+        self.errors = errors
+        self._block = True
         self._cluster: Cluster | None = None  # the one that it belongs to, which would end if it were dropped
         # A client that is dropped ends its connection; the end of the process is the loop thread's affair.
         self._finalizer = weakref.finalize(self, _abandon, link)
         self._finalizer.atexit = False
+
+    @property
+    def block(self) -> bool:
+        """Whether calls of views that do not say so wait for their answer."""
+        return self._block
+
+    @block.setter
+    def block(self, block: bool) -> None:
+        self._block = bool(_options.flag("block", block))
 
     # ---- engines
 
@@ -153,8 +163,9 @@ class Client(TaskCalls):
     ) -> EngineView | EnginesView:
         """Return a view: of one engine for an id, else of several.
 
-        A slice counts positions in `ids`, a sequence names ids, "all" follows the engines. InvalidEngineID if
-        there is no such engine now; NoEnginesRegistered if there is none at all.
+        A slice counts positions in `ids`, a sequence or an array names ids, "all" follows the engines; no id is
+        negative, so `client[-1]` is the last engine there is. InvalidEngineID if there is no such engine now;
+        NoEnginesRegistered if there is none at all.
         """
         ids = self.ids
         if isinstance(key, str):
@@ -163,12 +174,14 @@ class Client(TaskCalls):
             return EnginesView(self, None, self.errors)
         if isinstance(key, slice):
             return EnginesView(self, self._known(ids[key], ids, f"[{_slice_text(key)}]"), self.errors)
-        if isinstance(key, Sequence):
-            wanted = [_engine_id(item) for item in key]
+        if isinstance(key, Sequence) or _parts.has_rows(key):
+            wanted = [_engine_id(item) for item in key]  # type: ignore[union-attr]  # or it is an array
             if len(set(wanted)) != len(wanted):
                 raise ValueError(f"an engine is named twice: {wanted}")
             return EnginesView(self, self._known(wanted, ids, "an empty list"), self.errors)
         engine_id = _engine_id(key)
+        if -len(ids) <= engine_id < 0:
+            engine_id = ids[engine_id]
         self._known([engine_id], ids, "")
         return EngineView(self, engine_id, self.errors)
 
@@ -199,6 +212,7 @@ class Client(TaskCalls):
         timeout: float | None = None,
         grace: float | None = None,
         interrupt_only: bool | None = None,
+        errors: Errors | None = None,
     ) -> TaskView:
         """Return a view of any engine, whose tasks have these settings; see `TaskView.options`."""
         return TaskView(self, self.errors).options(
@@ -212,6 +226,7 @@ class Client(TaskCalls):
             timeout=timeout,
             grace=grace,
             interrupt_only=interrupt_only,
+            errors=errors,
         )
 
     def _tasks(self) -> TaskView:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overload
@@ -24,6 +25,8 @@ T = TypeVar("T")
 ALL_COMPLETED = concurrent.futures.ALL_COMPLETED
 FIRST_COMPLETED = concurrent.futures.FIRST_COMPLETED
 FIRST_EXCEPTION = concurrent.futures.FIRST_EXCEPTION
+
+_MANY = 16  # engines that a group names when it is shown
 
 
 class Progress(NamedTuple):
@@ -54,15 +57,16 @@ class Group(Late[list[T]], Generic[T]):
     """Several operations, and a future of the list of their answers, in order.
 
     What calls over several engines return with `block=False`; `Group([client.submit(f, x) for x in xs])` makes
-    one of any others. `result()` and `await group` raise one CompositeError if any failed; each operation still
-    has its own answer. It is a sequence too: `group[0]`, `len(group)`, `for operation in group` at once and in
-    order; `as_completed()` and `async for operation in group` as they end.
+    one of any others of one client, and a group among them stands for its operations. `result()` and `await
+    group` raise one CompositeError if any failed; each operation still has its own answer. It is a sequence
+    too: `group[0]`, `len(group)`, `for operation in group` at once and in order; `as_completed()` and `async
+    for operation in group` as they end.
     """
 
-    def __init__(self, operations: Iterable[Operation[T]]) -> None:
-        """Take operations, which may be done."""
+    def __init__(self, operations: Iterable[Operation[T] | Group[T]]) -> None:
+        """Take operations, which may be done, and groups of them. TypeError if something else is among them."""
         super().__init__()
-        self._operations = tuple(operations)
+        self._operations = tuple(itertools.chain.from_iterable(map(_members, operations)))
         self._left = len(self._operations)
         self._counting = threading.Lock()
         for operation in self._operations:
@@ -231,7 +235,19 @@ class Group(Late[list[T]], Generic[T]):
         methods = "/".join(sorted({operation.method for operation in self._operations}))
         if any(operation.target == ANY_ENGINE for operation in self._operations):
             return f"<Group of {methods} tasks: {done} of {len(self)} done>"
-        return f"<Group {methods} on engines {self.engine_ids}: {done} of {len(self)} done>"
+        engine_ids = list(dict.fromkeys(self.engine_ids))
+        on = f"on engines {engine_ids}" if len(engine_ids) <= _MANY else f"on {len(engine_ids)} engines"
+        return f"<Group {methods} {on}: {done} of {len(self)} done>"
+
+
+def _members(one: Operation[T] | Group[T]) -> tuple[Operation[T], ...]:
+    if isinstance(one, Group):
+        return one.operations
+    if not isinstance(one, Operation):
+        raise TypeError(
+            f"a group is of operations, as calls with block=False return, not of {type(one).__name__}"
+        )
+    return (one,)
 
 
 def gather(operations: Sequence[Operation[T]]) -> list[T]:

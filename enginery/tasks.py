@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from enginery import _calls
+from enginery._errors_setting import ErrorsSetting
 from enginery._methods import ANY_ENGINE
 from enginery._options import NO_OPTIONS, Options
 from enginery._scoped import Scoped
@@ -248,6 +249,9 @@ class TaskView(TaskCalls, Scoped):
     go on when the one that submitted them ends, and `client.operation(id)` of any other has their answers.
     """
 
+    errors = ErrorsSetting()
+    """How errors of user code are raised; see `connect`."""
+
     def __init__(
         self,
         client: Client,
@@ -260,7 +264,7 @@ class TaskView(TaskCalls, Scoped):
         self._options = options
         self._task_options = task_options
         self._message = _NOTHING if task_options is NO_TASK_OPTIONS else task_options.serialized()
-        self.errors: Errors = errors
+        self.errors = errors
 
     @property
     def client(self) -> Client:
@@ -280,6 +284,7 @@ class TaskView(TaskCalls, Scoped):
         timeout: float | None = None,
         grace: float | None = None,
         interrupt_only: bool | None = None,
+        errors: Errors | None = None,
     ) -> Self:
         """Return a view whose tasks have these settings; what is not given is as here.
 
@@ -291,7 +296,8 @@ class TaskView(TaskCalls, Scoped):
         1,000, by default 0. `after`: operations, groups or ids of operations that must have succeeded before it
         is placed, or with `after_any_outcome` have ended in any way. `placement_timeout`: seconds that it may
         wait for an engine, by default for ever; then TaskNotPlaced. `label`: a name for people. `timeout`,
-        `grace` and `interrupt_only` are as for `EngineView.options`, and count for each time that it runs.
+        `grace` and `interrupt_only` are as for `EngineView.options`, and count for each time that it runs;
+        `errors` is as there too.
 
         TypeError or ValueError for what makes no sense.
         """
@@ -306,7 +312,7 @@ class TaskView(TaskCalls, Scoped):
             placement_timeout=placement_timeout,
             label=label,
         )
-        made = type(self)(self._client, now.errors, options, task_options)
+        made = type(self)(self._client, now.errors if errors is None else errors, options, task_options)
         made._origin = self
         return made
 

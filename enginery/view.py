@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
-from enginery import _calls, _sources
+from enginery import _calls, _options, _sources
 from enginery._base_view import BaseView
 from enginery._options import NO_OPTIONS, Options
+from enginery._properties import PropertiesOfOne
 from enginery._sources import SyncImports
 from enginery.functions import RemoteFunction
 from enginery.operation import wait_for
@@ -26,7 +27,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class EngineView(BaseView):
+class EngineView(PropertiesOfOne, BaseView):
     """One engine: `client[0]`.
 
     Calls wait for their answer; with `block=False` they return an Operation at once. One that does not say goes
@@ -197,17 +198,26 @@ class EngineView(BaseView):
         return self._do(_calls.apply(function, args, kwargs), block, options)
 
     @overload
-    def run(self, path: str | os.PathLike[str], *, block: Literal[True] | None = None) -> ExecuteResult: ...
-    @overload
-    def run(self, path: str | os.PathLike[str], *, block: Literal[False]) -> Operation[ExecuteResult]: ...
     def run(
-        self, path: str | os.PathLike[str], *, block: bool | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        block: Literal[True] | None = None,
+        timeout: float | None = None,
+    ) -> ExecuteResult: ...
+    @overload
+    def run(
+        self, path: str | os.PathLike[str], *, block: Literal[False], timeout: float | None = None
+    ) -> Operation[ExecuteResult]: ...
+    def run(
+        self, path: str | os.PathLike[str], *, block: bool | None = None, timeout: float | None = None
     ) -> ExecuteResult | Operation[ExecuteResult]:
-        """Run a Python file of this machine in the namespace, as `execute` its source.
+        """Run a Python file of this machine in the namespace, as `execute` its source, also for `timeout`.
 
         It is compiled here first: SyntaxError, or OSError if it cannot be read, before anything is sent.
         """
-        return self._do(_calls.execute(_sources.read(path)), block)
+        options = self._in_force()._options.but(timeout=timeout)
+        return self._do(_calls.execute(_sources.read(path)), block, options)
 
     @overload
     def remote(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> RemoteFunction[P, T]: ...
@@ -373,62 +383,6 @@ class EngineView(BaseView):
         return self._kill(block)
 
     @overload
-    def set_properties(
-        self, properties: Mapping[str, object], *, block: Literal[True] | None = None
-    ) -> None: ...
-    @overload
-    def set_properties(self, properties: Mapping[str, object], *, block: Literal[False]) -> Operation[None]: ...
-    def set_properties(
-        self, properties: Mapping[str, object], *, block: bool | None = None
-    ) -> Operation[None] | None:
-        """Update the engine's properties. Values are copied; InvalidProperty if one cannot be pickled."""
-        return self._do(_calls.set_properties(properties), block)
-
-    @overload
-    def get_properties(
-        self, keys: str | Sequence[str] | None = None, *, block: Literal[True] | None = None
-    ) -> dict[str, Any]: ...
-    @overload
-    def get_properties(
-        self, keys: str | Sequence[str] | None = None, *, block: Literal[False]
-    ) -> Operation[dict[str, Any]]: ...
-    def get_properties(
-        self, keys: str | Sequence[str] | None = None, *, block: bool | None = None
-    ) -> dict[str, Any] | Operation[dict[str, Any]]:
-        """Return properties by key, by default all; they are copies. KeyError if a key is missing. Answers
-        while others run.
-        """
-        return self._do(_calls.get_properties(keys), block)
-
-    @overload
-    def has_properties(
-        self, keys: str | Sequence[str], *, block: Literal[True] | None = None
-    ) -> list[bool]: ...
-    @overload
-    def has_properties(self, keys: str | Sequence[str], *, block: Literal[False]) -> Operation[list[bool]]: ...
-    def has_properties(
-        self, keys: str | Sequence[str], *, block: bool | None = None
-    ) -> list[bool] | Operation[list[bool]]:
-        """Return for each key whether there is such a property. Answers while others run."""
-        return self._do(_calls.has_properties(keys), block)
-
-    @overload
-    def del_properties(self, keys: str | Sequence[str], *, block: Literal[True] | None = None) -> None: ...
-    @overload
-    def del_properties(self, keys: str | Sequence[str], *, block: Literal[False]) -> Operation[None]: ...
-    def del_properties(self, keys: str | Sequence[str], *, block: bool | None = None) -> Operation[None] | None:
-        """Remove properties: all of them or, if a key is missing (KeyError), none."""
-        return self._do(_calls.del_properties(keys), block)
-
-    @overload
-    def clear_properties(self, *, block: Literal[True] | None = None) -> None: ...
-    @overload
-    def clear_properties(self, *, block: Literal[False]) -> Operation[None]: ...
-    def clear_properties(self, *, block: bool | None = None) -> Operation[None] | None:
-        """Remove all properties."""
-        return self._do(_calls.clear_properties(), block)
-
-    @overload
     def interrupt(
         self, operation_id: str | None = None, *, block: Literal[True] | None = None
     ) -> str | None: ...
@@ -483,7 +437,7 @@ class EngineView(BaseView):
     ) -> T | Operation[T]:
         now = self._in_force()
         request.options = now._options if options is None else options
-        waits = now.block if block is None else block
+        waits = _options.waits(block, now.block)
         if not waits:
             request.own_uploads()
         operation = self._client._start(request, [self._engine_id], now.errors)[0]
@@ -496,7 +450,7 @@ class EngineView(BaseView):
         now = self._in_force()
         kernels = self._client._kernels([self._engine_id])
         operation = self._client._start(_calls.kill(), [self._engine_id], now.errors)[0]
-        if not (now.block if block is None else block):
+        if not _options.waits(block, now.block):
             return operation
         operation.result()
         self._client._wait_until_gone(kernels)

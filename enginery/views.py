@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, SupportsIndex, TypeVar, overload
 
-from enginery import _calls, _sources
+from enginery import _calls, _options, _sources
 from enginery._options import NO_OPTIONS, Options
+from enginery._properties import PropertiesOfSeveral
 from enginery._sources import SyncImports
 from enginery._spreading import Spreading
 from enginery.errors import NoEnginesRegistered
@@ -29,7 +30,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class EnginesView(Spreading):
+class EnginesView(PropertiesOfSeveral, Spreading):
     """Several engines: `client[:]`, `client[[0, 2]]`, or all there are at the time of each call:
     `client["all"]`.
 
@@ -186,15 +187,22 @@ class EnginesView(Spreading):
 
     @overload
     def run(
-        self, path: str | os.PathLike[str], *, block: Literal[True] | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        block: Literal[True] | None = None,
+        timeout: float | None = None,
     ) -> list[ExecuteResult]: ...
     @overload
-    def run(self, path: str | os.PathLike[str], *, block: Literal[False]) -> Group[ExecuteResult]: ...
     def run(
-        self, path: str | os.PathLike[str], *, block: bool | None = None
+        self, path: str | os.PathLike[str], *, block: Literal[False], timeout: float | None = None
+    ) -> Group[ExecuteResult]: ...
+    def run(
+        self, path: str | os.PathLike[str], *, block: bool | None = None, timeout: float | None = None
     ) -> list[ExecuteResult] | Group[ExecuteResult]:
         """See `EngineView.run`; the answers are in target order."""
-        return self._do(_calls.execute(_sources.read(path)), block)
+        options = self._in_force()._options.but(timeout=timeout)
+        return self._do(_calls.execute(_sources.read(path)), block, options)
 
     @overload
     def remote(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> RemoteFunction[P, list[T]]: ...
@@ -338,64 +346,6 @@ class EnginesView(Spreading):
         return self._kill(block)
 
     @overload
-    def set_properties(
-        self, properties: Mapping[str, object], *, block: Literal[True] | None = None
-    ) -> list[None]: ...
-    @overload
-    def set_properties(self, properties: Mapping[str, object], *, block: Literal[False]) -> Group[None]: ...
-    def set_properties(
-        self, properties: Mapping[str, object], *, block: bool | None = None
-    ) -> list[None] | Group[None]:
-        """See `EngineView.set_properties`; the answers are in target order."""
-        return self._do(_calls.set_properties(properties), block)
-
-    @overload
-    def get_properties(
-        self, keys: str | Sequence[str] | None = None, *, block: Literal[True] | None = None
-    ) -> list[dict[str, Any]]: ...
-    @overload
-    def get_properties(
-        self, keys: str | Sequence[str] | None = None, *, block: Literal[False]
-    ) -> Group[dict[str, Any]]: ...
-    def get_properties(
-        self, keys: str | Sequence[str] | None = None, *, block: bool | None = None
-    ) -> list[dict[str, Any]] | Group[dict[str, Any]]:
-        """See `EngineView.get_properties`; the answers are in target order."""
-        return self._do(_calls.get_properties(keys), block)
-
-    @overload
-    def has_properties(
-        self, keys: str | Sequence[str], *, block: Literal[True] | None = None
-    ) -> list[list[bool]]: ...
-    @overload
-    def has_properties(self, keys: str | Sequence[str], *, block: Literal[False]) -> Group[list[bool]]: ...
-    def has_properties(
-        self, keys: str | Sequence[str], *, block: bool | None = None
-    ) -> list[list[bool]] | Group[list[bool]]:
-        """See `EngineView.has_properties`; the answers are in target order."""
-        return self._do(_calls.has_properties(keys), block)
-
-    @overload
-    def del_properties(
-        self, keys: str | Sequence[str], *, block: Literal[True] | None = None
-    ) -> list[None]: ...
-    @overload
-    def del_properties(self, keys: str | Sequence[str], *, block: Literal[False]) -> Group[None]: ...
-    def del_properties(
-        self, keys: str | Sequence[str], *, block: bool | None = None
-    ) -> list[None] | Group[None]:
-        """See `EngineView.del_properties`; the answers are in target order."""
-        return self._do(_calls.del_properties(keys), block)
-
-    @overload
-    def clear_properties(self, *, block: Literal[True] | None = None) -> list[None]: ...
-    @overload
-    def clear_properties(self, *, block: Literal[False]) -> Group[None]: ...
-    def clear_properties(self, *, block: bool | None = None) -> list[None] | Group[None]:
-        """See `EngineView.clear_properties`; the answers are in target order."""
-        return self._do(_calls.clear_properties(), block)
-
-    @overload
     def interrupt(
         self, operation_id: str | None = None, *, block: Literal[True] | None = None
     ) -> list[str | None]: ...
@@ -484,7 +434,7 @@ class EnginesView(Spreading):
     ) -> list[T] | Group[T]:
         now = self._in_force()
         request.options = now._options if options is None else options
-        waits = now.block if block is None else block
+        waits = _options.waits(block, now.block)
         if not waits:
             request.own_uploads()
         operations = self._client._start(request, self._some(), now.errors)
@@ -498,7 +448,7 @@ class EnginesView(Spreading):
         targets = self._some()
         kernels = self._client._kernels(targets)
         operations = self._client._start(_calls.kill(), targets, now.errors)
-        if not (now.block if block is None else block):
+        if not _options.waits(block, now.block):
             return Group(operations)
         gather(operations)
         self._client._wait_until_gone(kernels)

@@ -11,6 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 import enginery
@@ -154,7 +155,8 @@ def test_views_are_fixed_or_follow(client: enginery.Client, controller: FakeCont
     assert "(gone)" in repr(one)
     assert repr(following).startswith("<EnginesView all: [0, 2] of <Client")
     assert client[0:1].targets == [0]
-    assert client[[2, 0]].targets == [2, 0]
+    assert client[[2, 0]].targets == client[np.array([2, 0])].targets == [2, 0]
+    assert (client[-1].id, client[-2].id) == (2, 0)
 
 
 def test_iterating_gives_engines(client: enginery.Client) -> None:
@@ -170,7 +172,7 @@ def test_iterating_gives_engines(client: enginery.Client) -> None:
 
 def test_engines_that_are_not_there(client: enginery.Client, controller: FakeController) -> None:
     """An unknown id is InvalidEngineID and says which there are; what is no id is TypeError."""
-    for wrong in (7, -1, [0, 7], slice(5, 9), []):
+    for wrong in (7, -3, [0, 7], [-1], slice(5, 9), []):
         with pytest.raises(InvalidEngineID, match="there are: 0, 1"):
             client[wrong]
     for nonsense in ("0", 1.0, True, [0.5], None):

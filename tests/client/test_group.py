@@ -40,6 +40,19 @@ def test_any_operations_make_a_group(client: enginery.Client) -> None:
     assert not calls[0].has_failed
 
 
+def test_groups_in_a_group_stand_for_their_operations(client: enginery.Client) -> None:
+    """Whatever is not an operation is refused, by what it is."""
+    pulls = [client[:].pull("id", block=False) for _ in range(2)]
+    group: enginery.Group[Any] = enginery.Group([*pulls, client[0].pull("id", block=False)])
+    assert group.result(5) == [0, 1, 0, 1, 0]
+    assert len(group.wait().done) == 5
+    assert repr(group) == "<Group pull on engines [0, 1]: 5 of 5 done>"
+    nonsense: tuple[Any, ...] = (5, group.result, None)
+    for wrong in nonsense:
+        with pytest.raises(TypeError, match="a group is of operations"):
+            enginery.Group([wrong])
+
+
 def test_an_empty_group_is_done(client: enginery.Client) -> None:
     """Its answer is no answers."""
     group: enginery.Group[int] = enginery.Group([])
@@ -193,16 +206,3 @@ def test_waiting_behind_a_bar_ends_at_the_timeout(client: enginery.Client, contr
     assert not group.wait_interactive(timeout=0.01)
     controller.thaw()
     assert group.wait_interactive(timeout=5)
-
-
-def test_a_notebook_has_a_bar_of_its_own(
-    client: enginery.Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In a kernel it is IPython's, which is text where this test runs."""
-
-    class Shell:
-        kernel = object()
-
-    monkeypatch.setattr(IPython, "get_ipython", Shell)
-    assert client[:].pull("id", block=False).wait_interactive()
-    assert "2/2" in capsys.readouterr().out

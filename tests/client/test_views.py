@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import array
 import ast
 import asyncio
+import collections
 import functools
 import sys
 import threading
@@ -11,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import enginery
@@ -56,8 +59,17 @@ def test_block_is_a_default_of_client_and_view(client: enginery.Client) -> None:
     assert view.pull("a") == [2, 2, 2]
     client.block, single.block = True, False
     assert isinstance(single.pull("a"), enginery.Operation)
+    everything: tuple[Any, ...] = (view, single, client)
+    for calls in everything:
+        with pytest.raises(TypeError, match="block is True or False"):
+            calls.block = "no"
+        with pytest.raises(ValueError, match="errors is"):
+            calls.errors = "hide"
+    for call in (view.apply, single.apply):
+        with pytest.raises(TypeError, match="block is True or False"):
+            call(abs, -1, block="no")  # type: ignore[call-overload]  # it would count as yes
     with pytest.raises(TypeError, match="block is True or False"):
-        view.block = "no"  # type: ignore[assignment]
+        view.gather("a", block=0)  # type: ignore[call-overload]
 
 
 def test_targets_may_be_set(client: enginery.Client) -> None:
@@ -127,7 +139,17 @@ async def test_options_are_those_of_one_coroutine(client: enginery.Client) -> No
 @pytest.mark.parametrize("dist", ["block", "cyclic"])
 @pytest.mark.parametrize(
     "items",
-    [[1, "two", 3.0, None], (1, 2), range(10), "a text", b"bytes", [], [[1], [2]]],
+    [
+        [1, "two", 3.0, None],
+        (1, 2),
+        range(10),
+        "a text",
+        b"bytes",
+        bytearray(b"bytes"),
+        array.array("d", [1, 2, 3, 4]),
+        [],
+        [[1], [2]],
+    ],
     ids=lambda items: f"{type(items).__name__}-{len(items)}",
 )
 def test_scatter_and_gather(client: enginery.Client, items: Any, dist: Any) -> None:
@@ -138,7 +160,7 @@ def test_scatter_and_gather(client: enginery.Client, items: Any, dist: Any) -> N
     assert {type(part) for part in parts} == {type(items)}
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     back = view.gather("part", dist)
-    assert back == (items if isinstance(items, str | bytes) else list(items))
+    assert back == (items if isinstance(items, str | bytes | bytearray | array.array) else list(items))
 
 
 def test_scatter_of_what_is_read_once_and_of_what_has_no_order(client: enginery.Client) -> None:
@@ -146,6 +168,10 @@ def test_scatter_of_what_is_read_once_and_of_what_has_no_order(client: enginery.
     view = client[:]
     view.scatter("a", (n * n for n in range(5)))
     assert view["a"] == [[0, 1], [4, 9], [16]]
+    view.scatter("a", collections.deque("ab"))
+    assert view["a"] == [["a"], ["b"], []]
+    view.scatter("a", Indexed())  # type: ignore[call-overload]  # iterable all the same
+    assert view.gather("a") == [0, 1, 4]
     for wrong in ({1, 2}, {"a": 1}, 5, np.array(5)):
         with pytest.raises(TypeError, match="cannot be split"):
             view.scatter("a", wrong)  # type: ignore[arg-type]
@@ -183,6 +209,25 @@ def test_arrays_are_split_along_their_first_axis(client: enginery.Client, dist: 
     assert np.array_equal(view.gather("a", dist, block=False).result(10), array)
 
 
+@pytest.mark.parametrize("dist", ["block", "cyclic"])
+def test_arrays_stay_of_their_kind(client: enginery.Client, dist: Any) -> None:
+    """Masks and records too, and empty ones keep shape and dtype; so do tables."""
+    view = client[:]
+    masked = np.ma.masked_array(np.arange(5), [False, True, False, False, True])
+    view.scatter("a", masked, dist)
+    back = view.gather("a", dist)
+    assert (back.filled(-1).tolist(), type(back)) == ([0, -1, 2, 3, -1], np.ma.MaskedArray)
+    records = np.rec.array([(1, 2.0), (3, 4.0), (5, 6.0), (7, 8.0)], names="n,x")  # type: ignore[call-overload]
+    view.scatter("a", records, dist)
+    assert {type(part) for part in view["a"]} == {np.recarray}
+    assert np.array_equal(view.gather("a", dist), records)
+    view.scatter("a", np.zeros((0, 4), np.int8), dist)
+    assert (view.gather("a", dist).shape, view.gather("a", dist).dtype) == ((0, 4), np.int8)
+    table = pd.DataFrame({"a": range(5)})
+    view.scatter("a", table, dist)
+    assert view.gather("a", dist).equals(table)
+
+
 def test_zip_pull(client: enginery.Client) -> None:
     """A tuple for each name, of its values in target order; of one name a list."""
     view = client[:]
@@ -190,6 +235,15 @@ def test_zip_pull(client: enginery.Client) -> None:
     first, second = view.zip_pull(["a", "b"])
     assert (first, second) == ((1, 2, 3), (0, -1, -2))
     assert view.zip_pull("a") == [1, 2, 3]
+
+
+class Indexed:
+    """A sequence of the old kind, which has no __iter__."""
+
+    def __getitem__(self, index: int) -> int:
+        if index > 2:
+            raise IndexError(index)
+        return index * index
 
 
 # ---- map
@@ -359,6 +413,9 @@ def test_run_compiles_here_first(client: enginery.Client, tmp_path: Path) -> Non
     result = client[0].run(script)
     assert (result.stdout, result.value, client[0]["name"]) == ("é\n", "__main__", "é")
     assert [result.stdout for result in client[:].run(script, block=False).result(10)] == ["é\n"] * 3
+    script.write_text("import time; time.sleep(60)")
+    with pytest.raises(OperationTimedOut):
+        client[0].run(script, timeout=0.05)
     script.write_text("def f(:\n")
     calls = client.statistics()["calls"]
     with pytest.raises(SyntaxError):
