@@ -80,14 +80,21 @@ def render(error: CompositeError) -> list[str]:
         if count > 0
     ]
     end = [f"[... {' and '.join(left_out)}: sys.last_value.print_tracebacks() ...]"] if left_out else []
+    if shown[0] == "":
+        del shown[0]
     return [*shown, "", *summary[:_LONGEST], *end]
 
 
-def render_remotely(error: Exception) -> None:
-    """Let the error of a magic's call show as the engine tells of it, without the way that it took here."""
+def render_remotely(error: Exception) -> Exception:
+    """Return what to raise so that the error of a magic's call shows as the engine tells of it.
+
+    It is the error itself, without the way that it took here.
+    """
     if isinstance(error, CompositeError):
-        return  # it does
+        return error  # it does
     remote = remote_of(error)
+    if isinstance(error, SyntaxError) and remote is not None:
+        error = remote  # IPython shows the others in a way of its own
     text = "" if remote is None else remote.traceback.rstrip("\n")
     if not text:
         text = line(error)
@@ -95,6 +102,7 @@ def render_remotely(error: Exception) -> None:
         text += f"\n\n{line(error)}"
     told = text.split("\n")
     BaseException.__setattr__(error, "_render_traceback_", lambda: told)  # where IPython looks for it
+    return error
 
 
 def _lines(texts: list[str]) -> list[str]:

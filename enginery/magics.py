@@ -148,8 +148,7 @@ class EngineryMagics(Magics):
             raise interrupt.with_traceback(None) from None
         error = group[0].exception() if len(group) == 1 else group.exception()
         if error is not None:
-            render_remotely(error)
-            raise error
+            raise render_remotely(error)
 
     def pxresult(self, line: str) -> None:
         """Show what the last %px showed, or will show when it is done. --group-outputs as for %%px."""

@@ -320,5 +320,6 @@ def display(message: value_pb2.Display, blobs: Mapping[str, Encoded]) -> Display
 
 def short(text: str, room: int = 60) -> str:
     """Return the first line of `text`, or what of it has room."""
+    text = text.rstrip()
     first = text.split("\n", 1)[0]
     return first if first == text and len(text) <= room else f"{first[: room - 3]}..."
