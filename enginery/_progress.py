@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import sys
+import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from enginery.group import Group
+
+
+_TICK = 0.1  # seconds between two pictures of a bar
 
 
 class Bar(Protocol):
@@ -35,7 +40,11 @@ def wait(group: Group[Any], timeout: float | None, show: bool | None) -> bool:
 def bar(title: str, total: int | None, show: bool | None = None) -> Iterator[Bar]:
     """Show a bar where somebody sees it, unless `show` is False; True shows it in any case."""
     if show is not False and _in_notebook():
-        yield _NotebookBar(total or 0)
+        shown = _NotebookBar(title, total)
+        try:
+            yield shown
+        finally:
+            shown.update()
     elif show or (show is None and sys.stderr.isatty()):
         yield from _terminal(title, total)
     else:
@@ -48,16 +57,44 @@ class _NoBar:
 
 
 class _NotebookBar:
-    """IPython's own, which needs no widgets."""
+    """An output that changes in its place a few times a second; it needs no widgets."""
 
-    def __init__(self, total: int) -> None:
-        from IPython.display import ProgressBar
+    def __init__(self, title: str, total: int | None) -> None:
+        self._title = title
+        self._total = total
+        self._done = 0
+        self._began = self._updated = time.monotonic()
+        from IPython.display import display
 
-        self._bar = ProgressBar(total)  # type: ignore[no-untyped-call]
-        self._bar.display()  # type: ignore[no-untyped-call]
+        self._output: Any = display(self._shown(), raw=True, display_id=True)  # type: ignore[no-untyped-call]
 
     def advance(self) -> None:
-        self._bar.progress += 1  # which displays it
+        self._done += 1
+        if time.monotonic() >= self._updated + _TICK:
+            self.update()
+
+    def update(self) -> None:
+        self._updated = time.monotonic()
+        self._output.update(self._shown(), raw=True)
+
+    def _shown(self) -> dict[str, str]:
+        seconds = time.monotonic() - self._began
+        left = seconds / self._done * ((self._total or 0) - self._done) if self._done else 0
+        text = f"{self._done}/{'?' if self._total is None else self._total} {_clock(seconds)}"
+        if left > 0:
+            text += f", {_clock(left)} left"
+        filled = "" if self._total is None else f' value="{self._done}" max="{max(1, self._total)}"'
+        title = html.escape(self._title)
+        return {
+            "text/plain": f"{self._title} {text}",
+            "text/html": f"<div>{title} <progress{filled}></progress> {text}</div>",
+        }
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}"
 
 
 class _TerminalBar:

@@ -8,7 +8,6 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-import IPython
 import pytest
 from rich.console import Console
 from rich.progress import track

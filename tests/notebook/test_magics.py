@@ -90,6 +90,14 @@ def test_progress_bars_of_engines(notebook: Notebook) -> None:
         assert "outer: 100%" in lines[0]
 
 
+def test_a_bar_of_calls_is_an_output_that_changes(notebook: Notebook) -> None:
+    """It ends with all of them, and is not drawn for each."""
+    outputs = notebook.run("enginery.Group([client.submit(abs, -n) for n in range(500)]).wait_interactive()")
+    (bar,) = forms(outputs, "text/html")
+    assert 'value="500" max="500"' in bar
+    assert forms(outputs)[0].startswith("Group of apply tasks 500/500 0:00:")
+
+
 def test_stop_button_cancels_the_call(notebook: Notebook, cluster: enginery.Cluster) -> None:
     """Interrupting the notebook interrupts the call on its engines; what they hold stays, and they are free."""
     notebook.run("%px kept = 7")
@@ -115,6 +123,9 @@ def test_errors_show_their_remote_tracebacks(notebook: Notebook) -> None:
     assert shown.rstrip().endswith("ZeroDivisionError: division by zero")
     assert shown.count("ZeroDivisionError") == 1
     assert "magics.py" not in shown
+    shown = error(notebook.run("%%px -t 0\nfor", fails=True))
+    assert shown.rstrip().endswith("SyntaxError: invalid syntax")
+    assert len(shown.splitlines()) < 6
     shown = error(notebook.run("%%px\ndef deep():\n    return {}['missing']\ndeep()", fails=True))
     assert shown.count("return {}['missing']") == 1
     assert "[0:execute], [1:execute]" in shown
