@@ -173,6 +173,8 @@ def operation_of(result: Result) -> operation_pb2.Operation:
         method=PYTHON_NAMES.get(result.method, str(result.method)),
         session_id=result.session_id.hex(),
         last_sequence=1,
+        attempts=result.attempts,
+        label=result.label,
     )
     operation.end_time.FromMilliseconds(result.ended_ms)
     return operation

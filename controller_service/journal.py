@@ -82,8 +82,13 @@ class AnyJournal(Protocol):
         outcome: int,
         response: bytes,
         error: bytes,
+        attempts: int = 0,
+        label: str = "",
     ) -> None:
-        """Keep how an operation ended; the first result of an id stays. Costs next to nothing, never raises."""
+        """Keep how an operation ended; the first result of an id stays. Costs next to nothing, never raises.
+
+        Of a task also in which attempt, and its label.
+        """
 
     def note_call(self, operation_id: bytes, engine_id: int, epoch: int) -> int:
         """Keep, at once, that a call which its caller named goes to that engine, registered under that epoch.
@@ -238,6 +243,8 @@ class Journal:
         outcome: int,
         response: bytes,
         error: bytes,
+        attempts: int = 0,
+        label: str = "",
     ) -> None:
         """Keep how an operation ended; see AnyJournal."""
         self.appended += 1
@@ -251,6 +258,7 @@ class Journal:
                 batch.size += size
                 batch.results[operation_id] = (
                     engine_id, method, session_id, outcome, time.time_ns() // 1_000_000, response, error,
+                    attempts, label,
                 )  # fmt: skip
                 if self._called and self._called.pop((operation_id, engine_id), None) is not None:
                     batch.answered.append((operation_id, engine_id))

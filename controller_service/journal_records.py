@@ -20,7 +20,7 @@ _MOST_HELLO = 64 << 10  # bytes
 
 NamedCall: TypeAlias = tuple[bytes, int]
 """An operation that its caller named, and the id of the engine that was to run it."""
-Pending: TypeAlias = tuple[int, int, bytes, int, int, bytes, bytes]
+Pending: TypeAlias = tuple[int, int, bytes, int, int, bytes, bytes, int, str]
 """The fields of a Result behind its id, as they wait: a tuple, since one is made for every reply."""
 
 
@@ -37,6 +37,10 @@ class Result:
     """Milliseconds since 1970."""
     response: bytes = b""
     error: bytes = b""
+    attempts: int = 0
+    """Of a task, how often it was begun; 0 of what is none, and if nobody knew that it is one."""
+    label: str = ""
+    """Of a task."""
     number: int = 0
     """Rises with each result that is kept; 0 while it waits to be written."""
 
@@ -140,6 +144,8 @@ class KeptTask:
     """The engine that it is on."""
     epoch: int = 0
     """Of that engine's registration; 0 if it is on none."""
+    excluded: frozenset[int] = frozenset()
+    """Engines that rejected it."""
     function: Function | None = None
     """The one that the call names by its digest, if it does."""
 

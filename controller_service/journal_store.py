@@ -37,7 +37,7 @@ DEFAULT_AGE = 24 * 3600.0
 DEFAULT_LIMIT = 1 << 30
 LARGE = 64 << 10
 """Bytes above which an answer is a file."""
-_VERSION = 6  # as the schema sets it
+_VERSION = 7  # as the schema sets it
 _OVERHEAD = 256  # bytes that a result costs on disk beside its answer
 _WAL_BYTES = 16 << 20  # to which the write-ahead log shrinks again after a burst
 _CACHE_KIB = 8 << 10
@@ -46,11 +46,16 @@ _HIGHEST = (1 << 63) - 1
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 _TASKS = """
-PRAGMA user_version = 6;
 CREATE TABLE tasks (
     task_id BLOB PRIMARY KEY, frame BLOB NOT NULL, submitted_ns INTEGER NOT NULL, arrival INTEGER NOT NULL,
     attempts INTEGER NOT NULL, engine_id INTEGER NOT NULL, epoch INTEGER NOT NULL
 );
+"""
+_ATTEMPTS = """
+PRAGMA user_version = 7;
+ALTER TABLE tasks ADD COLUMN rejected_by TEXT NOT NULL DEFAULT '';
+ALTER TABLE results ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE results ADD COLUMN label TEXT NOT NULL DEFAULT '';
 """
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
@@ -78,17 +83,19 @@ CREATE TRIGGER removed AFTER DELETE ON results BEGIN
     UPDATE meta SET value = value - OLD.size WHERE name = 'kept_bytes';
 END;
 """
-_INSERT = "INSERT OR IGNORE INTO results VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT = "INSERT OR IGNORE INTO results VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _PUT_TASK = """
-INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (task_id) DO UPDATE
-SET attempts = excluded.attempts, engine_id = excluded.engine_id, epoch = excluded.epoch
+INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (task_id) DO UPDATE
+SET attempts = excluded.attempts, engine_id = excluded.engine_id, epoch = excluded.epoch,
+    rejected_by = excluded.rejected_by
 """
 _FIND = """
-SELECT operation_id, engine_id, method, session_id, outcome, ended_ms, number, is_file, is_error, answer
+SELECT operation_id, engine_id, method, session_id, outcome, ended_ms, attempts, label, number, is_file,
+    is_error, answer
 FROM results WHERE operation_id = ?
 """
 _PAGE = """
-SELECT operation_id, engine_id, method, session_id, outcome, ended_ms, number FROM results
+SELECT operation_id, engine_id, method, session_id, outcome, ended_ms, attempts, label, number FROM results
 WHERE number < :before AND (:engine_id IS NULL OR engine_id = :engine_id)
     AND (:session_id = x'' OR session_id = :session_id) AND (1 << outcome) & :outcomes
 ORDER BY number DESC LIMIT :limit
@@ -255,11 +262,12 @@ class Store:
         database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         version = database.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
-            database.executescript(f"BEGIN; {_SCHEMA} {_TASKS} COMMIT;")
+            database.executescript(f"BEGIN; {_SCHEMA} {_TASKS} {_ATTEMPTS} COMMIT;")
             database.execute("INSERT INTO meta VALUES ('cluster_id', ?)", (self._cluster_id,))
             version = _VERSION
-        if version == 5:  # which had no tasks
-            database.executescript(f"BEGIN; {_TASKS} COMMIT;")
+        if version in (5, 6):
+            missing = _ATTEMPTS if version == 6 else _TASKS + _ATTEMPTS
+            database.executescript(f"BEGIN; {missing} COMMIT;")
             version = _VERSION
         if version != _VERSION:
             raise _UnusableError(f"it has format {version}, and this Enginery knows {_VERSION}")
@@ -327,7 +335,16 @@ class Store:
     def _write_tasks(self, database: sqlite3.Connection, batch: Batch) -> None:
         tasks = batch.tasks.items()
         rows = (
-            (task_id, one.frame(), one.submitted_ns, one.arrival, one.attempts, one.engine_id, one.epoch)
+            (
+                task_id,
+                one.frame(),
+                one.submitted_ns,
+                one.arrival,
+                one.attempts,
+                one.engine_id,
+                one.epoch,
+                ",".join(map(str, sorted(one.excluded))),
+            )
             for task_id, one in tasks
             if one is not None
         )
@@ -352,6 +369,8 @@ class Store:
             ended_ms,
             response,
             error,
+            attempts,
+            label,
         ) in batch.results.items():
             answer = error or response
             is_file = len(answer) > LARGE
@@ -362,7 +381,7 @@ class Store:
                 files.add(operation_id)
             rows.append(
                 (operation_id, engine_id, method, session_id, outcome, ended_ms, now, len(answer) + _OVERHEAD,
-                 is_file, bool(error), b"" if is_file else answer)
+                 is_file, bool(error), b"" if is_file else answer, attempts, label)
             )  # fmt: skip
         return rows, files
 
@@ -433,19 +452,24 @@ def _is_damage(error: sqlite3.Error) -> bool:
 
 
 def _result(row: Sequence[Any], response: bytes = b"", error: bytes = b"") -> Result:
-    operation_id, engine_id, method, session_id, outcome, ended_ms, number = row
-    return Result(operation_id, engine_id, method, session_id, outcome, ended_ms, response, error, number)
+    operation_id, engine_id, method, session_id, outcome, ended_ms, attempts, label, number = row
+    return Result(
+        operation_id, engine_id, method, session_id, outcome, ended_ms, response, error, attempts, label, number
+    )
 
 
 def _task(row: Sequence[Any]) -> KeptTask:
-    task_id, frame, submitted_ns, arrival, attempts, engine_id, epoch = row
+    task_id, frame, submitted_ns, arrival, attempts, engine_id, epoch, rejected_by = row
     try:
         call = frame_pb2.Call.FromString(frame)
+        excluded = frozenset(map(int, filter(None, rejected_by.split(","))))
     except Exception as error:  # protobuf's DecodeError differs in class between its implementations
         raise _UnusableError(f"what it says of a task is damaged: {error}") from error
     options = frame_pb2.TaskOptions()
     options.CopyFrom(call.task)
-    return KeptTask(task_id, call.session_id, call, options, submitted_ns, arrival, attempts, engine_id, epoch)
+    return KeptTask(
+        task_id, call.session_id, call, options, submitted_ns, arrival, attempts, engine_id, epoch, excluded
+    )
 
 
 def _kept_bytes(database: sqlite3.Connection) -> int:

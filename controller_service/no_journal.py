@@ -33,6 +33,8 @@ class NoJournal:
         outcome: int,
         response: bytes,
         error: bytes,
+        attempts: int = 0,
+        label: str = "",
     ) -> None:
         """Keep nothing."""
 

@@ -252,12 +252,16 @@ class EngineFromReference(EngineBase):
         if logger.isEnabledFor(logging.DEBUG):
             self._log("ended", call)
 
-    def ended(self, ended: engine_pb2.OperationEnded) -> None:
-        """Keep how an operation of this engine ended that was not called on its present stream."""
+    def ended(self, ended: engine_pb2.OperationEnded, *, is_task: bool) -> None:
+        """Keep how an operation of this engine ended that was not called on its present stream.
+
+        `is_task`: it is an attempt of a task, and what becomes of that is told otherwise.
+        """
         self._router.ended(ended.operation_id)
         self._goes_on(self._engine_id)
         if (
-            ended.method in OPERATIONS
+            not is_task
+            and ended.method in OPERATIONS
             and ended.outcome in FINAL
             and len(ended.operation_id) == _OPERATION_BYTES
         ):
@@ -285,8 +289,11 @@ class EngineFromReference(EngineBase):
             lost |= {
                 one.operation_id: (one.operation_id, one.method, one.session_id)
                 for one in calls
-                if one.is_operation and not one.is_task
+                if one.is_operation
             }
+            for one in calls:
+                if one.is_task:  # which may run again
+                    lost.pop(one.operation_id, None)
             self._answers.lost(lost.values(), self._engine_id, failure)
         self._tell_lost(deque(calls), failure, is_final=is_final)
         self._changed.set()

@@ -87,6 +87,8 @@ class Switchboard:
         for engine in registry:  # those that the journal brought back
             self._add(engine)
         self.tasks.expect(registry.ids())
+        for engine in registry:
+            self.tasks.engine_is(engine)
         registry.observers.subscribe(self._observe)
 
     def __repr__(self) -> str:
@@ -275,7 +277,7 @@ class Switchboard:
         """Keep how an operation ended; what `link` says of engines that it does not connect is ignored."""
         reference = self.references.get(ended.engine_id)
         if reference is not None and reference.is_on(link):
-            reference.ended(ended)
+            reference.ended(ended, is_task=self.tasks.scheduler.find(ended.operation_id) is not None)
 
     def acknowledge(self, link: Link) -> None:
         """Tell the host which of its answers are safe."""

@@ -38,6 +38,10 @@ def lost(task: Task, problem: DeliveryError) -> DeliveryError:
     )
 
 
+def rejected(task: Task) -> DeliveryError:
+    return DeliveryError("TASK_REJECTED", operation_id=_ids.show(task.task_id))
+
+
 def not_after(task: Task, operation_id: bytes, outcome: int) -> DeliveryError:
     return DeliveryError(
         "DEPENDENCY_FAILED",

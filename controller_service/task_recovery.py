@@ -14,14 +14,16 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from controller_service.answers import Answer, Answers, reply_of, undelivered
-from controller_service.scheduler import NOT_DELIVERED
+from controller_service.scheduler import LOST, NOT_DELIVERED, VERDICTS, Verdict
 from controller_service.task import State
 from enginery import _ids
 from enginery._reasons import DeliveryError
+from enginery._status import from_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
+    from controller_service.journal_records import Result
     from controller_service.task import Task
     from controller_service.tasks import Tasks
     from controller_service.work import Attempt
@@ -83,10 +85,16 @@ class TaskRecovery:
         if task.state is not State.HELD:
             return  # it was cancelled
         known = self._tasks.ended(task.task_id)
+        if answer is not None and not isinstance(answer, DeliveryError) and _is_one_attempt(task, answer):
+            self._answers.forget((task.task_id,))  # how the task ends is still to come
+            if answer.outcome == LOST:
+                self._lose(task, from_bytes(answer.error))
+                return
+            task.attempts, answer = 1, None
         if isinstance(answer, DeliveryError):
             self._end(task, undelivered(0, answer))
         elif answer is not None:
-            task.engine_id = answer.engine_id
+            task.engine_id, task.attempts = answer.engine_id, answer.attempts
             self._end(task, reply_of(answer, task.payload.call.method))
         elif known is not None and (known.attempts or known.outcome != NOT_DELIVERED):  # else it has not run
             self._ask_again(task, known)
@@ -186,10 +194,13 @@ class TaskRecovery:
 
     def _end(self, task: Task, reply: frame_pb2.Reply) -> None:
         """End a task that had ended before."""
+        known = self._tasks.ended(task.task_id)
         task.payload.reply = reply
         task.payload.is_released = True  # what is kept of it stays as it is
         self._tasks.act(self._tasks.scheduler.known_end(task, reply.outcome, time.monotonic()))
         self._tasks.forget_ended(task.task_id)
+        if known is not None:
+            self._tasks.remember(known)
 
     def _let_go(self, task: Task) -> None:
         """Go on with a task as with a new one, soon: there may be too many for one go."""
@@ -206,7 +217,12 @@ class TaskRecovery:
             asyncio.get_running_loop().call_soon(self._let_some_go)
 
 
+def _is_one_attempt(task: Task, answer: Result) -> bool:
+    """Return whether that is told by an engine alone, of the first attempt of a task that may run again."""
+    return not answer.attempts and bool(task.retries) and VERDICTS.get(answer.outcome) is Verdict.RETRY
+
+
 def _attempts(task: Task) -> Iterator[tuple[int, bytes]]:
-    """Iterate over the attempts by which an engine may know a task, each with its operation id."""
-    for attempt in range(1, min(task.retries + 1, _MAX_ATTEMPTS) + 1):
+    """Iterate over the attempts by which an engine may know a task, the last first, with their operations."""
+    for attempt in range(min(task.retries + 1, _MAX_ATTEMPTS), 0, -1):
         yield attempt, _ids.attempt_id(task.task_id, attempt)

@@ -56,7 +56,7 @@ class TaskRows:
         """Return the task of a row; DeliveryError if it makes no sense."""
         call = row.call
         task = placement.task(call)
-        task.arrival, task.attempts = row.arrival, row.attempts
+        task.arrival, task.attempts, task.excluded = row.arrival, row.attempts, row.excluded
         if row.epoch:
             task.engine_id, task.epoch = row.engine_id, row.epoch
         task.payload = Work.of(call, row.submitted_ns)
@@ -130,5 +130,6 @@ class TaskRows:
             attempts=task.attempts,
             engine_id=task.engine_id if is_placed and task.engine_id is not None else -1,
             epoch=task.epoch if is_placed else 0,
+            excluded=task.excluded,
         )
         self._journal.put_task(row)

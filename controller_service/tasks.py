@@ -8,7 +8,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from controller_service import placement
+from controller_service import placement, task_errors
 from controller_service.answers import FINAL, undelivered
 from controller_service.gates import Gates
 from controller_service.lease import State as LeaseState
@@ -16,7 +16,7 @@ from controller_service.scheduler import Action, Place, Scheduler
 from controller_service.task import State, Task
 from controller_service.task_recovery import TaskRecovery
 from controller_service.task_rows import TaskRows
-from controller_service.work import Attempt, Work, last_attempt
+from controller_service.work import Attempt, CallMark, Work, last_attempt
 from enginery import _ids, _logs
 from enginery._methods import ANY_ENGINE, METHODS
 from enginery._outcomes import has_not_run
@@ -41,6 +41,7 @@ RUN = frozenset((METHODS["Execute"], METHODS["Apply"]))
 MAX_ENDED = 32_768
 """Tasks that have ended and are remembered, the newest."""
 _AT_ONCE = 256  # tasks that are restored before the loop does something else
+_FINAL_ERRORS = frozenset({"DEPENDENCY_FAILED", "TASK_REJECTED"})
 _WITH_ERROR = frozenset((frame_pb2.OUTCOME_LOST, frame_pb2.OUTCOME_NOT_DELIVERED, frame_pb2.OUTCOME_CANCELLED))
 
 
@@ -107,6 +108,9 @@ class Tasks:
         if known is not None:
             known.payload.join(call, receiver, function)
             return
+        ended = self._ended.get(call.operation_id)
+        if ended is not None and ended.mark is not None and ended.mark.is_another(CallMark.of(call, function)):
+            raise DeliveryError("OPERATION_EXISTS", operation_id=_ids.show(call.operation_id))
         if call.method not in RUN:
             cause = f"a task is a call of Execute or Apply, not of method {call.method}"
             raise DeliveryError("BAD_REQUEST", field="method", cause=cause)
@@ -158,6 +162,12 @@ class Tasks:
     def after_operation(self, operation_id: bytes, outcome: int | None) -> None:
         """An operation that tasks come after has ended so; None: nobody knows it."""
         self.act(self.scheduler.ended_elsewhere(operation_id, outcome, time.monotonic()))
+
+    def remember(self, ended: Attempt) -> None:
+        """Remember a task that has ended."""
+        self._ended[ended.task_id] = ended
+        if len(self._ended) > MAX_ENDED:
+            del self._ended[next(iter(self._ended))]
 
     def forget_ended(self, operation_id: bytes) -> None:
         """Remember nothing of a task that has ended."""
@@ -296,6 +306,8 @@ class Tasks:
         has_run = problem is None or not has_not_run(problem)
         if has_run:
             task.payload.reply = reply
+            if reply.outcome == frame_pb2.OUTCOME_REJECTED:
+                task.payload.rejection = reply
         attempt = last_attempt(task)
         self.act(self.scheduler.replied(task, reply.outcome, problem, has_run=has_run, now=time.monotonic()))
         if task.state is not State.ENDED:
@@ -310,7 +322,11 @@ class Tasks:
 
     def _end(self, task: Task, error: DeliveryError | None) -> None:
         work: Work = task.payload
-        reply = work.reply if error is None else undelivered(0, error)
+        reply = work.reply or work.rejection
+        if reply is None and error is None:  # it was rejected before this controller began
+            error = task_errors.rejected(task)
+        if error is not None:
+            reply = undelivered(0, error)
         assert reply is not None
         if task.engine_id is not None:
             reply.engine_id = task.engine_id
@@ -318,10 +334,8 @@ class Tasks:
         work.reply = reply
         work.tell(reply)
         self._rows.ended(task)
-        self._ended[task.task_id] = last_attempt(task, reply.outcome)
-        if len(self._ended) > MAX_ENDED:
-            del self._ended[next(iter(self._ended))]
-        if not work.is_released and (reply.outcome in FINAL or (error and error.reason == "DEPENDENCY_FAILED")):
+        self.remember(last_attempt(task, reply.outcome, CallMark.of(work.call, work.function)))
+        if not work.is_released and (reply.outcome in FINAL or (error and error.reason in _FINAL_ERRORS)):
             self._journal.add_result(
                 task.task_id,
                 ANY_ENGINE if task.engine_id is None else task.engine_id,
@@ -330,6 +344,8 @@ class Tasks:
                 reply.outcome,
                 reply.response,
                 reply.error,
+                task.attempts,
+                work.options.label,
             )
         work.note_change()
 

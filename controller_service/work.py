@@ -38,6 +38,8 @@ class Work:
     """Who waits, each with the call id that it gave."""
     reply: frame_pb2.Reply | None = None
     """The last that came, if it may be how the task ends."""
+    rejection: frame_pb2.Reply | None = None
+    """The last by which an engine said that another is to run it."""
     is_released: bool = False
     """Whether somebody released it: its answer is not kept."""
     is_kept: bool = False
@@ -92,6 +94,23 @@ class Work:
                     await self._changed.wait()
 
 
+class CallMark(NamedTuple):
+    """What is remembered of a call, to tell another under its id from the same that comes again."""
+
+    digest: int
+    by_function_digest: bool
+
+    @classmethod
+    def of(cls, call: frame_pb2.Call, function: Function | None) -> CallMark:
+        """Return that of a call, and of the function that it names, if it does."""
+        digest = b"" if function is None else function.digest
+        return cls(hash((call.method, call.request, digest)), function is not None)
+
+    def is_another(self, mark: CallMark) -> bool:
+        """Return whether that is of another call, unless only one of them names its function by a digest."""
+        return self.by_function_digest == mark.by_function_digest and self.digest != mark.digest
+
+
 class Attempt(NamedTuple):
     """The last attempt of a task, as far as it is remembered: a tuple, since there are many."""
 
@@ -103,6 +122,8 @@ class Attempt(NamedTuple):
     epoch: int
     outcome: int
     submitted_ns: int
+    mark: CallMark | None = None
+    """Of what was asked for, once it has ended."""
 
     @property
     def operation_id(self) -> bytes:
@@ -110,7 +131,9 @@ class Attempt(NamedTuple):
         return _ids.attempt_id(self.task_id, max(self.attempts, 1))
 
 
-def last_attempt(task: Task, outcome: int = frame_pb2.OUTCOME_UNSPECIFIED) -> Attempt:
+def last_attempt(
+    task: Task, outcome: int = frame_pb2.OUTCOME_UNSPECIFIED, mark: CallMark | None = None
+) -> Attempt:
     """Return the last attempt of a task, or the next one if it was not placed yet."""
     work: Work = task.payload
     return Attempt(
@@ -122,6 +145,7 @@ def last_attempt(task: Task, outcome: int = frame_pb2.OUTCOME_UNSPECIFIED) -> At
         task.epoch,
         outcome,
         work.submitted_ns,
+        mark,
     )
 
 

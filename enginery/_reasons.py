@@ -82,6 +82,7 @@ TABLE: dict[str, Entry] = {
     # The task
     "DEPENDENCY_FAILED": Entry(Code.FAILED_PRECONDITION, errors.DependencyFailed, "task {operation_id} was not run, since operation {dependency}, after which it comes, {state}", Retry.REBUILD),
     "TASK_NOT_PLACED": Entry(Code.DEADLINE_EXCEEDED, errors.TaskNotPlaced, "task {operation_id} was not run: within {timeout} s there was no engine for it ({cause})", Retry.SAME_CALL),
+    "TASK_REJECTED": Entry(Code.FAILED_PRECONDITION, errors.TaskNotPlaced, "task {operation_id} was not run: every engine that may run it has rejected it", Retry.NEVER),
     "TASK_LOST": Entry(Code.ABORTED, errors.TaskLost, "task {operation_id} was lost {attempts} times, so it is not run again; the last time on engine {engine_id}: {cause}", Retry.NEVER),
     # The value
     "VALUE_TOO_LARGE": Entry(Code.RESOURCE_EXHAUSTED, errors.ValueTooLarge, "{size} bytes are over the limit of {limit} bytes, set by {option}", Retry.NEVER),

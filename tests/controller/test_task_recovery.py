@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +12,7 @@ from controller_service import task_rows
 from enginery import _ids
 from enginery._methods import ANY_ENGINE
 from enginery._status import from_bytes
-from enginery.v1 import frame_pb2, operation_pb2
+from enginery.v1 import engine_pb2, frame_pb2, operation_pb2
 from tests.controller.fakes import FakeCluster, FakeHost, FakeSession, running, until
 
 if TYPE_CHECKING:
@@ -42,6 +43,12 @@ def rows(state: Path) -> dict[bytes, int]:
         return dict(database.execute("SELECT task_id, engine_id FROM tasks"))
     finally:
         database.close()
+
+
+def rejections(state: Path) -> list[str]:
+    """Return who rejected each task of the journal."""
+    with closing(sqlite3.connect(state / "journal" / "journal.db")) as database:
+        return [row[0] for row in database.execute("SELECT rejected_by FROM tasks")]
 
 
 def epoch_of(session: FakeSession) -> int:
@@ -213,7 +220,8 @@ async def test_a_journal_of_before_tasks_is_taken_over(tmp_path: Path) -> None:
         done = session.call(0, b"result")
         assert (await session.ask(done)).response == b"result"
     database = sqlite3.connect(state / "journal" / "journal.db")
-    database.executescript("DROP TABLE tasks; PRAGMA user_version = 5;")
+    without = "ALTER TABLE results DROP COLUMN attempts; ALTER TABLE results DROP COLUMN label;"
+    database.executescript(f"DROP TABLE tasks; {without} PRAGMA user_version = 5;")
     database.close()
     async with running(state, lease=1.0) as cluster:
         session = await cluster.session()
@@ -223,3 +231,198 @@ async def test_a_journal_of_before_tasks_is_taken_over(tmp_path: Path) -> None:
         waiting = task(session, b"waits")
         await session.send(calls=[waiting])
         await until(lambda: len(rows(state)) == 1)
+
+
+async def test_an_attempt_that_failed_before_the_crash_is_not_the_end(tmp_path: Path) -> None:
+    """What its engine tells of it by itself is that attempt's alone: with retries left the task runs again."""
+    state = tmp_path / "state"
+    async with running(state, lease=1.0) as cluster:
+        host = cluster.host()
+        host.answer = silent
+        await host.hello(incarnation="kernel")
+        session = await cluster.session()
+        epoch = epoch_of(session)
+        call = task(session, b"flaky", retries=1, label="L")
+        once = task(session, b"once")
+        await session.send(calls=[call, once])
+        await until(lambda: host.calls)
+        task_id = host.calls[0].operation_id
+    async with running(state, lease=1.0) as cluster:
+        back = cluster.host(host_id=host.host_id)
+
+        def answer(call: frame_pb2.Call) -> frame_pb2.Reply:
+            outcome = frame_pb2.OUTCOME_USER_ERROR if call.operation_id == task_id else frame_pb2.OUTCOME_OK
+            return frame_pb2.Reply(call_id=call.call_id, outcome=outcome, response=call.request)
+
+        back.answer = answer
+        epoch_0 = host.welcomes[0].epoch
+        await back.hello(incarnation="kernel", engine_id=0, epoch=epoch_0, operation_ids=[task_id])
+        failed = engine_pb2.OperationEnded(
+            engine_id=0,
+            operation_id=task_id,
+            method=call.method,
+            outcome=frame_pb2.OUTCOME_USER_ERROR,
+            response=b"raised",
+        )
+        back.send(ended=[failed])
+        journal = cluster.controller.journal
+        await until(lambda: journal.appended == journal.committed and journal.appended)
+        session = await cluster.session()
+        await session.send(calls=[again(call, epoch)])
+        reply = await session.reply(call)
+        assert (reply.outcome, reply.response, reply.attempts) == (frame_pb2.OUTCOME_OK, b"flaky", 2)
+        back.send(ended=[failed])  # it comes once more, and changes nothing
+        await until(lambda: journal.appended == journal.committed)
+        kept = await journal.find(task_id)
+        assert kept is not None
+        assert (kept.outcome, kept.response, kept.attempts, kept.label) == (
+            frame_pb2.OUTCOME_OK,
+            b"flaky",
+            2,
+            "L",
+        )
+
+
+async def test_a_task_whose_engine_told_of_it_first_ends_as_it_ends(tmp_path: Path) -> None:
+    """An attempt of a task that is held is told by the engine too, when it comes back: that is not kept."""
+    state = tmp_path / "state"
+    async with running(state, lease=1.0) as cluster:
+        host = cluster.host()
+        host.answer = silent
+        await host.hello(incarnation="kernel")
+        session = await cluster.session()
+        await session.send(calls=[task(session, b"flaky", retries=1)])
+        await until(lambda: rows(state))
+        (task_id,) = rows(state)
+    async with running(state, lease=1.0) as cluster:
+        back = await come_back(cluster, host, task_id)
+        failed = engine_pb2.OperationEnded(
+            engine_id=0,
+            operation_id=task_id,
+            method=frame_pb2.METHOD_APPLY,
+            outcome=frame_pb2.OUTCOME_USER_ERROR,
+            response=b"raised",
+        )
+        back.send(ended=[failed])
+        await until(lambda: back.calls)
+        raised = frame_pb2.Reply(
+            call_id=back.calls[0].call_id, outcome=frame_pb2.OUTCOME_USER_ERROR, response=b"raised"
+        )
+        back.send(replies=[raised])
+        second = _ids.attempt_id(task_id, 2)
+        await until(lambda: any(call.operation_id == second for call in back.calls))
+        back.reply(next(call for call in back.calls if call.operation_id == second))
+        await until(lambda: not rows(state))
+        kept = await cluster.controller.journal.find(task_id)
+        assert kept is not None
+        assert (kept.outcome, kept.attempts) == (frame_pb2.OUTCOME_OK, 2)
+
+
+async def test_a_task_that_runs_again_is_not_lost_with_the_engine_that_had_it(tmp_path: Path) -> None:
+    """The engine had it in its inventory: with the engine that attempt is lost, and the task runs elsewhere."""
+    state = tmp_path / "state"
+    async with running(state, lease=0.3) as cluster:
+        host = cluster.host()
+        host.answer = silent
+        await host.hello(incarnation="kernel")
+        session = await cluster.session()
+        await session.send(calls=[task(session, b"again", retries=1)])
+        await until(lambda: rows(state))
+        (task_id,) = rows(state)
+    async with running(state, lease=0.3) as cluster:
+        back = await come_back(cluster, host, task_id)
+        await until(lambda: back.calls)
+        other = cluster.host()
+        await other.hello()
+        back.send(goodbyes=[engine_pb2.Goodbye(engine_id=0, reason="done")])
+        await until(lambda: not rows(state))
+        kept = await cluster.controller.journal.find(task_id)
+        assert kept is not None
+        assert (kept.outcome, kept.response, kept.attempts) == (frame_pb2.OUTCOME_OK, b"again", 2)
+
+
+async def test_who_rejected_a_task_is_not_asked_again(tmp_path: Path) -> None:
+    """An engine that rejected it has released it: sent there again it would end as released."""
+    state = tmp_path / "state"
+    async with running(state, lease=1.0) as cluster:
+        host = cluster.host()
+        host.answer = lambda call: frame_pb2.Reply(
+            call_id=call.call_id, outcome=frame_pb2.OUTCOME_REJECTED, response=b"no"
+        )
+        await host.hello(0, incarnation="kernel")
+        busy = cluster.host()
+        busy.answer = silent
+        await busy.hello()
+        session = await cluster.session()
+        view = session.call(1, b"view")
+        await session.send(calls=[view])
+        await until(lambda: busy.calls)
+        epoch = epoch_of(session)
+        call = task(session, b"picky")
+        await session.send(calls=[call])
+        await until(lambda: rejections(state) == ["0"])
+    async with running(state, lease=0.5) as cluster:
+        back = await come_back(cluster, host)
+        session = await cluster.session()
+        await session.send(calls=[again(call, epoch)])
+        other = cluster.host()
+        await other.hello()
+        assert (await session.reply(call)).response == b"picky"
+        assert not [one for one in back.calls if one.HasField("task")]
+
+
+async def test_a_task_that_everybody_rejected_before_a_restart(tmp_path: Path) -> None:
+    """It ends, and says so, when nobody is left: what the engines said is not kept."""
+    state = tmp_path / "state"
+    async with running(state, lease=0.3) as cluster:
+        host, busy = cluster.host(), cluster.host()
+        host.answer = lambda call: frame_pb2.Reply(
+            call_id=call.call_id, outcome=frame_pb2.OUTCOME_REJECTED, response=b"no"
+        )
+        await host.hello(0, incarnation="kernel")
+        busy.answer = silent
+        await busy.hello()
+        session = await cluster.session()
+        epoch = epoch_of(session)
+        call = task(session, b"picky")
+        await session.send(calls=[session.call(1, b"view")])
+        await until(lambda: busy.calls)
+        await session.send(calls=[call])
+        await until(lambda: rejections(state) == ["0"])
+    async with running(state, lease=0.3) as cluster:
+        await come_back(cluster, host)
+        session = await cluster.session()
+        await session.send(calls=[again(call, epoch)])
+        assert from_bytes((await session.reply(call)).error).reason == "TASK_REJECTED"
+
+
+async def test_a_task_whose_engine_is_away_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the journal does not have it: it is not lost while an engine that may have it has a lease."""
+    monkeypatch.setattr(task_rows, "YOUNG", 60.0)
+    state = tmp_path / "state"
+    async with running(state, lease=30.0) as cluster:
+        host = cluster.host()
+        host.answer = silent
+        await host.hello(incarnation="kernel")
+        session = await cluster.session()
+        epoch = epoch_of(session)
+        call = task(session, b"placed")
+        await session.send(calls=[call])
+        await until(lambda: host.calls)
+        await host.close()
+        await until(lambda: cluster.controller._switchboard.statistics().connected == 0)  # type: ignore[union-attr]
+    async with running(state, lease=30.0) as cluster:
+        session = await cluster.session()
+        other = cluster.host()
+        await other.hello()
+        await session.send(calls=[again(call, epoch)])
+        probe = session.call(1, b"probe")
+        probe.call_id = 77
+        assert (await session.ask(probe)).response == b"probe"
+        back = await come_back(cluster, host, host.calls[0].operation_id)
+        await until(lambda: back.calls)
+        back.reply(back.calls[0])
+        assert (await session.reply(call)).response == b"placed"
+        assert not [one for one in other.calls if one.HasField("task")]

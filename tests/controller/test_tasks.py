@@ -167,6 +167,27 @@ async def test_a_rejected_task_runs_elsewhere(cluster: FakeCluster) -> None:
     assert (reply.outcome, reply.response) == (frame_pb2.OUTCOME_REJECTED, b"no")
 
 
+async def test_a_rejection_counts_when_the_others_go(cluster: FakeCluster) -> None:
+    """A task ends with it once no engine is left that may take it, though another was full meanwhile."""
+    host, other = cluster.host(), cluster.host()
+    host.answer = lambda call: Reply(call_id=call.call_id, outcome=frame_pb2.OUTCOME_REJECTED, response=b"no")
+    full = failing(
+        DeliveryError("QUEUE_FULL", engine_id=1, size="9", option="-"), frame_pb2.OUTCOME_NOT_DELIVERED
+    )
+
+    def refuse(call: frame_pb2.Call) -> Reply:
+        goodbye = engine_pb2.Goodbye(engine_id=1, reason="done")
+        asyncio.get_running_loop().call_soon(lambda: other.send(goodbyes=[goodbye]))  # behind the reply
+        return full(call)
+
+    other.answer = refuse
+    await host.hello()
+    await other.hello()
+    session = await cluster.session()
+    reply = await session.ask(task(session))
+    assert (reply.outcome, reply.response) == (frame_pb2.OUTCOME_REJECTED, b"no")
+
+
 async def test_what_has_not_run_is_placed_again(cluster: FakeCluster) -> None:
     """A task that an engine refused, or took out of its queue, goes elsewhere, and no attempt is used."""
     host = cluster.host()
@@ -446,9 +467,15 @@ async def test_tasks_are_listed_attached_to_and_released(cluster: FakeCluster) -
     host.reply(host.calls[0])
     for call in calls:
         assert (await session.reply(call)).outcome == frame_pb2.OUTCOME_OK
-    find = cluster.controller.journal.find
-    assert await find(_ids.operation_id(b"sessionA", 1)) is None
-    assert await find(_ids.operation_id(b"sessionA", 2)) is not None
+    await host.close()
+    await until(lambda: cluster.controller._switchboard.statistics().connected == 0)  # type: ignore[union-attr]
+    journal = cluster.controller.journal
+    await until(lambda: journal.committed == journal.appended)
+    request = operation_pb2.ListOperationsRequest(session_id=b"sessionA".hex())
+    page = await cluster.engines.ListOperations(request, metadata=cluster.metadata)
+    assert [(one.label, one.attempts) for one in page.operations] == [("task 2", 1), ("task 1", 1)]
+    assert await journal.find(_ids.operation_id(b"sessionA", 1)) is None
+    assert await journal.find(_ids.operation_id(b"sessionA", 2)) is not None
 
 
 async def test_a_task_that_was_sent_before(cluster: FakeCluster) -> None:
@@ -477,6 +504,9 @@ async def test_a_task_that_was_sent_before(cluster: FakeCluster) -> None:
     again.replies.clear()
     assert (await again.ask(resent)).response == b"work"
     assert len(host.calls) == 1
+    again.replies.clear()
+    other.sent_epoch = epoch
+    assert (await refusal(again, other)).reason == "OPERATION_EXISTS"  # though the first has ended
     lost = frame_pb2.Call(
         call_id=77, engine_id=-1, method=frame_pb2.METHOD_APPLY, request=b"new", sent_epoch=epoch
     )

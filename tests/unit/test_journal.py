@@ -139,7 +139,7 @@ async def test_a_result_is_found_at_once_and_after_a_restart(path: Path) -> None
         two = await journal.find(name(2))
         assert two is not None
         two = dataclasses.replace(two, ended_ms=0)
-        assert two == Result(name(2), 3, METHODS["Apply"], SESSION, LOST, 0, b"", b"two", 2)
+        assert two == Result(name(2), 3, METHODS["Apply"], SESSION, LOST, 0, b"", b"two", number=2)
         assert await journal.find(name(3)) is None
 
 
@@ -331,7 +331,7 @@ def apply(store: Store, *numbers: int) -> int:
     """Write results, and return how many bytes are kept."""
     batch = Batch()
     for number in numbers:
-        batch.results[name(number)] = (3, 1, SESSION, OK, 0, b"", b"")
+        batch.results[name(number)] = (3, 1, SESSION, OK, 0, b"", b"", 0, "")
     return store.apply(batch)
 
 
@@ -341,8 +341,18 @@ def test_it_takes_no_more_of_a_disk_than_it_leaves_free(path: Path) -> None:
     store = Store(path, CLUSTER, Bounds(), power=False, free_bytes=lambda _: free)
 
     def add(number: int) -> int:
-        batch = Batch(size=1_000)
-        batch.results[name(number)] = (3, 1, SESSION, OK, 0, b"x" * 744, b"")  # 1,000 bytes with the overhead
+        batch = Batch(size=1_000)  # with the overhead
+        batch.results[name(number)] = (
+            3,
+            1,
+            SESSION,
+            OK,
+            0,
+            b"x" * 744,
+            b"",
+            0,
+            "",
+        )
         return store.apply(batch)
 
     sizes = [add(number) for number in range(40)]
@@ -686,7 +696,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.model.pop(number, None)
         for number, is_large in added.items():
             answer = os.urandom(4) * (LARGE if is_large else 1)
-            batch.results[name(number)] = (3, 1, SESSION, OK, 0, answer, b"")
+            batch.results[name(number)] = (3, 1, SESSION, OK, 0, answer, b"", 0, "")
             self.model.setdefault(number, answer)
         kept_bytes = self.store.apply(batch)
         assert (kept_bytes == 0) is (not self.model)
