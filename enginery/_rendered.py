@@ -100,9 +100,19 @@ def render_remotely(error: Exception) -> Exception:
         text = line(error)
     elif isinstance(error, OperationError):  # the traceback does not end with what it came to
         text += f"\n\n{line(error)}"
+    _show_as(error, text)
+    return error
+
+
+def render_interrupt(interrupt: KeyboardInterrupt) -> KeyboardInterrupt:
+    """Return a Ctrl-C that says what became of the call, its note, and not where it was waited for."""
+    _show_as(interrupt, "\n".join(["KeyboardInterrupt", *getattr(interrupt, "__notes__", ())]))
+    return interrupt.with_traceback(None)
+
+
+def _show_as(error: BaseException, text: str) -> None:
     told = text.split("\n")
     BaseException.__setattr__(error, "_render_traceback_", lambda: told)  # where IPython looks for it
-    return error
 
 
 def _lines(texts: list[str]) -> list[str]:

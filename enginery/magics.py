@@ -24,7 +24,7 @@ from enginery._cell import Cell
 from enginery._presenter import presenter
 from enginery._px_engines import PxEngines
 from enginery._px_options import check_is_python, parser, split
-from enginery._rendered import render_remotely
+from enginery._rendered import render_interrupt, render_remotely
 from enginery.errors import OperationNotFound
 from enginery.group import Group
 
@@ -144,8 +144,7 @@ class EngineryMagics(Magics):
                 cell.finish(stops=stops)
                 cell.show(grouping or "type")
         except KeyboardInterrupt as interrupt:
-            # Where it was waited for says nothing; what became of the call is its note.
-            raise interrupt.with_traceback(None) from None
+            raise render_interrupt(interrupt) from None
         error = group[0].exception() if len(group) == 1 else group.exception()
         if error is not None:
             raise render_remotely(error)
@@ -177,7 +176,7 @@ class EngineryMagics(Magics):
                 if args.ids:
                     raise  # else it has ended meanwhile, and was forgotten
         if not operations:
-            print("nothing runs: client.operations() lists what has ended")
+            print("nothing runs; of client.operations(), %pxattach ID shows again what has ended")
             return
         self._last = group = Group(operations)
         try:

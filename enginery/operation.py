@@ -337,7 +337,7 @@ def wait_for(operations: Sequence[Operation[Any]]) -> None:
             operation._wait(None)
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(stop_on_interrupt([operation for operation in operations if not operation.done()]))
-        raise
+        raise interrupt.with_traceback(None) from None  # where in the wait it came says nothing
 
 
 def stop_on_interrupt(operations: list[Operation[Any]]) -> str:

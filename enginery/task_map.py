@@ -133,7 +133,7 @@ class TaskMap(Generic[T]):
         except KeyboardInterrupt as interrupt:  # nobody else has its tasks, to wait for them or to stop them
             self._close(interrupt_only=None if self._view._options.interrupt_only is False else True)
             interrupt.add_note("the map is closed, and its tasks are told to stop")
-            raise
+            raise interrupt.with_traceback(None) from None
         return self._give()
 
     def __aiter__(self) -> Self:

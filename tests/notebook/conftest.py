@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import nbformat
 import pytest
+from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 
 import enginery
@@ -43,6 +44,15 @@ class Notebook:
         reply_failed = any(output.output_type == "error" for output in outputs)
         assert reply_failed == fails, outputs
         return outputs
+
+    def begin(self, cluster: enginery.Cluster) -> None:
+        """Connect to the cluster, and load the magics."""
+        self.run(f"import enginery\nclient = enginery.connect({str(cluster.state_dir)!r})\n%load_ext enginery")
+
+    def restart(self) -> None:
+        """Restart its kernel, which is not asked."""
+        run_sync(self.client.km.restart_kernel)(now=True)
+        run_sync(self.client.kc.wait_for_ready)(timeout=_PATIENCE)
 
     def interrupt(self) -> None:
         """Press the stop button."""
@@ -83,8 +93,7 @@ def notebook(cluster: enginery.Cluster) -> Iterator[Notebook]:
     client = NotebookClient(empty, timeout=_PATIENCE, kernel_name="python3", shutdown_kernel="immediate")
     with client.setup_kernel():
         made = Notebook(client)
-        path = str(cluster.state_dir)
-        made.run(f"import enginery\nclient = enginery.connect({path!r})\n%load_ext enginery")
+        made.begin(cluster)
         yield made
 
 
