@@ -18,6 +18,7 @@ from engine_service.blobs import BlobStore
 from engine_service.event_log import EventLog
 from engine_service.keeper import KernelKeeper, StartKernel
 from engine_service.kernel_process import KernelExited, KernelOptions, KernelProcess
+from engine_service.known_functions import KnownFunctions
 from engine_service.operation import QUEUED, SMALL_REQUEST, Answer, Done, Operation, StopCause
 from engine_service.operations import Operations
 from engine_service.queue import OperationQueue, QueueFullError
@@ -35,6 +36,7 @@ from enginery.v1 import engine_pb2, frame_pb2, operation_pb2
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
+    from engine_service.known_functions import KnownFunction
     from enginery._encoded import Encoded
 
 logger = logging.getLogger(__name__)
@@ -93,6 +95,7 @@ class Engine:
         self.blobs = BlobStore(value_limit=self.options.value_limit, store_limit=self.options.store_limit)
         self.properties: dict[str, Encoded] = {}
         self.actions = control.Actions()
+        self._functions = KnownFunctions()
         self.reading = asyncio.Lock()
         """Held by the one of those that are attached whose next message is made."""
         self._engine_id = self.options.kernel.engine_id
@@ -306,7 +309,8 @@ class Engine:
         """Return the operation that a call names; a new one is queued, to be begun by `begin_next`."""
         operation = self.operations.join(context.operation_id, known=False, is_task=context.is_task)
         if operation is not None:
-            if not operation.is_same(method, message, request):
+            digest = b"" if context.function is None else context.function.digest
+            if not operation.is_same(method, message, request, digest):
                 raise DeliveryError("OPERATION_EXISTS", operation_id=_ids.show(context.operation_id))
             return operation
         if self.is_draining:
@@ -314,8 +318,13 @@ class Engine:
         if method == frame_pb2.METHOD_RESET:
             self.clear_queue("the engine was reset")
         now = time.time_ns()
+        size = len(request)
+        function: KnownFunction | None = None
+        if context.function is not None and method == frame_pb2.METHOD_APPLY:
+            function = self._functions.find(context.function)
+            size += len(context.function.pickle)
         try:
-            self.queue.admit(context.operation_id, context.session_id, len(request), time.monotonic())
+            self.queue.admit(context.operation_id, context.session_id, size, time.monotonic())
         except QueueFullError as full:
             raise DeliveryError(
                 "QUEUE_FULL", engine_id=self.engine_id, size=full.size, option=full.option
@@ -327,17 +336,18 @@ class Engine:
             row,
             message,
             context,
-            len(request),
+            size,
             hash(request),
-            request if len(request) <= SMALL_REQUEST else b"",
+            request if len(request) <= SMALL_REQUEST else None,
             EventLog(self.options.output_limit),
             self.operations.submission_time(now),
+            function,
         )
         try:
             for blob in row.blobs(message):
                 operation.blobs[blob.blob_id] = self.blobs.take(blob.blob_id, now / 1e9)
             if len(request) <= LARGE:
-                operation.fields = row.fields(message, operation.blobs)
+                operation.translate()
         except DeliveryError:
             operation.close()
             raise

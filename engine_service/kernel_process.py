@@ -37,6 +37,7 @@ from engine_service.kernel_page import AHEAD, RUNNING, TARGET, make_page, open_p
 from engine_service.kernel_pipes import OutputPipes
 from engine_service.kernel_socket import KernelSocket
 from engine_service.kernel_wire import read_from_kernel, write_command, write_start
+from engine_service.known_functions import SentFunctions
 from enginery import _ids
 from enginery._channel import environment
 
@@ -113,6 +114,7 @@ class KernelProcess:
         self._introduction: asyncio.Future[Any] | None = None
         self._line: deque[_Given] = deque()  # the first runs, or is to run next
         self._given_bytes = 0
+        self._functions = SentFunctions()
         self._is_handling = False
         self._last_words = b""  # the end of what came on stderr, of the command whose serial number follows
         self._spoke = 0
@@ -209,11 +211,24 @@ class KernelProcess:
         else:
             self._pipes.drain()  # what was written before belongs to nobody
             self._last_words = b""
-        frame = write_command(self._serial + 1, command)
-        size = self._put(frame)
+        brought = self._bring_function(command)
+        size = self._put(write_command(self._serial + 1, command))
+        if brought:
+            self._functions.add(command.digest, brought, forgets=command.forgets)
         self._serial += 1
         self._line.append(_Given(self._serial, command.operation_id, command.is_task, size, done))
         self._given_bytes += size
+
+    def _bring_function(self, command: Command) -> int:
+        """Take a function that the kernel has out of a command; return the bytes of one that it has not."""
+        if not command.digest:
+            return 0
+        if command.digest in self._functions:
+            command.values = tuple(pair for pair in command.values if pair[0] != "function")
+            return 0
+        size = next(value.size for name, value in command.values if name == "function")
+        command.forgets = not self._functions.has_room(size)
+        return size
 
     async def run(self, command: Command) -> Reply:
         """Run a command, as `begin`. If the caller is cancelled the command runs on until it ends."""

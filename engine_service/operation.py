@@ -14,17 +14,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from engine_service.requests import LARGE
+from engine_service.requests import LARGE, apply_known, name_of
 from enginery import _outcomes
 from enginery._engine import CallReply
+from enginery._function_window import MAX_PICKLE
+from enginery._function_window import digest as digest_of
 from enginery._reasons import DeliveryError
-from enginery.v1 import frame_pb2, operation_pb2
+from enginery.v1 import engine_pb2, frame_pb2, operation_pb2
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from engine_service.event_log import EventLog
     from engine_service.kernel_messages import Failure
+    from engine_service.known_functions import KnownFunction
     from engine_service.ladder import Ladder
     from engine_service.requests import Row
     from enginery._encoded import Stored
@@ -72,7 +75,7 @@ class StopCause(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Operation:
-    """One operation. `size` counts the bytes of its request; times are 0 until then.
+    """One operation. `size` counts the bytes of its request and function; times are 0 until then.
 
     `waiting` are called with the answer. `blobs` are uploaded values that it consumes; `fields` is its request
     as the kernel takes it, None while it is not translated. `progress` is what running code reported last.
@@ -88,10 +91,12 @@ class Operation:
     size: int
     fingerprint: int
     """Hash of the request as it came."""
-    request: bytes
-    """As it came if it is small, else empty. It stays in place of the message, which takes more memory."""
+    request: bytes | None
+    """As it came if it is small, else None. It stays in place of the message, which takes more memory."""
     log: EventLog
     submitted_at: int
+    function: KnownFunction | None = None
+    """What it calls, if the call names that by its digest; None once it has ended."""
     blobs: dict[str, Stored] = field(default_factory=dict)
     fields: dict[str, Any] | None = None
     waiting: list[Done] = field(default_factory=list)
@@ -109,6 +114,7 @@ class Operation:
     kept_bytes: int = 0
     """Bytes for which it is kept once it has ended, about."""
     _arguments: str = ""
+    _digest: bytes = b""
     _canonical: int = 0
 
     def __repr__(self) -> str:
@@ -134,7 +140,9 @@ class Operation:
     @property
     def arguments(self) -> str:
         """Its arguments, shortened for people to read."""
-        message = self._message()
+        if self.function is not None:
+            return name_of(self.function.name)
+        message = None if self._arguments else self._message()
         return self._arguments if message is None else self.row.summary(message)
 
     @property
@@ -142,16 +150,32 @@ class Operation:
         """How it ended, as replies say it; only for one that has an answer."""
         return outcome_of(self.answer)
 
-    def is_same(self, method: int, message: Message, request: bytes) -> bool:
-        """Return whether a call under its id is the one that it was made for.
+    @property
+    def digest(self) -> bytes:
+        """Digest of its function if the call named that by it, else empty."""
+        return self._digest if self.function is None else self.function.digest
+
+    def translate(self) -> None:
+        """Make its request what the kernel takes; DeliveryError if it makes no sense."""
+        if self.function is not None:
+            self.fields = apply_known(self.function, self.message, self.blobs)
+        else:
+            self.fields = self.row.fields(self.message, self.blobs)
+
+    def is_same(self, method: int, message: Message, request: bytes, digest: bytes = b"") -> bool:
+        """Return whether a call under its id is the one that it was made for; `digest` of its function, if any.
 
         Maps have no order on the wire, and may be in another each time that a call is serialized: so requests
-        that differ are compared in their canonical form, but for those that are large.
+        that differ are compared in their canonical form, but for those that are large. There a function that is
+        in the request is the same as one that is named by its digest.
         """
         if method != self.method:
             return False
-        return hash(request) == self.fingerprint or (
-            len(request) <= LARGE and _canonical(message) == (self._canonical or _canonical(self._message()))
+        if hash(request) == self.fingerprint and digest == self.digest:
+            return True
+        canonical = _canonical(message, digest)
+        return canonical != _UNKNOWN and canonical == (
+            self._canonical or _canonical(self._message(), self.digest)
         )
 
     def begin(self, now: int, incarnation: str) -> None:
@@ -184,9 +208,12 @@ class Operation:
         self.ladder = None
         self.log.ended(now / 1e9)
         self.fields = None
-        if self.size > SMALL_REQUEST:
-            self._arguments = self.row.summary(self.message)
-            self._canonical = _canonical(self.message) if self.size <= LARGE else -1
+        if self.function is not None or self.request is None:
+            self._arguments = self.arguments
+            self._digest = self.digest
+            self.function = None
+        if self.request is None:
+            self._canonical = _canonical(self.message, self._digest)
         self.message = None
         response = len(answer.response) if isinstance(answer, CallReply) else 0
         self.kept_bytes = response + self.log.size + _KEPT_COST
@@ -201,7 +228,7 @@ class Operation:
         self.blobs.clear()
 
     def _message(self) -> Message | None:
-        if self.message is None and self.size <= SMALL_REQUEST:
+        if self.message is None and self.request is not None:
             return self.row.request.FromString(self.request)
         message: Message | None = self.message
         return message
@@ -212,8 +239,22 @@ class Operation:
         self.state = state
 
 
-def _canonical(message: Message | None) -> int:
-    return -1 if message is None else hash(message.SerializeToString(deterministic=True))
+_UNKNOWN = -1  # no hash is
+
+
+def _canonical(message: Message | None, digest: bytes) -> int:
+    """Return a hash of what a call says, whatever the form; `_UNKNOWN` if it is too large for that."""
+    size = 0 if message is None else message.ByteSize()
+    if isinstance(message, engine_pb2.ApplyRequest) and message.HasField("pickled_function"):
+        function_size = message.pickled_function.ByteSize()
+        size -= function_size
+        if size <= LARGE and function_size <= MAX_PICKLE:
+            digest = digest_of(message.pickled_function.SerializeToString())
+            message = engine_pb2.ApplyRequest.FromString(message.SerializeToString())
+            message.ClearField("pickled_function")
+    if message is None or size > LARGE:
+        return _UNKNOWN
+    return hash((message.SerializeToString(deterministic=True), digest))
 
 
 def outcome_of(answer: Answer | None) -> int:

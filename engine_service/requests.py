@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+    from engine_service.known_functions import KnownFunction
     from enginery.v1 import value_pb2
 
     Blobs = Mapping[str, Stored]
@@ -55,27 +56,42 @@ def _execute(message: engine_pb2.ExecuteRequest, blobs: Blobs) -> Fields:
 
 
 def _apply(message: engine_pb2.ApplyRequest, blobs: Blobs) -> Fields:
-    values: list[tuple[str, Encoded | Stored]] = []
+    values: tuple[tuple[str, Encoded | Stored], ...] = ()
     match message.WhichOneof("function"):
         case "pickled_function":
-            values.append(("function", _values.from_pickle(message.pickled_function, "pickled_function")))
+            values = (("function", _values.from_pickle(message.pickled_function, "pickled_function")),)
         case None:
             raise _refuse("function", "one of pickled_function and function_name is required")
         case "function_name" if not message.function_name:
             raise _refuse("function_name", "it is empty")
-    match message.WhichOneof("arguments"):
-        case "pickled_arguments":
-            values.append(("arguments", _values.from_pickle(message.pickled_arguments, "pickled_arguments")))
-        case "json_arguments":
-            arguments = message.json_arguments
-            values.append(("arguments", _values.from_json_arguments(arguments.args, arguments.kwargs)))
-        case "blob_arguments":
-            values.append(("arguments", _uploaded(message.blob_arguments, blobs, (Codec.PICKLE,))))
     return {
         "function_name": message.function_name,
-        "values": tuple(values),
+        "values": values + _arguments(message, blobs),
         "accept": _values.accepted(message.accept, JSON_FIRST),
     }
+
+
+def apply_known(function: KnownFunction, message: engine_pb2.ApplyRequest, blobs: Blobs) -> Fields:
+    """Return the fields of a call that names its function by digest; DeliveryError if it names another too."""
+    if message.WhichOneof("function") is not None:
+        raise _refuse("function", "the call names one by its digest")
+    return {
+        "digest": function.digest,
+        "values": (("function", function.value), *_arguments(message, blobs)),
+        "accept": _values.accepted(message.accept, JSON_FIRST),
+    }
+
+
+def _arguments(message: engine_pb2.ApplyRequest, blobs: Blobs) -> tuple[tuple[str, Encoded | Stored], ...]:
+    match message.WhichOneof("arguments"):
+        case "pickled_arguments":
+            return (("arguments", _values.from_pickle(message.pickled_arguments, "pickled_arguments")),)
+        case "json_arguments":
+            arguments = message.json_arguments
+            return (("arguments", _values.from_json_arguments(arguments.args, arguments.kwargs)),)
+        case "blob_arguments":
+            return (("arguments", _uploaded(message.blob_arguments, blobs, (Codec.PICKLE,))),)
+    return ()
 
 
 def _push(message: engine_pb2.PushRequest, blobs: Blobs) -> Fields:
@@ -178,7 +194,12 @@ def _named(message: Any) -> str:
 
 
 def _function(message: engine_pb2.ApplyRequest) -> str:
-    return _cut(message.function_name or message.pickled_function.name or "<function>")
+    return name_of(message.function_name or message.pickled_function.name)
+
+
+def name_of(name: str) -> str:
+    """Return how people read of a function that calls itself `name`."""
+    return _cut(name or "<function>")
 
 
 def _namespace(message: Any) -> str:

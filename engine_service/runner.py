@@ -133,7 +133,7 @@ class Runner:
     async def _translate(self, run: _Run) -> None:
         operation = run.operation
         try:
-            operation.fields = await asyncio.to_thread(operation.row.fields, operation.message, operation.blobs)
+            await asyncio.to_thread(operation.translate)
             self._is_translating = False
             error = self._send(run)
         except Exception as raised:

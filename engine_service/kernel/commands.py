@@ -80,6 +80,12 @@ class Commands:
             raise
         _figures("show")
 
+    def take_function(self, command: Command) -> None:
+        """Keep the function that a command brings for later ones, even if the command itself never begins."""
+        for name, value in command.values:
+            if name == "function":
+                self._functions.take_in(command.digest, _inline(value), forgets=command.forgets)
+
     def _execute(self, command: Command, reply: Reply) -> None:
         self._namespace.entered(command.number, command.code)
         variables = self._namespace.variables
@@ -98,13 +104,21 @@ class Commands:
             reply.value_error = str(error)
 
     def _apply(self, command: Command, reply: Reply) -> None:
-        values = dict(command.values)
         function: object
-        if command.function_name:
-            function = self._namespace.find_callable(command.function_name)
+        arguments: Transferred | None = None
+        sent: Transferred | None = None
+        for name, value in command.values:
+            if name == "function":
+                sent = value
+            else:
+                arguments = value
+        if command.digest:
+            function = self._functions.find(command.digest, is_task=command.is_task)
+        elif sent is not None:
+            function = self._functions.load(_inline(sent), is_task=command.is_task)
         else:
-            function = self._functions.load(_inline(values["function"]), is_task=command.is_task)
-        args, kwargs = self._arguments(values.get("arguments"), is_task=command.is_task)
+            function = self._namespace.find_callable(command.function_name)
+        args, kwargs = self._arguments(arguments, is_task=command.is_task)
         if not callable(function):
             raise TypeError(f"an object of type {type(function).__qualname__} cannot be called")
         result = function(*args, **kwargs)
@@ -192,7 +206,11 @@ class Commands:
 
     def _return(self, command: Command, reply: Reply, values: dict[str, Encoded]) -> None:
         """Put values into the reply, into files where they do not fit. ValueTooLarge over the limit."""
-        size = sum(value.size for value in values.values())
+        sizes = [value.size for value in values.values()]
+        size = sum(sizes)
+        if size <= min(command.inline_limit, self._value_limit):
+            reply.values.update(values)
+            return
         if size > self._value_limit:
             from enginery import _reasons  # a table that only errors need
 
@@ -200,9 +218,9 @@ class Commands:
             raise ValueTooLarge(_reasons.text("VALUE_TOO_LARGE", metadata))
         room = command.inline_limit
         files = 0
-        for name, value in values.items():
-            if value.size <= room:
-                room -= value.size
+        for (name, value), size in zip(values.items(), sizes, strict=True):
+            if size <= room:
+                room -= size
                 reply.values[name] = value
                 continue
             files += 1

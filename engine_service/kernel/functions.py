@@ -1,8 +1,9 @@
 """Functions that calls bring: what is sent by value, and is sent again, is not loaded again.
 
-They are known by their pickles. A task's function is kept with all that it has captured, as by a process pool:
-what one task changes of that, the next task of the same function finds changed. A function that any other call
-brings is kept only if nothing of it can change, so that each call finds it as it was sent.
+They are known by their pickles, or by digests of these: then the pickle came with an earlier call. A task's
+function is kept with all that it has captured, as by a process pool: what one task changes of that, the next
+task of the same function finds changed. A function that any other call brings is kept only if nothing of it can
+change, so that each call finds it as it was sent.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 MAX_BYTES = 16 << 20
 """Bytes of pickles whose functions are kept."""
 _MAX_PICKLE = 1 << 20  # of one
+_Key = tuple[bool, str, bytes]  # whether of a task, version of Python, pickle or its digest
 _BY_VALUE = b"_make_function"  # what pickles of functions name that are sent by value; others load in no time
 _CONSTANT = frozenset({type(None), bool, int, float, complex, str, bytes, range, type(len), types.ModuleType})
 
@@ -43,26 +45,40 @@ class Functions:
         """Begin with none. `namespace` is that of the engine, in which functions of calls run."""
         self._namespace = namespace
         self._max_bytes = max_bytes
-        self._kept: OrderedDict[tuple[bool, str, bytes], _Kept] = OrderedDict()  # the one used last at the end
+        self._kept: OrderedDict[_Key, tuple[_Kept, int]] = (
+            OrderedDict()
+        )  # with bytes; the one used last at the end
         self._bytes = 0
         self._generation = 0
+        self._pickles: dict[bytes, Encoded] = {}  # by digest; the host bounds them
 
     def clear(self) -> None:
-        """Forget them all."""
+        """Forget them all, but not what the host does not send again."""
         self._kept.clear()
         self._bytes = 0
 
-    def load(self, value: Encoded, *, is_task: bool) -> object:
+    def take_in(self, digest: bytes, value: Encoded, *, forgets: bool) -> None:
+        """Keep a pickle that later calls name by its digest; `forgets`: in the place of all others."""
+        if forgets:
+            self._pickles.clear()
+        self._pickles[digest] = value
+
+    def find(self, digest: bytes, *, is_task: bool) -> object:
+        """Return, as `load`, the function whose pickle was taken in."""
+        return self.load(self._pickles[digest], is_task=is_task, digest=digest)
+
+    def load(self, value: Encoded, *, is_task: bool, digest: bytes = b"") -> object:
         """Return the function of a call. That of a task has the names that it captured, and no others.
 
         The function of any other call has those of the engine, which get what it captured if they lack it.
         """
-        if not self._may_be_kept(value):
+        if not digest and value.size > _MAX_PICKLE:
             return self._load(value, is_task=is_task).function
         self._check_modules()
-        key = (is_task, value.python_version, bytes(value.parts[0]))
-        kept = self._kept.get(key)
-        if kept is not None:
+        key = (is_task, value.python_version, digest or bytes(value.parts[0]))
+        found = self._kept.get(key)
+        if found is not None:
+            kept, _ = found
             if not any(part.__dict__ for part in kept.parts):
                 self._kept.move_to_end(key)
                 if kept.captured:
@@ -71,12 +87,10 @@ class Functions:
             self._forget(key)
         resolved = _reference.resolved_count()
         kept = self._load(value, is_task=is_task)
-        if resolved == _reference.resolved_count() and (is_task or kept.parts):
-            self._keep(key, kept)
+        may_be_kept = len(value.parts) == 1 and _BY_VALUE in value.parts[0]
+        if may_be_kept and resolved == _reference.resolved_count() and (is_task or kept.parts):
+            self._keep(key, kept, value.size)
         return kept.function
-
-    def _may_be_kept(self, value: Encoded) -> bool:
-        return len(value.parts) == 1 and value.size <= _MAX_PICKLE and _BY_VALUE in value.parts[0]
 
     def _check_modules(self) -> None:
         """Forget functions that may use modules which were replaced."""
@@ -96,15 +110,15 @@ class Functions:
         is_constant = is_constant and _are_constant(captured.values(), self._namespace.variables, parts)
         return _Kept(function, captured, tuple(parts) if is_constant else ())
 
-    def _keep(self, key: tuple[bool, str, bytes], kept: _Kept) -> None:
-        self._bytes += len(key[2])
-        self._kept[key] = kept
+    def _keep(self, key: _Key, kept: _Kept, size: int) -> None:
+        self._bytes += size
+        self._kept[key] = kept, size
         while self._bytes > self._max_bytes:
             self._forget(next(iter(self._kept)))
 
-    def _forget(self, key: tuple[bool, str, bytes]) -> None:
-        del self._kept[key]
-        self._bytes -= len(key[2])
+    def _forget(self, key: _Key) -> None:
+        _, size = self._kept.pop(key)
+        self._bytes -= size
 
 
 def _are_constant(values: Iterable[object], namespace: dict[str, object], parts: list[FunctionType]) -> bool:

@@ -87,7 +87,7 @@ class Reports:
         self._acknowledgements = acknowledgements
         self._interrupts = interrupts
         self._page = page
-        self._outputs = (os.dup(1), os.dup(2))  # as they are now: user code may put others in their place
+        self._stdout, self._stderr = os.dup(1), os.dup(2)  # as they are now: user code may put others there
         self._pid = os.getpid()
         self._lock = threading.RLock()  # one display at a time
         self._put_off: list[DisplayData] = []
@@ -140,7 +140,8 @@ class Reports:
         """Return whether the host has read all that was written so far, and knows whose output it is."""
         try:  # first the pipes: what is read there is noted on the page before
             return (
-                all(fcntl.ioctl(fd, termios.FIONREAD, _NOTHING) == _NOTHING for fd in self._outputs)
+                fcntl.ioctl(self._stdout, termios.FIONREAD, _NOTHING) == _NOTHING
+                and fcntl.ioctl(self._stderr, termios.FIONREAD, _NOTHING) == _NOTHING
                 and not self._page[READING]
             )
         except OSError:  # user code closed everything that it did not open

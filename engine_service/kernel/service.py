@@ -76,6 +76,8 @@ class Kernel:
         """Answer commands until the host closes its end."""
         while (frame := self._link.receive()) is not None:
             serial, command = read_command(frame)
+            if command.digest:
+                self._commands.take_function(command)
             self._progress.restart()
             try:
                 reply = self._answer(serial, command)

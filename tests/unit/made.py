@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from engine_service.event_log import EventLog
-from engine_service.operation import Operation
+from engine_service.operation import SMALL_REQUEST, Operation
 from engine_service.requests import ROWS
 from enginery import _ids
 from enginery._engine import CallContext, CallReply
@@ -37,7 +37,7 @@ def operation(
         CallContext(operation_id, session, keep_queue=keep, any_incarnation=any_incarnation),
         size,
         hash(b"request"),
-        message.SerializeToString(),
+        message.SerializeToString() if size <= SMALL_REQUEST else None,
         EventLog(1_000),
         submitted_at,
     )

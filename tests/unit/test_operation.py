@@ -14,6 +14,7 @@ from engine_service.operation import (
     LOST,
     QUEUED,
     RUNNING,
+    SMALL_REQUEST,
     SUCCEEDED,
     TIMED_OUT,
     TRANSITIONS,
@@ -139,7 +140,8 @@ def test_an_id_names_one_call_in_whatever_order_its_maps_are() -> None:
     for size in (len(request), 2_000):
         item = operation(size=size)
         item.method, item.message, item.fingerprint = frame_pb2.METHOD_PUSH, push, hash(request)
-        item.row, item.request = ROWS[frame_pb2.METHOD_PUSH], request
+        item.row = ROWS[frame_pb2.METHOD_PUSH]
+        item.request = request if size <= SMALL_REQUEST else None
         for _ in range(2):
             assert item.is_same(frame_pb2.METHOD_PUSH, engine_pb2.PushRequest.FromString(request), request)
             assert item.is_same(frame_pb2.METHOD_PUSH, engine_pb2.PushRequest.FromString(other), other)
