@@ -45,12 +45,13 @@ class Verdict(enum.Enum):
 
 
 OK = frame_pb2.OUTCOME_OK
+USER_ERROR = frame_pb2.OUTCOME_USER_ERROR
 LOST = frame_pb2.OUTCOME_LOST
 CANCELLED = frame_pb2.OUTCOME_CANCELLED
 NOT_DELIVERED = frame_pb2.OUTCOME_NOT_DELIVERED
 VERDICTS: dict[int, Verdict] = {
     OK: Verdict.END,
-    frame_pb2.OUTCOME_USER_ERROR: Verdict.RETRY,
+    USER_ERROR: Verdict.RETRY,
     LOST: Verdict.RETRY,
     frame_pb2.OUTCOME_REJECTED: Verdict.ELSEWHERE,
     NOT_DELIVERED: Verdict.END,

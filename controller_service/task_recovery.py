@@ -14,7 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from controller_service.answers import Answer, Answers, reply_of, undelivered
-from controller_service.scheduler import LOST, NOT_DELIVERED, VERDICTS, Verdict
+from controller_service.scheduler import LOST, NOT_DELIVERED, OK, USER_ERROR, VERDICTS, Verdict
 from controller_service.task import State
 from enginery import _ids
 from enginery._reasons import DeliveryError
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 MAX_KNOWN = 65_536
 """Operations of inventories that are remembered, the newest."""
 _AT_ONCE = 256  # tasks that are let go before the loop does something else
+_BEGUN = frozenset((OK, USER_ERROR, LOST))
 _MAX_ATTEMPTS = 8  # by whose ids a task that was sent again is known in an inventory
 
 
@@ -94,7 +95,9 @@ class TaskRecovery:
         if isinstance(answer, DeliveryError):
             self._end(task, undelivered(0, answer))
         elif answer is not None:
-            task.engine_id, task.attempts = answer.engine_id, answer.attempts
+            task.engine_id = answer.engine_id
+            # What an engine tells by itself is of the first: others have ids of their own.
+            task.attempts = answer.attempts or int(answer.outcome in _BEGUN)
             self._end(task, reply_of(answer, task.payload.call.method))
         elif known is not None and (known.attempts or known.outcome != NOT_DELIVERED):  # else it has not run
             self._ask_again(task, known)

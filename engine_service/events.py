@@ -43,6 +43,7 @@ def describe(message: operation_pb2.Operation, operation: Operation, engine_id: 
         message.progress_fraction, message.progress_text = operation.progress
     message.last_sequence = operation.log.last_sequence
     message.stopping = operation.stop_cause is not None
+    message.label = operation.context.label
 
 
 def conclude(message: operation_pb2.OperationOutcome, state: State, answer: Answer, method: int) -> None:

@@ -309,6 +309,7 @@ class Link:
                         known=call.known,
                         is_task=is_task,
                         function=function,
+                        label=call.task.label if is_task else "",
                     )
                 else:
                     context = CallContext(operation_id, call.session_id, function=function)

@@ -38,7 +38,7 @@ class CallContext(NamedTuple):  # a frozen dataclass takes a microsecond more fo
     request is empty, since the engine knows the operation; `is_new` that its caller did not name it, so that it
     cannot have been called before. `epoch` is that of the registration that alone is meant, 0 for any.
     `is_task` says that the controller chose the engine: see Call.task in frame.proto. `function` is the one
-    that the request of an Apply lacks, since the call names it by its digest.
+    that the request of an Apply lacks, since the call names it by its digest. `label` is that of a task.
     """
 
     operation_id: bytes
@@ -54,9 +54,10 @@ class CallContext(NamedTuple):  # a frozen dataclass takes a microsecond more fo
     epoch: int = 0
     is_task: bool = False
     function: Function | None = None
+    label: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # nobody changes one; a frozen one takes a microsecond more for each call
 class CallReply:
     """A delivered answer: the contract's `Outcome`, and the serialized response."""
 
@@ -99,6 +100,7 @@ def read_context(
     known: bool,
     is_task: bool = False,
     function: Function | None = None,
+    label: str = "",
 ) -> CallContext:
     """Return the context of a call frame that has options; BAD_REQUEST if one of them makes no sense.
 
@@ -123,4 +125,5 @@ def read_context(
         known=known,
         is_task=is_task,
         function=function,
+        label=label,
     )
