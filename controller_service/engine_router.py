@@ -14,8 +14,9 @@ import grpc.aio
 from controller_service.answers import outcome_message
 from controller_service.journal_records import Result
 from controller_service.operations import ATTACH, UNARY
+from controller_service.spread_upload import spread
 from enginery import _ids
-from enginery._metadata import cancels_on_disconnect, read_call, read_task
+from enginery._metadata import cancels_on_disconnect, read_call, read_engine_ids, read_task
 from enginery._methods import ANY_ENGINE, ENGINE_SERVICE, METHODS, OPERATION_ID_KEY, OPERATIONS, STREAMING
 from enginery._requests import parse
 from enginery.v1 import operation_pb2
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from enginery._engine import CallContext
 
 _LAST_SEQUENCE = (1 << 64) - 1
+_UPLOAD = METHODS["Upload"]
 _Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
@@ -79,9 +81,12 @@ class EngineRouter:
     def _streaming(self, number: int) -> grpc.RpcMethodHandler[bytes, bytes]:
         # On the wire one message is a stream of one, so every kind is relayed as a stream in both directions.
         async def behave(_requests: object, context: _Context) -> None:
-            engine_id, call = read_call(context.invocation_metadata() or ())
+            metadata = context.invocation_metadata() or ()
+            engine_id, call = read_call(metadata)
             if number == ATTACH:
                 await self._attach(engine_id, call, context)
+            elif number == _UPLOAD and (engine_ids := read_engine_ids(metadata)):
+                await spread(self._transfers, self._switchboard.engine, engine_ids, context)
             else:
                 await self._transfers.relay(self._switchboard.engine(engine_id), number, context)
 

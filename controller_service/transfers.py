@@ -142,6 +142,11 @@ class Transfers:
             if not transfer.refused.done():
                 transfer.refused.set_result(error)
 
+    async def drain(self, caller: _Context) -> None:
+        """Drop what a caller still sends, for a while: in the middle of a write it would learn that the write
+        failed instead of why."""
+        await asyncio.wait({self._start(_drop(caller))}, timeout=_DRAIN)
+
     async def close(self) -> None:
         """Wait for the pumps; their rpcs are over by now, and that ends them."""
         if self._pumps:
@@ -202,6 +207,11 @@ async def _to_host(transfer: _Transfer, caller: _Context, host: _Context) -> Non
         is_open = is_open and await _write(transfer, host, frames.embed(frames.TO_HOST, data))
     if is_open and not transfer.done.is_set():
         await _write(transfer, host, _END)
+
+
+async def _drop(caller: _Context) -> None:
+    while isinstance(await caller.read(), bytes):
+        pass
 
 
 async def _write(transfer: _Transfer, host: _Context, message: bytes) -> bool:

@@ -28,6 +28,7 @@ from enginery._modules import Modules  # noqa: E402
 from enginery._operation_calls import OperationCalls  # noqa: E402
 from enginery._reasons import Code, DeliveryError, public  # noqa: E402
 from enginery._session import RETRIED, Session  # noqa: E402
+from enginery._uploading import Uploading  # noqa: E402
 from enginery.engines import Roster  # noqa: E402
 from enginery.errors import EngineError, EngineryError, OperationNotFound  # noqa: E402
 from enginery.v1 import cluster_pb2, cluster_pb2_grpc, frame_pb2, value_pb2  # noqa: E402
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from enginery._connection_file import ConnectionInfo
     from enginery._decode import Errors
     from enginery._encoded import Encoded
-    from enginery._entry import Entry
     from enginery._transfer import Transfers
     from enginery.operation import Operation
 
@@ -70,6 +70,7 @@ class Link:
         self.session = Session(self.roster.epochs)
         self.operations = OperationCalls(self)
         self.modules = Modules(self)
+        self._uploading = Uploading(self)
         self.thread = _loop.get()
         self.timeout = timeout
         self.reconnect_timeout = reconnect_timeout
@@ -81,7 +82,7 @@ class Link:
         self._drained = asyncio.Event()  # the writer found nothing to send
         self._woken = False
         self._closing = False
-        self._slots = asyncio.Semaphore(_TRANSFERS)
+        self.transfer_slots = asyncio.Semaphore(_TRANSFERS)
         self._keeper: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._retrying: asyncio.TimerHandle | None = None
@@ -240,16 +241,20 @@ class Link:
 
     # ---- calls out
 
+    def wake_writer(self) -> None:
+        """Have the writer look for what is to be sent."""
+        self._sendable.set()
+
     def _wake(self) -> None:
         self._woken = False
-        self._upload_all(self.session.accept())
+        self._uploading.start(self.session.accept())
         self._sendable.set()
 
     def _retry(self) -> None:
         """Send what was refused again when it is time, for as long as there is a connection."""
         if self._connection is None:
             return
-        self._upload_all(self.session.retry(time.monotonic()))
+        self._uploading.start(self.session.retry(time.monotonic()))
         self._sendable.set()
         self._plan_retry()
 
@@ -266,33 +271,14 @@ class Link:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _upload_all(self, entries: list[Entry]) -> None:
-        for entry in entries:
-            self.start_task(self._upload(entry))
-
-    async def _upload(self, entry: Entry) -> None:
-        """Upload the values of a call, and send it."""
-        engine_id = entry.operation.engine_id
-        try:
-            for blob, encoded in entry.uploads:
-                await self._transfer(lambda transfers: transfers.upload(engine_id, blob, encoded))  # noqa: B023
-        except (Exception, asyncio.CancelledError) as error:
-            failure = translated(error)
-            if failure.reason == "CONTROLLER_LOST":  # the value was lost on its way; the call never left
-                failure = DeliveryError("NOT_SENT", cause=failure.metadata.get("cause", ""))
-            self._upload_all(self.session.upload_failed(entry, failure))
-        else:
-            self._upload_all(self.session.uploaded(entry))
-        self._sendable.set()
-
-    async def _transfer(self, transfer: Callable[[Transfers], Coroutine[Any, Any, T]]) -> T:
+    async def transfer(self, transfer: Callable[[Transfers], Coroutine[Any, Any, T]]) -> T:
         """Return what `transfer` does; on a new connection, from its beginning, if the old one broke."""
         until = time.monotonic() + self.reconnect_timeout
         attempts = 0
         while True:
             attempts += 1
             try:
-                async with self._slots:
+                async with self.transfer_slots:
                     return await transfer((await self.connection()).transfers)
             except (Exception, asyncio.CancelledError) as error:
                 failure = translated(error)
@@ -352,7 +338,7 @@ class Link:
 
     def _withdraw(self, operation: Operation[Any], *, arrived: bool = True) -> bool:
         starting = self.session.withdraw(operation, arrived=arrived)
-        self._upload_all(starting or [])
+        self._uploading.start(starting or [])
         return starting is not None
 
     async def _is_stopped(self, operation: Operation[Any], answer: Operation[bool]) -> bool:
@@ -424,7 +410,7 @@ class Link:
             operation.succeed(answer)
 
     async def _download(self, engine_id: int, blob: value_pb2.Blob, *, release: bool) -> Encoded:
-        return await self._transfer(lambda transfers: transfers.download(engine_id, blob, release=release))
+        return await self.transfer(lambda transfers: transfers.download(engine_id, blob, release=release))
 
     # ---- the cluster
 

@@ -19,6 +19,7 @@ from enginery._methods import (
     ANY_INCARNATION_KEY,
     CANCEL_ON_DISCONNECT_KEY,
     ENGINE_ID_KEY,
+    ENGINE_IDS_KEY,
     EPOCH_KEY,
     GRACE_KEY,
     INLINE_LIMIT_KEY,
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 ANY = "any"
 """The engine id by which a caller lets the controller choose."""
+MAX_UPLOAD_ENGINES = 32
+"""Engines to which one value is uploaded at once."""
+_DIGITS = 9
 _OPERATIONS = _ids.OperationIds()  # for callers that name none
 
 
@@ -66,6 +70,22 @@ def read_call(metadata: Iterable[tuple[str, str | bytes]]) -> tuple[int | None, 
         epoch=_integer(given, EPOCH_KEY) or 0,
     )
     return engine_id, context
+
+
+def read_engine_ids(metadata: Iterable[tuple[str, str | bytes]]) -> list[int]:
+    """Return the engines for which an upload is, none if it is for the one that `read_call` returns.
+
+    BAD_REQUEST if they are no such ids, one is named twice, or there are more than MAX_UPLOAD_ENGINES.
+    """
+    text = _given(metadata).get(ENGINE_IDS_KEY)
+    if text is None:
+        return []
+    ids = text.split(",")
+    if not all(one.isdecimal() and len(one) <= _DIGITS for one in ids):
+        raise _refuse(ENGINE_IDS_KEY, f"{text!r} are no ids such as 0,1,5")
+    if len(set(map(int, ids))) < len(ids) or len(ids) > MAX_UPLOAD_ENGINES:
+        raise _refuse(ENGINE_IDS_KEY, f"at most {MAX_UPLOAD_ENGINES} engines, each once")
+    return [int(one) for one in ids]
 
 
 def read_task(metadata: Iterable[tuple[str, str | bytes]]) -> frame_pb2.TaskOptions:

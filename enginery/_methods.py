@@ -5,6 +5,7 @@ from __future__ import annotations
 from enginery.v1 import engine_pb2, frame_pb2
 
 ENGINE_ID_KEY = "enginery-engine-id"
+ENGINE_IDS_KEY = "enginery-engine-ids"
 EPOCH_KEY = "enginery-epoch"
 OPERATION_ID_KEY = "enginery-operation-id"
 SESSION_ID_KEY = "enginery-session-id"

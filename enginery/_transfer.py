@@ -10,12 +10,12 @@ import grpc
 import grpc.aio
 
 from enginery import _status, _values
-from enginery._methods import ENGINE_ID_KEY
+from enginery._methods import ENGINE_ID_KEY, ENGINE_IDS_KEY
 from enginery._reasons import DeliveryError
 from enginery.v1 import engine_pb2, engine_pb2_grpc, value_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from enginery._encoded import Encoded
 
@@ -57,6 +57,19 @@ class Transfers:
                 engine_id, blob
             ):  # all of it: part of it goes with the stream it came on
                 raise DeliveryError("NOT_SENT", cause="the upload of a value is not over") from None
+
+    async def spread(self, engine_ids: Sequence[int], blob: value_pb2.Blob, encoded: Encoded) -> frozenset[int]:
+        """Send the bytes of `encoded` as `blob` to several engines, once; return those that have it.
+
+        DeliveryError if none has. At most MAX_UPLOAD_ENGINES at a time.
+        """
+        metadata = (*self._metadata, (ENGINE_IDS_KEY, ",".join(map(str, engine_ids))))
+        messages = _upload_messages(blob, encoded)
+        try:
+            response = await self._stub.Upload(messages, metadata=metadata, timeout=_deadline(blob.size))
+        except grpc.aio.AioRpcError as error:
+            raise _status.from_rpc(error) from None
+        return frozenset(response.engine_ids)
 
     async def _is_there(self, engine_id: int, blob: value_pb2.Blob) -> bool:
         request = engine_pb2.DownloadRequest(blob_id=blob.blob_id, offset=blob.size)

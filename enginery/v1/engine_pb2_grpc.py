@@ -399,6 +399,10 @@ class EngineServiceServicer(object):
         it consumes it. A blob unused for 10 minutes is dropped. RESOURCE_EXHAUSTED and reason VALUE_TOO_LARGE: the
         value or the host's store is over its limit, which the message names. DATA_LOSS and reason
         CHECKSUM_MISMATCH: send it again. ALREADY_EXISTS and reason BLOB_EXISTS: use another id.
+        On the controller one upload may go to several engines: metadata `enginery-engine-ids` in place of
+        `enginery-engine-id` names them (`0,1,5`, at most 32), and the response says which of them have the blob. An engine
+        that is away, refuses it or takes nothing for 10 seconds is left out, and can be sent it alone, which also says why
+        it was not there. If no engine has it, the upload fails as it does for the first of them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -125,6 +125,10 @@ class EngineServiceStub:
     it consumes it. A blob unused for 10 minutes is dropped. RESOURCE_EXHAUSTED and reason VALUE_TOO_LARGE: the
     value or the host's store is over its limit, which the message names. DATA_LOSS and reason
     CHECKSUM_MISMATCH: send it again. ALREADY_EXISTS and reason BLOB_EXISTS: use another id.
+    On the controller one upload may go to several engines: metadata `enginery-engine-ids` in place of
+    `enginery-engine-id` names them (`0,1,5`, at most 32), and the response says which of them have the blob. An engine
+    that is away, refuses it or takes nothing for 10 seconds is left out, and can be sent it alone, which also says why
+    it was not there. If no engine has it, the upload fails as it does for the first of them.
     """
     Download: _grpc.UnaryStreamMultiCallable[_engine_pb2.DownloadRequest, _engine_pb2.DownloadResponse]
     """Download returns the bytes of a blob in order. The first message holds `blob`, all others a `chunk`.
@@ -265,6 +269,10 @@ class EngineServiceAsyncStub(EngineServiceStub):
     it consumes it. A blob unused for 10 minutes is dropped. RESOURCE_EXHAUSTED and reason VALUE_TOO_LARGE: the
     value or the host's store is over its limit, which the message names. DATA_LOSS and reason
     CHECKSUM_MISMATCH: send it again. ALREADY_EXISTS and reason BLOB_EXISTS: use another id.
+    On the controller one upload may go to several engines: metadata `enginery-engine-ids` in place of
+    `enginery-engine-id` names them (`0,1,5`, at most 32), and the response says which of them have the blob. An engine
+    that is away, refuses it or takes nothing for 10 seconds is left out, and can be sent it alone, which also says why
+    it was not there. If no engine has it, the upload fails as it does for the first of them.
     """
     Download: _aio.UnaryStreamMultiCallable[_engine_pb2.DownloadRequest, _engine_pb2.DownloadResponse]  # type: ignore[assignment]
     """Download returns the bytes of a blob in order. The first message holds `blob`, all others a `chunk`.
@@ -522,6 +530,10 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
         it consumes it. A blob unused for 10 minutes is dropped. RESOURCE_EXHAUSTED and reason VALUE_TOO_LARGE: the
         value or the host's store is over its limit, which the message names. DATA_LOSS and reason
         CHECKSUM_MISMATCH: send it again. ALREADY_EXISTS and reason BLOB_EXISTS: use another id.
+        On the controller one upload may go to several engines: metadata `enginery-engine-ids` in place of
+        `enginery-engine-id` names them (`0,1,5`, at most 32), and the response says which of them have the blob. An engine
+        that is away, refuses it or takes nothing for 10 seconds is left out, and can be sent it alone, which also says why
+        it was not there. If no engine has it, the upload fails as it does for the first of them.
         """
 
     @_abc_1.abstractmethod

@@ -363,6 +363,8 @@ class FakeController:
         self.shut_down = threading.Event()
         self.upload_failure: DeliveryError | None = None
         self.upload_gate: asyncio.Event | None = None
+        self.uploads: list[str | None] = []  # the engines of each upload that was for several, else None
+        self.unshared: set[int] = set()  # engines that do not take uploads that are for several
         self.damage = False
         self.cut_downloads = 0
         """Downloads that are to break off before their last chunk arrives."""
@@ -686,7 +688,12 @@ class FakeController:
         return self.engines[int(metadata[_methods.ENGINE_ID_KEY])]
 
     async def _upload(self, requests: Any, context: Any) -> engine_pb2.UploadResponse:
-        engine = self._engine(context)
+        several = dict(context.invocation_metadata()).get(_methods.ENGINE_IDS_KEY)
+        self.uploads.append(several)
+        if several is None:
+            engines = [self._engine(context)]
+        else:
+            engines = [self.engines[int(one)] for one in several.split(",") if int(one) not in self.unshared]
         if self.upload_gate is not None:
             await self.upload_gate.wait()
         if self.upload_failure is not None:
@@ -701,8 +708,10 @@ class FakeController:
                 assert 0 < len(request.chunk.data) <= 1 << 20
                 data += request.chunk.data
         assert len(data) == blob.size
-        engine.blobs[blob.blob_id] = (blob, bytes(data))
-        return engine_pb2.UploadResponse(blob=blob)
+        for engine in engines:
+            engine.blobs[blob.blob_id] = (blob, bytes(data))
+        ids = [] if several is None else [engine.engine_id for engine in engines]
+        return engine_pb2.UploadResponse(blob=blob, engine_ids=ids)
 
     async def _download(
         self, request: engine_pb2.DownloadRequest, context: Any

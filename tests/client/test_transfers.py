@@ -60,6 +60,23 @@ def test_every_way_for_a_large_value(client: enginery.Client) -> None:
     assert client[0].pull("n59") == b"x" * 60_000
 
 
+def test_a_value_for_several_engines_travels_once(client: enginery.Client, controller: FakeController) -> None:
+    """To the controller; an engine that does not have it then is sent it by itself."""
+    array = big()
+    client[:].push({"a": array})
+    assert controller.uploads == ["0,1"]
+    controller.unshared = {1}
+    assert client[:].apply(lambda a: int(a.sum()), array) == [int(array.sum())] * 2
+    assert controller.uploads == ["0,1", "0,1", None]
+    controller.unshared = {0, 1}
+    client[:].push({"a": array, "b": 1}, block=False)
+    assert client[:].pull("b") == [1, 1]
+    assert controller.uploads[3:] == ["0,1", None, None]
+    client[:].scatter("a", array)  # each has its own
+    assert controller.uploads[6:] == [None, None]
+    assert [len(part) for part in client[:].pull("a")] == [len(array) - len(array) // 2, len(array) // 2]
+
+
 def test_order_holds_behind_an_upload(client: enginery.Client) -> None:
     """A small call after one with a large value runs after it, started at once or not."""
     array = big()

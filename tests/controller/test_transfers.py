@@ -12,7 +12,7 @@ import psutil
 import pytest
 from google.rpc import status_pb2
 
-from controller_service import frames, transfers
+from controller_service import frames, spread_upload, transfers
 from enginery import _status
 from enginery._channel import open_channel
 from enginery._reasons import DeliveryError
@@ -92,6 +92,62 @@ async def test_upload(cluster: FakeCluster) -> None:
     response = await cluster.engines.Upload(uploads(b"abc", b"", b"x" * (1 << 20)), metadata=cluster.to(0))
     assert response.blob.size == 3 + (1 << 20)
     await hosting
+
+
+async def test_one_upload_for_several_engines(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has all of it; the response leaves out those that refused it, have gone, or take nothing."""
+    monkeypatch.setattr(spread_upload, "_PATIENCE", 0.2)
+    refusal = _status.to_bytes(DeliveryError("BLOB_EXISTS", blob_id="b"))
+
+    async def refuse(side: HostSide) -> None:
+        await side.read()
+        await side.finish(engine_pb2.TransferRequest(status=refusal))
+
+    async def die(side: HostSide) -> None:
+        await side.read()
+        side.call.cancel()
+
+    async def stall(side: HostSide) -> None:
+        await side.read()
+        await until(lambda: not cluster.controller._transfers.running)
+
+    hostings = []
+    for behave in (refuse, take_all, die, take_all, stall):
+        host = cluster.host()
+        await host.hello()
+        hostings.append(asyncio.create_task(serve(cluster, host, behave)))
+    several = (*cluster.to(None), ("enginery-engine-ids", "0,1,2,3,4,77"))
+    response = await cluster.engines.Upload(uploads(*[b"x" * (1 << 20)] * 20), metadata=several)
+    assert (response.blob.size, list(response.engine_ids)) == (20 << 20, [1, 3])
+    await asyncio.gather(*hostings)
+    await until(lambda: not len(cluster.controller._transfers))
+
+
+async def test_an_upload_that_none_of_several_engines_takes(cluster: FakeCluster) -> None:
+    """Ends as that of the first; what are no engines' ids is refused."""
+    host = cluster.host()
+    await host.hello()
+    refusal = _status.to_bytes(DeliveryError("BLOB_EXISTS", blob_id="b"))
+
+    async def refuse(side: HostSide) -> None:
+        await side.finish(engine_pb2.TransferRequest(status=refusal))
+
+    hosting = asyncio.create_task(serve(cluster, host, refuse))
+    for ids, reason in (
+        ("0,7", "BLOB_EXISTS"),
+        ("7,0", "INVALID_ENGINE_ID"),
+        ("", "BAD_REQUEST"),
+        ("0,0", "BAD_REQUEST"),
+        ("0,-1", "BAD_REQUEST"),
+        (",".join(map(str, range(33))), "BAD_REQUEST"),
+    ):
+        several = (*cluster.to(None), ("enginery-engine-ids", ids))
+        if reason == "INVALID_ENGINE_ID":
+            hosting = asyncio.create_task(serve(cluster, host, refuse))
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await cluster.engines.Upload(uploads(b"abc"), metadata=several)
+        assert _status.from_rpc(error.value).reason == reason
+        await hosting
 
 
 async def test_a_host_that_answers_before_it_has_read(

@@ -1,0 +1,84 @@
+"""The values of calls that are too large to ride in them: uploaded first, then the calls go."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from enginery._connection import translated
+from enginery._metadata import MAX_UPLOAD_ENGINES
+from enginery._reasons import DeliveryError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from enginery._calls import Uploads
+    from enginery._encoded import Encoded
+    from enginery._entry import Entry
+    from enginery._link import Link
+    from enginery._shared_call import SharedCall
+    from enginery.v1 import value_pb2
+
+logger = logging.getLogger(__name__)
+
+
+class Uploading:
+    """Uploads for the calls of one link, on the loop's thread."""
+
+    def __init__(self, link: Link) -> None:
+        """Use a link's connection, and its session."""
+        self._link = link
+
+    def start(self, entries: list[Entry]) -> None:
+        """Upload the values of calls; what is for several engines travels to the controller once."""
+        together: dict[SharedCall, list[Entry]] = {}
+        for entry in entries:
+            if entry.shared is None:
+                self._link.start_task(self._upload(entry, entry.uploads))
+            else:
+                together.setdefault(entry.shared, []).append(entry)
+        for same in together.values():
+            for first in range(0, len(same), MAX_UPLOAD_ENGINES):
+                self._link.start_task(self._upload_together(same[first : first + MAX_UPLOAD_ENGINES]))
+
+    async def _upload_together(self, entries: list[Entry]) -> None:
+        """Upload the values of one call on several engines. An engine that does not have one then is sent it by
+        itself, which tells why it has not."""
+        engine_ids = [entry.operation.engine_id for entry in entries]
+        left: list[Uploads] = [() for _ in entries]
+        for blob, encoded in entries[0].uploads:
+            there = await self._spread(engine_ids, blob, encoded) if len(entries) > 1 else frozenset[int]()
+            left = [
+                uploads if engine_id in there else (*uploads, (blob, encoded))
+                for engine_id, uploads in zip(engine_ids, left, strict=True)
+            ]
+        for entry, uploads in zip(entries, left, strict=True):
+            self._link.start_task(self._upload(entry, uploads))
+
+    async def _spread(
+        self, engine_ids: Sequence[int], blob: value_pb2.Blob, encoded: Encoded
+    ) -> frozenset[int]:
+        """Return the engines that have a value now; none if it could not be sent to all at once."""
+        try:
+            async with self._link.transfer_slots:
+                return await (await self._link.connection()).transfers.spread(engine_ids, blob, encoded)
+        except (Exception, asyncio.CancelledError) as error:
+            failure = translated(error)
+            logger.debug("a value goes to engines %s one by one: %s", engine_ids, failure.text)
+            return frozenset()
+
+    async def _upload(self, entry: Entry, uploads: Uploads) -> None:
+        """Upload what is still to be uploaded of one call, and send it."""
+        link, engine_id = self._link, entry.operation.engine_id
+        try:
+            for blob, encoded in uploads:
+                await link.transfer(lambda transfers: transfers.upload(engine_id, blob, encoded))  # noqa: B023
+        except (Exception, asyncio.CancelledError) as error:
+            failure = translated(error)
+            if failure.reason == "CONTROLLER_LOST":  # the value was lost on its way; the call never left
+                failure = DeliveryError("NOT_SENT", cause=failure.metadata.get("cause", ""))
+            self.start(link.session.upload_failed(entry, failure))
+        else:
+            self.start(link.session.uploaded(entry))
+        link.wake_writer()
