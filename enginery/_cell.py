@@ -27,9 +27,12 @@ _LAST_WORDS = 1.0  # seconds for what stopped code writes to arrive
 class Cell:
     """The operations of one `%px`, and what is shown of them."""
 
-    def __init__(self, operations: Sequence[Operation[Any]], presenter: Presenter) -> None:
-        """Show nothing yet."""
+    def __init__(
+        self, operations: Sequence[Operation[Any]], presenter: Presenter, untagged: int | None = None
+    ) -> None:
+        """Show nothing yet. What the engine `untagged` prints is shown as it is."""
         self._operations = operations
+        self._untagged = untagged
         self._presenter = presenter
         self._screens: dict[tuple[int, Stream], Screen] = {}
         self._written: dict[tuple[int, Stream], float] = {}
@@ -100,7 +103,8 @@ class Cell:
             show(stream, [self._tag(position, stream, line) for line in lines])
 
     def _tag(self, position: int, stream: Stream, line: str) -> str:
-        return f"[{stream}:{self._operations[position].engine_id}] {line}"
+        engine_id = self._operations[position].engine_id
+        return line if engine_id == self._untagged else f"[{stream}:{engine_id}] {line}"
 
     def _flush(self, position: int, stream: Stream) -> None:
         screen = self._screens.get((position, stream))

@@ -82,6 +82,13 @@ class PxEngines:
             return next(iter(found.values()))[1]
         return _connect(None)
 
+    @property
+    def described(self) -> str:
+        """What holds where a magic says nothing else, as `--targets` takes it."""
+        if self.targets is None and self._view is not None:
+            return ",".join(str(engine_id) for engine_id in self.view().targets)
+        return self.targets or "all"
+
     def view(self, targets: str | None = None) -> EnginesView:
         """Return the engines that are meant. UsageError if there are none such, or no cluster."""
         client = self.client

@@ -38,14 +38,17 @@ def run(view: EngineView) -> None:
     settings.TerminalInteractiveShell.term_title = False
     settings.TerminalInteractiveShell.banner1 = _banner(view)
     settings.TerminalInteractiveShell.autosuggestions_provider = None
+    if hasattr(TerminalInteractiveShell, "enable_tip"):  # IPython 9
+        settings.TerminalInteractiveShell.enable_tip = False
     shell: Any = TerminalInteractiveShell.instance(config=settings, user_ns={"client": view.client})
     try:
         shell.prompts = _Prompts(shell, view.engine_id)
         shell.Completer = _Completer(view, shell)
         magics = EngineryMagics(shell, "", view)
         magics.register()
-        magics.every_cell()
+        magics.every_cell(view.engine_id)
         shell.input_transformer_manager.line_transforms.insert(0, _Asked(view, shell))
+        shell.show_banner()
         shell.mainloop()
     finally:
         TerminalInteractiveShell.clear_instance()

@@ -59,6 +59,7 @@ class EngineryMagics(Magics):
         self._stream: bool | None = None
         self._grouping: Grouping | None = None
         self._last: Group[ExecuteResult] | None = None
+        self._untagged: int | None = None
         self._is_local = False  # a cell runs here for --local
         self._auto = AutoPx(self)
 
@@ -136,7 +137,7 @@ class EngineryMagics(Magics):
         stream = args.stream if args.stream is not None else self._stream
         if stream is None:
             stream = args.group_outputs is None and self._grouping is None
-        cell = Cell(group.operations, presenter(self._ip))
+        cell = Cell(group.operations, presenter(self._ip), self._untagged)
         try:
             if stream and not group.done():
                 cell.stream(stops=stops)
@@ -187,8 +188,9 @@ class EngineryMagics(Magics):
 
     # ---- every cell
 
-    def every_cell(self) -> None:
-        """Run every cell on the engines from now on, as `%autopx` does."""
+    def every_cell(self, untagged: int) -> None:
+        """Run every cell on the engines from now on, as `%autopx`; what one prints is shown without a tag."""
+        self._untagged = untagged
         self._auto.on()
 
     def autopx(self, line: str) -> None:
@@ -233,7 +235,7 @@ class EngineryMagics(Magics):
     def _settings(self) -> str:
         stream = self._grouping is None if self._stream is None else self._stream
         return (
-            f"targets: {self._engines.targets or 'all'}; timeout: {self._timeout or 'none'}; "
+            f"targets: {self._engines.described}; timeout: {self._timeout or 'none'}; "
             f"{'block' if self._block else 'noblock'}; {'stream' if stream else 'no-stream'}; "
             f"group-outputs: {self._grouping or 'type'}; {self._engines.client!r}"
         )

@@ -70,7 +70,7 @@ def test_console(console: Terminal, cluster: enginery.Cluster) -> None:
     """What is typed runs on the engine, whose names are completed and explained; Ctrl-C interrupts it."""
     engine = cluster.client[1]
     engine.execute("lonely_name = 21\ndef half_of(x: float) -> float:\n    'Divide by two.'\n    return x / 2")
-    console.expect("engine 1 [1]: ")
+    assert "Engine 1, process" in console.expect("engine 1 [1]: ")
     console.type("answer = lonely_n\t")
     console.expect("lonely_name")
     console.type(" * 2\r")
@@ -84,7 +84,7 @@ def test_console(console: Terminal, cluster: enginery.Cluster) -> None:
     console.expect("Divide by two.")
     console.expect("engine 1 [4]: ")
     console.type("import time; print('asleep'); time.sleep(60)\r")
-    console.expect("[stdout:1] asleep")
+    console.expect("\r\nasleep\r\n")
     os.killpg(console.process.pid, signal.SIGINT)  # as the terminal does for Ctrl-C
     console.expect("KeyboardInterrupt")
     console.expect("engine 1 [5]: ")
