@@ -80,7 +80,7 @@ class Link:
         self._ready = asyncio.Event()  # connected
         self._sendable = asyncio.Event()  # the writer has something to look at
         self._drained = asyncio.Event()  # the writer found nothing to send
-        self._woken = False
+        self._is_awake = False  # the writer will look at what was submitted, without being told
         self._closing = False
         self.transfer_slots = asyncio.Semaphore(_TRANSFERS)
         self._keeper: asyncio.Task[None] | None = None
@@ -101,8 +101,8 @@ class Link:
             self.session.submit(entries, may_wait=not self.thread.is_current())
         except DeliveryError as error:
             raise public(error) from None
-        if not self._woken:
-            self._woken = True
+        if not self._is_awake:
+            self._is_awake = True
             self.thread.loop.call_soon_threadsafe(self._wake)
         return [entry.operation for entry in entries]
 
@@ -203,6 +203,7 @@ class Link:
 
     async def _reopen(self, cause: str, delay: float) -> Connection:
         while True:
+            self._accept()
             self.session.expire(time.monotonic(), self.reconnect_timeout, cause)
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - spreads clients, hides nothing
             delay = min(delay * _GROWTH, _LONGEST_DELAY)
@@ -228,8 +229,13 @@ class Link:
     async def _write(self, connection: Connection) -> None:
         try:
             while True:
+                self._accept()
                 while (message := self.session.take()) is not None:
                     await connection.stream.write(message)
+                    self._accept()  # what piled up meanwhile, for which nobody had to wake this thread
+                self._is_awake = False
+                if self.session.has_submitted:  # looked at after that: the next to submit wakes it
+                    continue
                 self._drained.set()
                 if self._closing:
                     await connection.stream.done_writing()
@@ -246,9 +252,11 @@ class Link:
         self._sendable.set()
 
     def _wake(self) -> None:
-        self._woken = False
-        self._uploading.start(self.session.accept())
+        self._accept()
         self._sendable.set()
+
+    def _accept(self) -> None:
+        self._uploading.start(self.session.accept())
 
     def _retry(self) -> None:
         """Send what was refused again when it is time, for as long as there is a connection."""

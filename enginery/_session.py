@@ -468,6 +468,11 @@ class Session:
         return bool(self._lanes) and self.next_retry() is not None
 
     @property
+    def has_submitted(self) -> bool:
+        """Whether there are calls that `accept` has not looked at."""
+        return bool(self._inbox)
+
+    @property
     def unsent_count(self) -> int:
         """Calls that were submitted and are not on their way."""
         return self._submitted_calls - self._ended_calls - len(self._waiting)

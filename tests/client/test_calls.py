@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -237,3 +239,32 @@ def test_a_request_travels_once_for_many_engines(client: enginery.Client, contro
     assert controller.frames == 1
     assert client[:].pull(["a", "id"]) == [["x" * 1000, 0], ["x" * 1000, 1]]
     assert (controller.frames, len(controller.calls)) == (2, 4)
+
+
+def test_calls_that_are_made_while_a_message_is_written_go_with_the_next(
+    client: enginery.Client, controller: FakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Together, and nobody wakes the thread that sends them: it looks before it goes to sleep."""
+    link = client._link
+    assert link._connection is not None
+    write, wake = link._connection.stream.write, link._wake
+    begun, may_go_on = threading.Event(), threading.Event()
+    wakes: list[None] = []
+
+    async def write_slowly(message: Any) -> None:
+        begun.set()
+        await asyncio.to_thread(may_go_on.wait, 10)
+        await write(message)
+
+    def counted_wake() -> None:
+        wakes.append(None)
+        wake()
+
+    monkeypatch.setattr(link._connection.stream, "write", write_slowly)
+    monkeypatch.setattr(link, "_wake", counted_wake)
+    operations = [client[0].apply(abs, -1, block=False)]
+    assert begun.wait(10)
+    operations += [client[0].apply(abs, -1, block=False) for _ in range(20)]
+    may_go_on.set()
+    assert [operation.result(10) for operation in operations] == [1] * 21
+    assert (controller.messages[-2:], len(wakes)) == ([1, 20], 1)
