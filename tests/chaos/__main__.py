@@ -30,6 +30,7 @@ HOSTS = ["host-0", "host-1"]
 CLIENTS = {
     "worker-0": "tests.chaos.worker",
     "worker-1": "tests.chaos.worker",
+    "tasker": "tests.chaos.tasker",
     "caller": "tests.chaos.caller",
 }
 LEASE = 15.0  # seconds

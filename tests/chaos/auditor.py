@@ -25,7 +25,9 @@ def audit(folder: Path, clients: list[str]) -> None:
     with enginery.connect(folder / "state" / "client.json", timeout=30.0) as client:
         for name in clients:
             heard, _ = ledger.read_notes(folder / f"notes-{name}")
-            answered = [sent for sent in heard.values() if sent.answer is not None and sent.answer.nonce]
+            answered = [
+                sent for sent in heard.values() if sent.answer and sent.answer.nonce and sent.operation_id
+            ]
             lately = answered[-LATELY:]
             for sent in random.Random(name).sample(lately, min(SAMPLE, len(lately))):
                 _ask(client, notes, sent)

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 UNKNOWN = "?"
 """The machine of an engine that has not come back to a new controller yet, and so not said where it is."""
+ANY_ENGINE = -1
+"""The engine of a task, for which the controller chooses it."""
+MAPPED = "mapped"
+"""The kind of an item of a map."""
+ABANDONED = "abandoned"
+"""How an item ended whose client was killed."""
 AWAY = "ENGINE_AWAY"
 UNSURE = frozenset({"OPERATION_NOT_FOUND", AWAY})
 """Answers to a question for an operation, after which it may still turn up."""
@@ -57,6 +63,10 @@ class Sent:
     kind: str
     time: float
     heard: list[Heard] = field(default_factory=list)
+    attempts: int = 1
+    """How often it may run, if it is lost."""
+    after: str = ""
+    """The job after which it comes."""
 
     @property
     def is_open(self) -> bool:
@@ -77,9 +87,20 @@ class Notes:
         self._path = path
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
-    def sent(self, name: str, operation_id: str, engine_id: int, machine: str, kind: str) -> None:
+    def sent(
+        self,
+        name: str,
+        operation_id: str,
+        engine_id: int,
+        machine: str,
+        kind: str,
+        *,
+        attempts: int = 1,
+        after: str = "",
+    ) -> None:
         """Note a job that was sent."""
-        self._write("sent", name=name, id=operation_id, engine=engine_id, machine=machine, kind=kind)
+        of_task = {"attempts": attempts, "after": after} if engine_id == ANY_ENGINE else {}
+        self._write("sent", name=name, id=operation_id, engine=engine_id, machine=machine, kind=kind, **of_task)
 
     def heard(self, name: str, outcome: str, nonce: str = "", text: str = "") -> None:
         """Note an answer."""
@@ -111,6 +132,7 @@ def read_notes(path: Path) -> tuple[dict[str, Sent], list[str]]:
         if note["what"] == "sent":
             name = note["name"]
             jobs[name] = Sent(name, note["id"], note["engine"], note["machine"], note["kind"], note["t"])
+            jobs[name].attempts, jobs[name].after = note.get("attempts", 1), note.get("after", "")
         elif note["what"] == "heard":
             jobs[note["name"]].heard.append(Heard(note["outcome"], note["nonce"], note["text"], note["t"]))
         else:

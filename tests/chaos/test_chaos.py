@@ -11,7 +11,7 @@ import pytest
 from tests.architecture.source import ROOT
 from tests.chaos import schedule
 from tests.chaos.faults import Event
-from tests.chaos.ledger import Heard, Ran, Sent
+from tests.chaos.ledger import ANY_ENGINE, UNKNOWN, Heard, Ran, Sent
 from tests.chaos.verdict import Judge, Verdict
 
 LEASE = 15.0
@@ -158,3 +158,40 @@ def test_a_loss_is_excused_by_a_lease_that_ended() -> None:
     assert broken(lost, [], [Event("link cut", "host-0", 130.0, 136.0)])
     assert broken(lost, [], [Event("kernel frozen", "host-0", 110.0, 140.0)])
     assert broken(lost, [], [])
+
+
+# ---- tasks
+
+
+def task(number: int = 1, *heard: Heard, attempts: int = 1, after: str = "", kind: str = "quick") -> Sent:
+    """Return a task sent at time 100."""
+    name = f"t.0.{number}"
+    return Sent(name, f"id-{number}", ANY_ENGINE, UNKNOWN, kind, 100.0 + number, list(heard), attempts, after)
+
+
+def attempt(number: int = 1, nonce: str = "n1", *, pid: int = 7, time: float = 110.0) -> Ran:
+    """Return an execution of that task."""
+    return Ran(f"t.0.{number}", nonce, pid, 0, ANY_ENGINE, time)
+
+
+def test_a_task_runs_again_only_if_it_was_lost_and_may() -> None:
+    """Its kernel was killed before it ran again, and not more often than its caller said."""
+    again = [task(1, heard("ok", "n2"), attempts=2)]
+    runs = [attempt(), attempt(1, "n2", pid=8, time=114.0)]
+    killed = Event("kernel killed", "host-0", 112.0, 112.0, [7])
+    assert not broken(again, runs, [killed])
+    assert broken(again, runs) == {"ran again without cause"}
+    assert broken([task(1, heard("ok", "n2"))], runs, [killed]) >= {"ran twice"}
+    assert not broken([task(1, heard("raised", "n2"), attempts=2, kind="raises")], runs)
+    assert broken([task(1, heard("TASK_LOST"), attempts=2)], runs) >= {"lost without cause"}
+    assert not broken([task(1, heard("abandoned"), attempts=2)], runs[:1])
+
+
+def test_a_task_is_not_run_only_if_what_it_comes_after_failed() -> None:
+    """And then it has not run."""
+    behind = task(2, heard("DEPENDENCY_FAILED"), after="t.0.1")
+    runs = [attempt()]
+    assert not broken([task(1, heard("raised", "n1"), kind="raises"), behind], runs)
+    assert broken([task(1, heard("ok", "n1")), behind], runs) == {"not run without cause"}
+    late = [*runs, attempt(2, "n2")]
+    assert broken([task(1, heard("raised", "n1"), kind="raises"), behind], late) == {"not run without cause"}

@@ -1,8 +1,8 @@
 """The judge: reads what everybody wrote down, and says which promises were broken.
 
-A promise is broken if a job ran twice, on the wrong engine or out of turn; if its answer never came, came twice
-or is not that of its run; or if it was called lost although nothing happened to its kernel, to its host, or for
-more than a lease to the way there.
+A promise is broken if a job ran twice, or a task again without having been lost, on the wrong engine or out of
+turn; if its answer never came, came twice or is not that of its run; or if it was called lost although nothing
+happened to its kernel, to its host, or for more than a lease to the way there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tests.chaos.ledger import UNKNOWN
+from tests.chaos.ledger import ABANDONED, ANY_ENGINE, UNKNOWN
 from tests.chaos.schedule import CONTROLLER
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ANSWERED = frozenset({"ok", "raised"})
 STOPPED = frozenset({"OPERATION_CANCELLED", "OPERATION_TIMED_OUT"})
 CLEARED = frozenset({"QUEUE_CLEARED"})
-LOST = frozenset({"KERNEL_DIED", "ENGINE_LOST", "ENGINE_STOPPED"})
+LOST = frozenset({"KERNEL_DIED", "ENGINE_LOST", "ENGINE_STOPPED", "TASK_LOST"})
 NEVER_SENT = frozenset(
     {"OPERATION_NOT_FOUND", "INVALID_ENGINE_ID", "NO_ENGINES_REGISTERED", "ENGINE_AWAY", "NOT_SENT"}
 )
@@ -63,7 +63,10 @@ class Verdict:
     @property
     def doubled(self) -> int:
         """Jobs that ran twice or were answered twice."""
-        return sum(len(self.broken.get(what, ())) for what in ("ran twice", "answered twice"))
+        return sum(
+            len(self.broken.get(what, ()))
+            for what in ("ran twice", "ran again without cause", "answered twice")
+        )
 
     def __str__(self) -> str:
         """Show the figures, then what was broken."""
@@ -120,10 +123,13 @@ class Judge:
         for job in self._sent.values():
             self._judge_job(job, self._runs.get(job.name, []))
         for name, runs in self._runs.items():
-            if len(runs) > 1:
-                self._break("ran twice", f"{name} {self._sent.get(name)}: {runs}")
+            known = self._sent.get(name)
+            if len(runs) > (known.attempts if known else 1):
+                self._break("ran twice", f"{name} {known}: {runs}")
             for run in runs:
-                if run.engine_id != run.file_id and run.file_id not in self._ids_of.get(run.pid, ()):
+                if run.file_id not in (run.engine_id, ANY_ENGINE) and run.file_id not in self._ids_of.get(
+                    run.pid, ()
+                ):
                     self._break("ran elsewhere", f"{run}")
         self._judge_order()
         for name, heard in self._again.items():
@@ -135,6 +141,8 @@ class Judge:
 
     def _judge_job(self, job: Sent, runs: list[Ran]) -> None:
         answer = job.answer
+        if answer is not None and len(runs) > 1 and job.attempts > 1:
+            runs = self._judge_attempts(job, runs)
         if answer is None:
             self._verdict.outcomes["no answer"] += 1
             self._break("no answer", f"{job}, ran: {runs}")
@@ -148,6 +156,8 @@ class Judge:
                 self._break("answer spoilt", f"{job}")
             elif [run.nonce for run in runs] != [answer.nonce]:
                 self._break("answer of another run", f"{job}, ran: {runs}")
+        elif answer.outcome == "DEPENDENCY_FAILED":
+            self._judge_dependency(job, runs)
         elif answer.outcome in CLEARED:
             if runs:
                 self._break("cleared, but ran", f"{job}, ran: {runs}")
@@ -156,13 +166,33 @@ class Judge:
         elif answer.outcome in STOPPED:
             if job.kind not in ("endless", "cancelled"):
                 self._break("stopped, but nobody asked", f"{job}")
-        elif answer.outcome not in NEVER_SENT:
+        elif answer.outcome not in (*NEVER_SENT, ABANDONED):
             self._break("failed", f"{job}")
+
+    def _judge_attempts(self, job: Sent, runs: list[Ran]) -> list[Ran]:
+        """Judge the attempts of a task before the one that counts, which is returned."""
+        answer = job.answer
+        assert answer is not None
+        *earlier, last = sorted(runs, key=lambda run: (run.nonce == answer.nonce, run.time))
+        for run in earlier:
+            if job.kind != "raises" and not self._is_excused(job, [run], answer.time):
+                self._break("ran again without cause", f"{job}, ran: {runs}")
+        return [last]
+
+    def _judge_dependency(self, job: Sent, runs: list[Ran]) -> None:
+        """What was not run since what it comes after failed has not run, and that has failed."""
+        before = self._sent.get(job.after)
+        if runs or (before is not None and before.answer is not None and before.answer.outcome == "ok"):
+            self._break("not run without cause", f"{job}, ran: {runs}, after {before}")
 
     def _judge_loss(self, job: Sent, runs: list[Ran]) -> None:
         assert job.answer is not None
+        if not self._is_excused(job, runs, job.answer.time):
+            self._break("lost without cause", f"{job}, ran: {runs}")
+
+    def _is_excused(self, job: Sent, runs: list[Ran], until: float) -> bool:
+        """Return, and count, whether something was done to what ran a job that was lost."""
         since = min([job.time, *(run.time for run in runs)])
-        until = job.answer.time
         if any(self._ended(event, job, runs) and event.begin <= until for event in self._since(since)):
             self._verdict.lost_with_engine += 1
         elif any(self._no_way(machine, since, until) for machine in self._machines_of(job)):
@@ -170,7 +200,8 @@ class Judge:
         elif self._journal_was_behind(since, until):
             self._verdict.lost_with_disk += 1
         else:
-            self._break("lost without cause", f"{job}, ran: {runs}")
+            return False
+        return True
 
     def _since(self, time: float) -> list[Event]:
         """Return what was done to kernels and hosts that could have an effect at `time` or later."""
@@ -182,6 +213,8 @@ class Judge:
             return any(run.pid in event.killed for run in runs)
         if job.machine not in (event.machine, UNKNOWN):
             return False
+        if job.engine_id == ANY_ENGINE:
+            return True
         return any(job.engine_id in self._ids_of.get(pid, {job.engine_id}) for pid in event.killed)
 
     def _machines_of(self, job: Sent) -> set[str]:
@@ -238,7 +271,7 @@ class Judge:
     def _judge_order(self) -> None:
         """Answered jobs of one life of a client ran on one engine in the order in which they were sent."""
         last: dict[tuple[str, int], tuple[float, str]] = {}
-        answered = (run for run in self._all_runs if self._is_answered(run.name))
+        answered = (run for run in self._all_runs if run.file_id != ANY_ENGINE and self._is_answered(run.name))
         for run in sorted(answered, key=lambda run: run.time):
             client, _, number = run.name.rpartition(".")
             key = (client, run.engine_id)

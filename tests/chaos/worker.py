@@ -50,14 +50,21 @@ class Worker:
     def run(self) -> None:
         """Work until told to finish, then until nothing is outstanding."""
         self._adopt_orphans()
-        while not (self._folder / "finish").exists():
+        while not self._is_finished():
             self._fill()
             self._listen(PACE)
         deadline = time.monotonic() + LAST_ASKING
         while self._outstanding or self._away or (self._orphans and time.monotonic() < deadline):
             self._adopt_orphans()
             self._listen(1.0)
+        self._before_end()
         self._client.close()
+
+    def _before_end(self) -> None:
+        """Wait for what else there is."""
+
+    def _is_finished(self) -> bool:
+        return (self._folder / "finish").exists()
 
     def _fill(self) -> None:
         """Give every engine as many jobs as it may have."""
