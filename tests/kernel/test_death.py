@@ -35,11 +35,10 @@ async def _death(kernel: Driver, code: str) -> KernelExited:
     ],
 )
 async def test_deaths_are_described(code: str, text: str) -> None:
-    """Signal or exit code, within a tenth of a second, with what the kernel wrote before."""
+    """Signal or exit code, soon, with what the kernel wrote before."""
     async with running() as kernel:
-        began = asyncio.get_running_loop().time()
-        error = await _death(kernel, f"print('before')\n{code}")
-        assert asyncio.get_running_loop().time() - began < 5
+        async with asyncio.timeout(20):
+            error = await _death(kernel, f"print('before')\n{code}")
         assert error.status.describe().startswith(text)
         assert kernel.stdout == b"before\n"
         if "SIGSEGV" in text:
@@ -87,7 +86,7 @@ async def test_a_forked_child_never_answers() -> None:
         await kernel.ok("if os.fork() == 0: 1/0\nstatus = os.waitstatus_to_exitcode(os.wait()[1])")
         assert b"ZeroDivisionError" in kernel.stderr
         code = "if os.fork() == 0:\n    import time; time.sleep(60)\nos.kill(os.getpid(), 9)"
-        async with asyncio.timeout(5):  # the child holds every descriptor open
+        async with asyncio.timeout(20):  # the child holds every descriptor open
             await _death(kernel, code)
 
 
@@ -162,16 +161,19 @@ async def test_failed_starts(tmp_path: Path) -> None:
             pass
 
 
-async def test_a_caller_that_gives_up(kernel_options: KernelOptions) -> None:
+async def test_a_caller_that_gives_up(tmp_path: Path) -> None:
     """Cancelling a `run` stops nothing; the kernel takes the next command when that one has ended."""
-    async with running(kernel_options) as kernel:
-        task = asyncio.ensure_future(kernel.execute("import time; time.sleep(0.2); x = 1"))
-        await asyncio.sleep(0.05)
+    go = tmp_path / "go"
+    code = f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.005)\nx = 1"
+    async with running() as kernel:
+        task = asyncio.ensure_future(kernel.execute(code))
+        await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         with pytest.raises(RuntimeError, match="one command"):
             await kernel.execute("1")
+        go.touch()
         async with asyncio.timeout(10):
             while True:
                 try:
@@ -180,11 +182,6 @@ async def test_a_caller_that_gives_up(kernel_options: KernelOptions) -> None:
                     await asyncio.sleep(0.01)
                 else:
                     break
-
-
-@pytest.fixture
-def kernel_options() -> KernelOptions:
-    return KernelOptions()
 
 
 async def test_nothing_stays_open() -> None:

@@ -71,10 +71,13 @@ async def test_user_handlers_and_masks_do_not_stay(kernel: Driver) -> None:
 
 
 async def test_a_late_interrupt_never_hits_the_next_operation() -> None:
-    """Ten thousand interrupts at every moment of short operations: each hits its own or nothing."""
+    """Thousands of interrupts at every moment of short operations: each hits its own or nothing."""
     async with running() as kernel, asyncio.timeout(55):
         hits, moment = 0, 1e-4  # seconds after the begin; sought so that about half of them hit
+        enough = time.monotonic() + 20  # on a machine that is busy
         for number in range(0, 20_000, 2):
+            if number >= 2_000 and time.monotonic() > enough:
+                break
             ended = _begin(kernel, number, "keys")
             until = time.perf_counter() + moment
             while time.perf_counter() < until:  # busy, so that it has ended there and is not known to have here
@@ -87,7 +90,7 @@ async def test_a_late_interrupt_never_hits_the_next_operation() -> None:
                 assert failure.category == "INTERRUPTED"
             victim = await _begin(kernel, number + 1, "execute", "pass")
             assert victim.failure is None, (number, victim.failure)
-        assert 0 < hits < 10_000  # how many depends on who has the processor; both must have been tried
+        assert 0 < hits < number // 2  # how many depends on who has the processor; both must have been tried
 
 
 def _begin(kernel: Driver, number: int, method: str, code: str = "") -> asyncio.Future[Reply]:

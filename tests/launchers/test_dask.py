@@ -85,7 +85,7 @@ def test_engines_come_and_go_with_their_workers(dask: DaskCluster) -> None:
         worker.kill()
         for operation in (runs, waits):
             with pytest.raises(EngineStopped):
-                operation.result(timeout=5)
+                operation.result(timeout=20)
 
         eventually(lambda: len(connected(client)) == 2, "the worker that came again has no engine")
         dask.add_worker()

@@ -454,7 +454,7 @@ async def test_the_end_does_not_wait_for_a_disk_that_refuses(
     async with opened(path) as journal:
         add(journal, 1)
         start = time.monotonic()
-    assert time.monotonic() - start < 1.0
+    assert time.monotonic() - start < 1.8  # less than the database waits for a lock
     assert "1 records could not be written" in caplog.text
 
 
