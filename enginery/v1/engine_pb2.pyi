@@ -191,7 +191,7 @@ class ExecuteResult(_message.Message):
     engine_id: _builtins.int
     """(Required) Engine that ran it."""
     operation_id: _builtins.str
-    """(Required) Its operation, as a UUID."""
+    """(Required) Its operation, as a UUID; of a task that was run again, that of its last attempt."""
     number: _builtins.int
     """(Required) Its number: counts up from 1 on each engine, failed commands included."""
     stdout: _builtins.str
@@ -413,7 +413,7 @@ class ApplyResponse(_message.Message):
     DURATION_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.str
-    """(Required) Its operation, as a UUID."""
+    """(Required) Its operation, as a UUID; of a task that was run again, that of its last attempt."""
     stdout: _builtins.str
     """(Optional) Captured standard output; see `ExecuteResult.stdout`. Of more than 1 MiB the middle is dropped."""
     stderr: _builtins.str

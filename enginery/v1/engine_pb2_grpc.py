@@ -470,7 +470,8 @@ class EngineServiceServicer(object):
     def Attach(self, request, context):
         """Attach returns the events of an operation, those that have happened and then each as it happens, and ends after
         its outcome. A stream that ends without an outcome was interrupted: attach again after the last sequence. Any
-        number of clients may be attached. Errors as for GetOperation.
+        number of clients may be attached. Errors as for GetOperation. Of a task these are the events of the attempt that
+        is placed, or will be next; if the task is run again after that, attach again from the first event.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

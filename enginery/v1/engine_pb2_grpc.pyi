@@ -163,7 +163,8 @@ class EngineServiceStub:
     Attach: _grpc.UnaryStreamMultiCallable[_operation_pb2.AttachRequest, _operation_pb2.AttachResponse]
     """Attach returns the events of an operation, those that have happened and then each as it happens, and ends after
     its outcome. A stream that ends without an outcome was interrupted: attach again after the last sequence. Any
-    number of clients may be attached. Errors as for GetOperation.
+    number of clients may be attached. Errors as for GetOperation. Of a task these are the events of the attempt that
+    is placed, or will be next; if the task is run again after that, attach again from the first event.
     """
     Cancel: _grpc.UnaryUnaryMultiCallable[_operation_pb2.CancelRequest, _operation_pb2.CancelResponse]
     """Cancel stops an operation: a queued one is taken out of the queue; a running one is interrupted, after a grace
@@ -307,7 +308,8 @@ class EngineServiceAsyncStub(EngineServiceStub):
     Attach: _aio.UnaryStreamMultiCallable[_operation_pb2.AttachRequest, _operation_pb2.AttachResponse]  # type: ignore[assignment]
     """Attach returns the events of an operation, those that have happened and then each as it happens, and ends after
     its outcome. A stream that ends without an outcome was interrupted: attach again after the last sequence. Any
-    number of clients may be attached. Errors as for GetOperation.
+    number of clients may be attached. Errors as for GetOperation. Of a task these are the events of the attempt that
+    is placed, or will be next; if the task is run again after that, attach again from the first event.
     """
     Cancel: _aio.UnaryUnaryMultiCallable[_operation_pb2.CancelRequest, _operation_pb2.CancelResponse]  # type: ignore[assignment]
     """Cancel stops an operation: a queued one is taken out of the queue; a running one is interrupted, after a grace
@@ -616,7 +618,8 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_operation_pb2.AttachResponse], _abc.AsyncIterator[_operation_pb2.AttachResponse]]:
         """Attach returns the events of an operation, those that have happened and then each as it happens, and ends after
         its outcome. A stream that ends without an outcome was interrupted: attach again after the last sequence. Any
-        number of clients may be attached. Errors as for GetOperation.
+        number of clients may be attached. Errors as for GetOperation. Of a task these are the events of the attempt that
+        is placed, or will be next; if the task is run again after that, attach again from the first event.
         """
 
     @_abc_1.abstractmethod
