@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from enginery._following import TICK, Following
+from enginery._methods import ANY_ENGINE
 from enginery._presenter import tagged
 from enginery._screen import Screen
+from enginery.errors import EngineryError
 from enginery.operation import stop_on_interrupt
 from enginery.result import Display, ExecuteResult
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 Grouping = Literal["engine", "type", "order"]
 GROUPINGS: tuple[Grouping, ...] = get_args(Grouping)
 _STREAMS: tuple[Stream, ...] = ("stdout", "stderr")
+_WIDEST = 1000  # characters that are shown of a line that is not full
 _LAST_WORDS = 1.0  # seconds for what stopped code writes to arrive
 
 
@@ -36,6 +40,10 @@ class Cell:
         self._presenter = presenter
         self._screens: dict[tuple[int, Stream], Screen] = {}
         self._written: dict[tuple[int, Stream], float] = {}
+        self._taken: dict[tuple[int, Stream], int] = {}  # how many lines were final
+        self._rested: dict[tuple[int, Stream], int] = {}  # as many were when it was painted last
+        self._kept: dict[tuple[int, Stream], int] = {}  # lines that are shown for now, and stay where they are
+        self._engines: dict[int, int] = {}  # of tasks, where they run
         self._shown: list[list[tuple[str, Display]]] = [[] for _ in operations]  # displays, by their name
         self._heard: set[int] = set()  # those of which there was more than the end
         self._painted = 0.0
@@ -80,7 +88,7 @@ class Cell:
             case "display" if event.display is not None:
                 for stream in _STREAMS:  # what was written before comes before
                     self._flush(position, stream)
-                name = self._presenter.display(f"[output:{operation.engine_id}]", event.display)
+                name = self._presenter.display(f"[output:{self._engine(position)}]", event.display)
                 self._shown[position].append((name, event.display))
             case "dropped":
                 note = f"\n[... {event.dropped_bytes} bytes of output were dropped ...]\n"
@@ -98,13 +106,31 @@ class Cell:
 
     def _lines(self, position: int, stream: Stream, taken: tuple[list[str], bool]) -> None:
         lines, are_bars = taken
-        if lines:
-            show = self._presenter.ended_bars if are_bars else self._presenter.lines
-            show(stream, [self._tag(position, stream, line) for line in lines])
+        if not lines:
+            return
+        key = position, stream
+        self._taken[key] = self._taken.get(key, 0) + len(lines)
+        kept = max(self._kept.pop(key, 0), len(lines) * are_bars)
+        tagged_lines = [self._tag(position, stream, line) for line in lines]
+        if tagged_lines[:kept]:
+            self._presenter.ended_bars(stream, tagged_lines[:kept])
+        if tagged_lines[kept:]:
+            self._presenter.lines(stream, tagged_lines[kept:])
 
     def _tag(self, position: int, stream: Stream, line: str) -> str:
-        engine_id = self._operations[position].engine_id
+        engine_id = self._engine(position)
         return line if engine_id == self._untagged else f"[{stream}:{engine_id}] {line}"
+
+    def _engine(self, position: int) -> int | str:
+        """Return where an operation runs. Of a task it is known only when that was asked for, or at its end."""
+        operation = self._operations[position]
+        if operation.engine_id != ANY_ENGINE:
+            return operation.engine_id
+        if position not in self._engines:
+            with contextlib.suppress(EngineryError):
+                self._engines[position] = operation.info().engine_id
+        engine_id = self._engines.get(position, ANY_ENGINE)
+        return "any" if engine_id == ANY_ENGINE else engine_id
 
     def _flush(self, position: int, stream: Stream) -> None:
         screen = self._screens.get((position, stream))
@@ -118,10 +144,15 @@ class Cell:
             return
         self._painted = now
         bars: list[str] = []
-        for (position, stream), screen in sorted(self._screens.items()):
-            if now >= self._written[position, stream] + TICK / 2:
-                self._lines(position, stream, screen.take())
-            bars += [self._tag(position, stream, line) for line in screen.changing]
+        for key, screen in sorted(self._screens.items()):
+            if now >= self._written[key] + TICK / 2:
+                self._lines(*key, screen.take())
+            taken = self._taken.get(key, 0)
+            if screen.is_changing or self._rested.get(key) == taken:  # else it is full in a moment
+                shown = [self._tag(*key, line[:_WIDEST]) for line in screen.changing]
+                self._kept[key] = len(shown)
+                bars += shown
+            self._rested[key] = taken
         self._presenter.bars(bars)
 
     def _end(self) -> None:

@@ -65,7 +65,7 @@ def split(line: str) -> tuple[list[str], str]:
         rest = rest[match.end() :]
         if takes.get(match[1]) and not match[2]:
             value, _, rest = rest.partition(" ")
-            options.append(value)
+            options += [value] if value else []
             rest = rest.lstrip()
     return options, rest
 

@@ -34,11 +34,13 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from enginery._cell import Grouping
+    from enginery.client import Client
     from enginery.result import ExecuteResult
     from enginery.view import EngineView
     from enginery.views import EnginesView
 
 _NAMES = ("px", "autopx", "pxresult", "pxconfig", "pxattach")
+_MOST_FOLLOWED = 100
 _MATPLOTLIB = re.compile(r"^[ \t]*%matplotlib([ \t]+inline)?[ \t]*(#.*)?$", re.MULTILINE)
 
 
@@ -166,9 +168,7 @@ class EngineryMagics(Magics):
         options.add_argument("ids", nargs="*")
         args = options.parse_line(line)
         client = self._engines.client
-        ids = args.ids or [
-            info.operation_id for info in reversed(client.operations(state=["queued", "running"]))
-        ]
+        ids = args.ids or _unfinished(client)
         operations = []
         for operation_id in ids:
             try:
@@ -254,6 +254,15 @@ class EngineryMagics(Magics):
     def ip(self) -> InteractiveShell:
         """The shell."""
         return self._ip
+
+
+def _unfinished(client: Client) -> list[str]:
+    """Return the ids of what runs or waits, in the order in which it was submitted."""
+    infos = client.operations(state=["queued", "running"], limit=_MOST_FOLLOWED + 1)
+    if len(infos) > _MOST_FOLLOWED:
+        print(f"these are the newest {_MOST_FOLLOWED}; client.operations() lists them all")
+    known = [info for info in infos[:_MOST_FOLLOWED] if info.submitted_at is not None]
+    return [info.operation_id for info in sorted(known, key=lambda info: str(info.submitted_at))]
 
 
 _loaded: dict[tuple[int, str], EngineryMagics] = {}

@@ -30,13 +30,19 @@ class Notebook:
     client: Any
 
     def run(
-        self, source: str, *, fails: bool = False, at: str = "", then: Callable[[], object] | None = None
+        self,
+        source: str,
+        *,
+        fails: bool = False,
+        at: str = "",
+        shows: str = "",
+        then: Callable[[], object] | None = None,
     ) -> list[Any]:
-        """Execute a cell and return its outputs; calls `then` once it has printed `at`."""
+        """Execute a cell and return its outputs; calls `then` once it has printed `at` and displays `shows`."""
         cell = nbformat.v4.new_code_cell(source)  # type: ignore[no-untyped-call]
         self.client.nb.cells.append(cell)
         self.client.allow_errors = True
-        watcher = threading.Thread(target=_watch, args=(cell, at, then))
+        watcher = threading.Thread(target=_watch, args=(cell, at, shows, then))
         watcher.start()
         self.client.execute_cell(cell, len(self.client.nb.cells) - 1)
         watcher.join()
@@ -59,9 +65,9 @@ class Notebook:
         self.client.km.provisioner.process.send_signal(signal.SIGINT)
 
 
-def _watch(cell: Any, at: str, then: Callable[[], object] | None) -> None:
+def _watch(cell: Any, at: str, shows: str, then: Callable[[], object] | None) -> None:
     if then is not None:
-        eventually(lambda: at in stream(cell.outputs))
+        eventually(lambda: at in stream(cell.outputs) and shows in "\n".join(forms(cell.outputs)))
         then()
 
 

@@ -41,6 +41,22 @@ def test_output_streams_while_the_call_runs(notebook: Notebook, tmp_path: Path) 
     assert stream(outputs) == "[stdout:0] early\n[stdout:0] late\n"
 
 
+def test_a_line_is_shown_before_it_is_full(notebook: Notebook, tmp_path: Path) -> None:
+    """If it stays so for a moment; then it ends where it is. Output that goes on leaves no empty places."""
+    seen = tmp_path / "seen"
+    outputs = notebook.run(
+        "%%px --targets 0\nimport pathlib, time\nprint('first\\nworks', end='', flush=True)\n"
+        f"while not pathlib.Path({str(seen)!r}).exists():\n    time.sleep(0.01)\nprint(' well\\nlast')",
+        shows="[stdout:0] works",
+        then=seen.touch,
+    )
+    assert stream(outputs) == "[stdout:0] first\n[stdout:0] last\n"
+    assert forms(outputs) == ["[stdout:0] works well"]
+    outputs = notebook.run("%%px\nfor i in range(20_000): print(i)")
+    assert len(stream(outputs).splitlines()) == 40_000
+    assert forms(outputs) == []
+
+
 def test_rich_displays_come_back_as_they_are(notebook: Notebook) -> None:
     """HTML and figures, shown by user code or as the last value, are outputs of that type here."""
     outputs = notebook.run(
@@ -224,6 +240,21 @@ def test_attaching_to_what_runs(notebook: Notebook, cluster: enginery.Cluster) -
     shown = error(notebook.run(f"%pxattach {operation.id}", fails=True))
     assert "KeyboardInterrupt" in shown
     assert stream(notebook.run("%pxattach")).startswith("nothing runs")
+
+
+def test_attaching_to_tasks(notebook: Notebook, tmp_path: Path) -> None:
+    """Those that wait and those that run, in the order of their submission; each is tagged by where it runs."""
+    go = tmp_path / "go"
+    notebook.run(
+        "def speak(number):\n    import pathlib, time\n    print('task', number, flush=True)\n"
+        f"    while not pathlib.Path({str(go)!r}).exists():\n        time.sleep(0.01)\n    return number\n"
+        "tasks = [client.submit(speak, number) for number in range(4)]"
+    )
+    outputs = notebook.run("%pxattach", at="] task 1\n", then=go.touch)
+    lines = stream(outputs).splitlines()
+    assert sorted(line.partition("] ")[2] for line in lines) == [f"task {number}" for number in range(4)]
+    assert {line.partition("] ")[0] for line in lines} == {"[stdout:0", "[stdout:1"}
+    assert [text.partition(": ")[2] for text in forms(outputs)] == ["0", "1", "2", "3"]
 
 
 def test_a_restarted_notebook_comes_back(notebook: Notebook, cluster: enginery.Cluster, tmp_path: Path) -> None:
