@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self, TypeAlias
 
-from controller_service import frames
 from controller_service.events import Facts, Kept, KeptEngine
 from enginery._methods import ANY_ENGINE
-from enginery.v1 import engine_pb2, frame_pb2
+from enginery.v1 import engine_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from controller_service.events import Registration
-    from enginery._function_window import Function
+    from controller_service.task_call import TaskCall
+    from enginery.v1 import frame_pb2
 
 _MOST_HELLO = 64 << 10  # bytes
 
@@ -134,7 +134,7 @@ class KeptTask:
 
     task_id: bytes
     session_id: bytes
-    call: frame_pb2.Call
+    call: TaskCall
     """What is sent for it."""
     options: frame_pb2.TaskOptions
     submitted_ns: int
@@ -146,18 +146,10 @@ class KeptTask:
     """Of that engine's registration; 0 if it is on none."""
     excluded: frozenset[int] = frozenset()
     """Engines that rejected it."""
-    function: Function | None = None
-    """The one that the call names by its digest, if it does."""
 
     def frame(self) -> bytes:
         """Return its call as its client sent it, serialized; but for a function by digest, which is put in."""
-        call = frame_pb2.Call()
-        call.CopyFrom(self.call)
-        call.engine_id, call.operation_id, call.session_id = ANY_ENGINE, self.task_id, self.session_id
-        call.task.CopyFrom(self.options)
-        call.request = frames.whole_request(call.request, self.function)
-        call.ClearField("function_digest")
-        return call.SerializeToString()
+        return self.call.kept(self.task_id, self.session_id, self.options)
 
 
 @dataclass(slots=True)

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from controller_service import file_system
 from controller_service.journal_records import EngineRow, KeptTask, Result, kept
+from controller_service.placement import options_of
+from controller_service.task_call import TaskCall
 from enginery._files import make_private_directory, read_private, write_private
 from enginery.v1 import frame_pb2
 
@@ -465,10 +467,10 @@ def _task(row: Sequence[Any]) -> KeptTask:
         excluded = frozenset(map(int, filter(None, rejected_by.split(","))))
     except Exception as error:  # protobuf's DecodeError differs in class between its implementations
         raise _UnusableError(f"what it says of a task is damaged: {error}") from error
-    options = frame_pb2.TaskOptions()
-    options.CopyFrom(call.task)
+    options = options_of(call)
+    own = TaskCall.of(call, options.label)
     return KeptTask(
-        task_id, call.session_id, call, options, submitted_ns, arrival, attempts, engine_id, epoch, excluded
+        task_id, call.session_id, own, options, submitted_ns, arrival, attempts, engine_id, epoch, excluded
     )
 
 

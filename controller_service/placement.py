@@ -9,27 +9,26 @@ from google.protobuf import struct_pb2
 from controller_service.task import Task
 from enginery._reasons import DeliveryError
 from enginery._requests import read_operation_id
+from enginery.v1 import frame_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from enginery._function_window import Function
-    from enginery.v1 import frame_pb2, value_pb2
+    from controller_service.work import Work
+    from enginery.v1 import value_pb2
 
 HIGHEST_PRIORITY = 1_000
 MOST_DEPENDENCIES = 1_000
 LONGEST_LABEL = 200
+NO_OPTIONS = frame_pb2.TaskOptions()
+"""Of all tasks without any: it is never changed."""
 
 
-def task(call: frame_pb2.Call, function: Function | None = None) -> Task:
-    """Return the task of a call to any engine, which may name a function by its digest.
-
-    BAD_REQUEST if one of its options makes no sense.
-    """
-    size = len(call.request) + (len(function.pickle) if function is not None else 0)
-    made = Task(call.operation_id, size, session_id=call.session_id)
-    options = call.task
-    if not options.ByteSize():
+def task(task_id: bytes, session_id: bytes, work: Work) -> Task:
+    """Return the task that carries `work`; BAD_REQUEST if one of its options makes no sense."""
+    made = Task(task_id, work.call.size, work, session_id)
+    options = work.options
+    if options is NO_OPTIONS:
         return made
     if abs(options.priority) > HIGHEST_PRIORITY:
         raise _bad("priority", f"{options.priority} is not within {-HIGHEST_PRIORITY} and {HIGHEST_PRIORITY}")
@@ -47,6 +46,15 @@ def task(call: frame_pb2.Call, function: Function | None = None) -> Task:
         if made.placement_timeout < 0:
             raise _bad("placement_timeout", "it is negative")
     return made
+
+
+def options_of(call: frame_pb2.Call) -> frame_pb2.TaskOptions:
+    """Return those of a task that are its own, or the same as of all others."""
+    if not call.task.ByteSize():
+        return NO_OPTIONS
+    options = frame_pb2.TaskOptions()
+    options.CopyFrom(call.task)
+    return options
 
 
 def properties(given: Mapping[str, value_pb2.Value]) -> dict[str, bytes]:

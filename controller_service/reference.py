@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from controller_service.events import Registration
     from controller_service.link import Link
+    from controller_service.task_call import TaskCall
     from enginery._function_window import Function
 
 logger = logging.getLogger(__name__)
@@ -124,11 +125,15 @@ class EngineFromReference(EngineBase):
         """
         self._submit(self._route(call, receiver, function))
 
-    def submit_task(self, call: frame_pb2.Call, receiver: Receiver, function: Function | None) -> None:
+    def submit_task(self, call: TaskCall, operation_id: bytes, receiver: Receiver) -> None:
         """Send an attempt of a task; its answer is delivered as it comes, and not kept."""
-        routed = self._route(call, receiver, function)
-        routed.is_task = True
-        self._submit(routed)
+        number = next(self._call_ids)
+        frame = call.frame(number, self._engine_id, operation_id)
+        self._submit(
+            RoutedCall(
+                number, self, receiver, 0, call.method, operation_id, b"", frame, call.function, is_task=True
+            )
+        )
 
     def submit_again(self, call: frame_pb2.Call, receiver: Receiver, function: Function | None = None) -> None:
         """Take a call that its client sent before on a stream that broke; one that still waits goes on."""

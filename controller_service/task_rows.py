@@ -54,12 +54,10 @@ class TaskRows:
 
     def restored(self, row: KeptTask) -> Task:
         """Return the task of a row; DeliveryError if it makes no sense."""
-        call = row.call
-        task = placement.task(call)
+        task = placement.task(row.task_id, row.session_id, Work(row.call, row.options, row.submitted_ns))
         task.arrival, task.attempts, task.excluded = row.arrival, row.attempts, row.excluded
         if row.epoch:
             task.engine_id, task.epoch = row.engine_id, row.epoch
-        task.payload = Work.of(call, row.submitted_ns)
         task.payload.is_kept = True
         return task
 
@@ -123,7 +121,6 @@ class TaskRows:
             task_id=task.task_id,
             session_id=task.session_id,
             call=work.call,
-            function=work.function,
             options=work.options,
             submitted_ns=work.submitted_ns,
             arrival=task.arrival,

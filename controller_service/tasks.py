@@ -14,9 +14,10 @@ from controller_service.gates import Gates
 from controller_service.lease import State as LeaseState
 from controller_service.scheduler import Action, Place, Scheduler
 from controller_service.task import State, Task
+from controller_service.task_call import TaskCall
 from controller_service.task_recovery import TaskRecovery
 from controller_service.task_rows import TaskRows
-from controller_service.work import Attempt, CallMark, Work, last_attempt
+from controller_service.work import Attempt, Work, last_attempt
 from enginery import _ids, _logs
 from enginery._methods import ANY_ENGINE, METHODS
 from enginery._outcomes import has_not_run
@@ -89,7 +90,7 @@ class Tasks:
         *,
         is_named: bool = False,
     ) -> None:
-        """Take a task, whose `call` is changed, and have its reply, or an error as such, delivered.
+        """Take a task, and have its reply, or an error as such, delivered.
 
         `function` is the one that it names, if it does; `is_named` says that its caller has named it, so that
         it may have come before without saying so.
@@ -104,22 +105,26 @@ class Tasks:
     ) -> None:
         if self._closed is not None:
             raise self._closed
-        known = self.scheduler.find(call.operation_id)
+        task_id = call.operation_id
+        options = placement.options_of(call)
+        own = TaskCall.of(call, options.label, function)
+        known = self.scheduler.find(task_id)
         if known is not None:
-            known.payload.join(call, receiver, function)
+            if not own.asks_the_same_as(known.payload.call):
+                raise DeliveryError("OPERATION_EXISTS", operation_id=_ids.show(task_id))
+            known.payload.join(receiver, call.call_id)
             return
-        ended = self._ended.get(call.operation_id)
-        if ended is not None and ended.mark is not None and ended.mark.is_another(CallMark.of(call, function)):
-            raise DeliveryError("OPERATION_EXISTS", operation_id=_ids.show(call.operation_id))
-        if call.method not in RUN:
-            cause = f"a task is a call of Execute or Apply, not of method {call.method}"
+        ended = self._ended.get(task_id)
+        if ended is not None and ended.mark is not None and own.is_another_than(ended.mark):
+            raise DeliveryError("OPERATION_EXISTS", operation_id=_ids.show(task_id))
+        if own.method not in RUN:
+            cause = f"a task is a call of Execute or Apply, not of method {own.method}"
             raise DeliveryError("BAD_REQUEST", field="method", cause=cause)
         now = time.monotonic()
-        task = placement.task(call, function)
+        work = Work(own, options, time.time_ns(), [(receiver, call.call_id)])
+        task = placement.task(task_id, call.session_id, work)
         self._admit(task, now)
         sent_epoch = call.sent_epoch
-        work = task.payload = Work.of(call, time.time_ns(), function)
-        work.receivers.append((receiver, call.call_id))
         self._rows.added(task, now)
         if sent_epoch or is_named:
             self._recovery.came_again(task, sent_epoch)
@@ -293,10 +298,8 @@ class Tasks:
         if logger.isEnabledFor(logging.DEBUG):
             about = _logs.about(engine=task.engine_id, operation=task.task_id, client=task.session_id)
             logger.debug("a task is placed, attempt %d", task.attempts, extra=about)
-        call = task.payload.call
-        call.engine_id = task.engine_id
-        call.operation_id = _ids.attempt_id(task.task_id, task.attempts)
-        self._references[task.engine_id].submit_task(call, _Receiver(self, task), task.payload.function)
+        operation_id = _ids.attempt_id(task.task_id, task.attempts)
+        self._references[task.engine_id].submit_task(task.payload.call, operation_id, _Receiver(self, task))
 
     def replied(self, task: Task, reply: frame_pb2.Reply) -> None:
         """Take the reply of the engine that a task was placed on."""
@@ -334,7 +337,7 @@ class Tasks:
         work.reply = reply
         work.tell(reply)
         self._rows.ended(task)
-        self.remember(last_attempt(task, reply.outcome, CallMark.of(work.call, work.function)))
+        self.remember(last_attempt(task, reply.outcome, work.call.mark))
         if not work.is_released and (reply.outcome in FINAL or (error and error.reason in _FINAL_ERRORS)):
             self._journal.add_result(
                 task.task_id,

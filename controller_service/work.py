@@ -7,12 +7,10 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from controller_service import frames
 from controller_service.task import State
 from enginery import _ids
 from enginery._methods import ANY_ENGINE, PYTHON_NAMES
 from enginery._outcomes import STATES
-from enginery._reasons import DeliveryError
 from enginery.v1 import frame_pb2, operation_pb2
 
 if TYPE_CHECKING:
@@ -20,20 +18,17 @@ if TYPE_CHECKING:
 
     from controller_service.router import Receiver
     from controller_service.task import Task
-    from enginery._function_window import Function
+    from controller_service.task_call import TaskCall
 
 
 @dataclass(slots=True, eq=False)
 class Work:
     """The payload of a Task."""
 
-    call: frame_pb2.Call
-    """What is sent, but for the engine and the operation of an attempt."""
+    call: TaskCall
     options: frame_pb2.TaskOptions
-    """As the client gave them."""
+    """As the client gave them. Not to be changed: tasks without options share theirs."""
     submitted_ns: int
-    function: Function | None = None
-    """The one that the call names by its digest, if it does."""
     receivers: list[tuple[Receiver, int]] = field(default_factory=list)
     """Who waits, each with the call id that it gave."""
     reply: frame_pb2.Reply | None = None
@@ -46,35 +41,20 @@ class Work:
     """Whether the journal is told of it."""
     _changed: asyncio.Event | None = None
 
-    @classmethod
-    def of(cls, call: frame_pb2.Call, submitted_ns: int, function: Function | None = None) -> Work:
-        """Return that of the call of a client, of which one is made that any engine may run."""
-        options = frame_pb2.TaskOptions()
-        options.CopyFrom(call.task)
-        call.ClearField("task")
-        call.ClearField("sent_epoch")
-        call.task.label = options.label
-        call.task.SetInParent()
-        call.options.any_incarnation = True
-        call.session_id = b""
-        return cls(call, options, submitted_ns, function)
-
-    def join(self, call: frame_pb2.Call, receiver: Receiver, function: Function | None = None) -> None:
-        """Let one more caller wait, who sent `call`; OPERATION_EXISTS if that asks for something else."""
-        own = frames.whole_request(self.call.request, self.function)
-        if call.method != self.call.method or frames.whole_request(call.request, function) != own:
-            raise DeliveryError("OPERATION_EXISTS", operation_id=_ids.show(call.operation_id))
+    def join(self, receiver: Receiver, call_id: int) -> None:
+        """Let one more caller wait."""
         self.receivers = [one for one in self.receivers if not one[0].is_gone]
-        self.receivers.append((receiver, call.call_id))
+        self.receivers.append((receiver, call_id))
 
     def tell(self, reply: frame_pb2.Reply) -> None:
         """Give everybody who waits the reply, which is changed."""
-        is_shared = len(self.receivers) > 1
+        if len(self.receivers) == 1:
+            receiver, reply.call_id = self.receivers[0]
+            receiver.deliver(reply)
+            return
         for receiver, call_id in self.receivers:
-            own = reply
-            if is_shared:
-                own = frame_pb2.Reply()
-                own.CopyFrom(reply)
+            own = frame_pb2.Reply()
+            own.CopyFrom(reply)
             own.call_id = call_id
             receiver.deliver(own)
 
@@ -94,23 +74,6 @@ class Work:
                     await self._changed.wait()
 
 
-class CallMark(NamedTuple):
-    """What is remembered of a call, to tell another under its id from the same that comes again."""
-
-    digest: int
-    by_function_digest: bool
-
-    @classmethod
-    def of(cls, call: frame_pb2.Call, function: Function | None) -> CallMark:
-        """Return that of a call, and of the function that it names, if it does."""
-        digest = b"" if function is None else function.digest
-        return cls(hash((call.method, call.request, digest)), function is not None)
-
-    def is_another(self, mark: CallMark) -> bool:
-        """Return whether that is of another call, unless only one of them names its function by a digest."""
-        return self.by_function_digest == mark.by_function_digest and self.digest != mark.digest
-
-
 class Attempt(NamedTuple):
     """The last attempt of a task, as far as it is remembered: a tuple, since there are many."""
 
@@ -122,8 +85,8 @@ class Attempt(NamedTuple):
     epoch: int
     outcome: int
     submitted_ns: int
-    mark: CallMark | None = None
-    """Of what was asked for, once it has ended."""
+    mark: int | None = None
+    """Of what was asked for, once it has ended; see `TaskCall.mark`."""
 
     @property
     def operation_id(self) -> bytes:
@@ -131,9 +94,7 @@ class Attempt(NamedTuple):
         return _ids.attempt_id(self.task_id, max(self.attempts, 1))
 
 
-def last_attempt(
-    task: Task, outcome: int = frame_pb2.OUTCOME_UNSPECIFIED, mark: CallMark | None = None
-) -> Attempt:
+def last_attempt(task: Task, outcome: int = frame_pb2.OUTCOME_UNSPECIFIED, mark: int | None = None) -> Attempt:
     """Return the last attempt of a task, or the next one if it was not placed yet."""
     work: Work = task.payload
     return Attempt(
