@@ -8,6 +8,7 @@ their own: those of a map whose client was killed are noted as abandoned, and mu
 
 from __future__ import annotations
 
+import random
 import sys
 import threading
 import time
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
 
 TASKS = 12  # outstanding
 RETRIES = 2  # of those that may run again
+WEIGHTS = (10, 2_000, 60_000, 300_000)  # bytes
+CHUNK_SIZES: tuple[int | str, ...] = (1, "auto")
 MAP_ITEMS = 400  # of one map
 
 
-def mapped(path: str, name: str) -> str:
-    """Note that an item of a map runs; return which run it is."""
+def mapped(path: str, name: str, weight: bytes) -> tuple[str, bytes]:
+    """Note that an item of a map runs; return which run it is, and what came with it."""
     import os
     import time
 
@@ -39,7 +42,7 @@ def mapped(path: str, name: str) -> str:
     os.write(file, line.encode())
     os.close(file)
     time.sleep(0.01)
-    return nonce
+    return nonce, weight
 
 
 class Tasker(Worker):
@@ -53,6 +56,7 @@ class Tasker(Worker):
         for sent in list(self._orphans.values()):
             if sent.kind == ledger.MAPPED:
                 self._heard(sent.name, ledger.ABANDONED)
+        self._map_dice = random.Random(f"{seed} {self._name} map")  # of a thread of its own
         self._mapper = threading.Thread(target=self._map)
 
     def run(self) -> None:
@@ -114,7 +118,14 @@ class Tasker(Worker):
 
         path = str(self._folder / "ledger" / f"engine-{ledger.ANY_ENGINE}")
         results: Iterable[Any] = self._client.map(
-            mapped, _always(path), pulled(), retries=RETRIES, return_exceptions=True, max_outstanding=64
+            mapped,
+            _always(path),
+            pulled(),
+            self._weights(),
+            chunksize=self._map_dice.choice(CHUNK_SIZES),
+            retries=RETRIES,
+            return_exceptions=True,
+            max_outstanding=64,
         )
         for position, result in enumerate(results):
             if isinstance(result, EngineryError) and result.reason:
@@ -122,7 +133,13 @@ class Tasker(Worker):
             elif isinstance(result, BaseException):
                 self._notes.heard(names[position], type(result).__name__, text=str(result))
             else:
-                self._notes.heard(names[position], "ok", result)
+                self._notes.heard(names[position], "ok", result[0] if result[1].strip(b"x") == b"" else "")
+
+    def _weights(self) -> Iterator[bytes]:
+        """Iterate over what items carry there and back: mostly little, now and then much."""
+        while True:
+            (size,) = self._map_dice.choices(WEIGHTS, [80, 10, 8, 2])
+            yield b"x" * size
 
 
 def _always(value: str) -> Iterator[str]:
