@@ -1,4 +1,4 @@
-"""Python objects ↔ encoded values: the only module beside the kernel's that pickles.
+"""Python objects ↔ encoded values: the only module beside the kernel's that pickles, by `_pickler.py`.
 
 Unpickling runs code: decode only what comes from an engine or a client of one's own cluster. numpy is imported
 only to decode an array.
@@ -7,7 +7,6 @@ only to decode an array.
 from __future__ import annotations
 
 import builtins
-import functools
 import io
 import json
 import math
@@ -16,10 +15,10 @@ import sys
 import types
 from typing import TYPE_CHECKING, NoReturn, cast
 
-import cloudpickle
 from cloudpickle import cloudpickle as _cloudpickle
 
 from enginery._encoded import Codec, Encoded
+from enginery._pickler import Pickler
 from enginery._reference import Unresolved
 from enginery.errors import PythonVersionMismatch, SerializationError
 
@@ -131,10 +130,13 @@ def decode_bound(value: Encoded, namespace: dict[str, object]) -> tuple[object, 
     Returns the object and the globals that those functions had captured, which are not put into `namespace`.
     """
     captured: dict[str, object] = {}
+    lent: list[str] = []
     seeded = namespace.get("__builtins__", builtins)  # cloudpickle puts a dictionary in its place
     try:
-        obj = _decode(value, lambda data, buffers: _BindingUnpickler(data, buffers, namespace, captured))
+        obj = _decode(value, lambda data, buffers: _BindingUnpickler(data, buffers, namespace, captured, lent))
     finally:
+        for name in lent:
+            namespace.pop(name, None)
         namespace["__builtins__"] = seeded
     return obj, captured
 
@@ -196,47 +198,6 @@ def _name(obj: object) -> str:
     return f"an object of type {where}{type.__dict__['__qualname__'].__get__(kind)}"
 
 
-_CachedFunction = type(functools.lru_cache(len))
-
-
-class _Pickler(_cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is untyped
-    """Pickles functions of some ids by value, and the user's own modules with their source (`_own_modules`)."""
-
-    def __init__(
-        self,
-        file: io.BytesIO,
-        by_value: Collection[int],
-        with_sources: bool,
-        keep_in_band: Callable[[pickle.PickleBuffer], bool],
-    ) -> None:
-        super().__init__(file, protocol=5, buffer_callback=keep_in_band)
-        self._by_value = by_value
-        self._with_sources = with_sources
-
-    def reducer_override(self, obj: object) -> object:
-        if id(obj) in self._by_value:
-            return self._dynamic_function_reduce(obj)
-        if self._with_sources and _is_of_module(obj):
-            from enginery import _own_modules  # not in kernels
-
-            reduced = _own_modules.reduction(obj)
-            if reduced is not None and _is_reference(obj):
-                return reduced
-        return super().reducer_override(obj)
-
-
-def _is_of_module(obj: object) -> bool:
-    kind = type(obj)
-    return kind in (types.FunctionType, types.ModuleType, _CachedFunction) or issubclass(kind, type)
-
-
-def _is_reference(obj: object) -> bool:
-    """Return whether cloudpickle would write the mere name of `obj`."""
-    if type(obj) is _CachedFunction:
-        return _cloudpickle._lookup_module_and_qualname(obj) is not None
-    return bool(_cloudpickle._should_pickle_by_reference(obj))
-
-
 def _encode_pickle(
     obj: object, by_value: Collection[int] = frozenset(), *, with_sources: bool = False
 ) -> Encoded:
@@ -256,11 +217,7 @@ def _encode_pickle(
 
     file = io.BytesIO()
     try:
-        if by_value or with_sources:
-            pickler = _Pickler(file, by_value, with_sources, keep_in_band)
-        else:
-            pickler = cloudpickle.Pickler(file, protocol=5, buffer_callback=keep_in_band)
-        pickler.dump(obj)
+        Pickler(file, keep_in_band, by_value, with_sources=with_sources).dump(obj)
     except (Exception, SystemExit) as error:  # whatever __reduce__ raises
         raise _DoesNotFit(_shorten(error)) from error
     if buffers:
@@ -392,10 +349,12 @@ class _BindingUnpickler(pickle.Unpickler):
         buffers: list[Buffer],
         namespace: dict[str, object],
         captured: dict[str, object],
+        lent: list[str],
     ) -> None:
         super().__init__(io.BytesIO(data), buffers=buffers)
         self._namespace = namespace
         self._captured = captured
+        self._lent = lent
 
     def find_class(self, module: str, name: str) -> object:
         if module == _cloudpickle.__name__:
@@ -416,7 +375,11 @@ class _BindingUnpickler(pickle.Unpickler):
         self, function: types.FunctionType, state: tuple[object, dict[str, dict[str, object]]]
     ) -> None:
         if function.__globals__ is self._namespace:
-            self._captured.update(state[1]["__globals__"])
+            captured = state[1]["__globals__"]
+            self._captured.update(captured)
+            for name in captured.keys() - self._namespace.keys():  # making a class may call a function
+                self._namespace[name] = captured[name]
+                self._lent.append(name)
             state[1]["__globals__"] = {}
         _cloudpickle._function_setstate(function, state)
 

@@ -7,13 +7,14 @@ to have it. Small ones ride along with whatever is pickled for an engine; `Clien
 from __future__ import annotations
 
 import ast
+import dis
 import hashlib
 import importlib.metadata
 import importlib.util
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import TYPE_CHECKING
 
 from enginery import _shipped
@@ -22,6 +23,7 @@ from enginery.errors import ValueTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from types import FunctionType
 
 RIDING_FILES = 64
 RIDING_BYTES = 256 << 10  # of source: beyond either a module does not go by itself
@@ -31,6 +33,7 @@ _OURS = frozenset(
 )
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
 _COMPILED = (".so", ".pyd", ".dylib")
+_IMPORT = dis.opmap["IMPORT_NAME"]
 
 _Stamps = tuple[tuple[Path, int, int], ...]
 
@@ -56,9 +59,45 @@ def reduction(obj: object) -> tuple[object, ...] | None:
     return _shipped.member, (name, getattr(obj, "__qualname__"), *bundle)  # noqa: B009 - any object has it here
 
 
+class Ridden:
+    """Stands in a pickle for a module that is to be there when a function imports it."""
+
+    def __init__(self, top: str, bundle: tuple[bytes, bytes]) -> None:
+        """Take its name, and digest and bytes of its source."""
+        self._top = top
+        self._bundle = bundle
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Be nothing where it arrives, and leave the source there."""
+        return _shipped.offer, (self._top, *self._bundle)
+
+
+def imported_within(function: FunctionType) -> list[Ridden]:
+    """Return the user's own modules that a function imports when it runs."""
+    names = _imported_names(function.__code__)
+    package = function.__globals__.get("__package__")
+    if names and type(package) is str:
+        names.add(package.partition(".")[0])  # it may be what a relative import means
+    bundles = {top: _bundle(top) for top in sorted(names) if place(top) is not None}
+    return [Ridden(top, bundle) for top, bundle in bundles.items() if bundle is not None]
+
+
+def _imported_names(code: CodeType) -> set[str]:
+    """Return the top-level names of modules that code imports, or a function within it."""
+    found = set()
+    if _IMPORT in code.co_code[::2]:
+        for step in dis.get_instructions(code):
+            if step.opcode == _IMPORT:
+                found.add(step.argval.partition(".")[0])
+    for constant in code.co_consts:
+        if type(constant) is CodeType:
+            found |= _imported_names(constant)
+    return found
+
+
 def place(top: str) -> Path | None:
     """Return the file or folder of one of the user's own top-level modules; None if it is none."""
-    if top in sys.stdlib_module_names or top in _OURS:
+    if not top or top in sys.stdlib_module_names or top in _OURS:
         return None
     module = sys.modules.get(top)
     if module is not None:

@@ -15,7 +15,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from enginery._encoded import Encoded
+    from enginery._called import Called
 
 _LARGEST = 16 << 10  # bytes of a pickle that is remembered
 _CONSTANTS = (type(None), bool, int, float, complex, str, bytes, types.BuiltinFunctionType)
@@ -23,11 +23,11 @@ _CONSTANTS = (type(None), bool, int, float, complex, str, bytes, types.BuiltinFu
 _Print = tuple[Any, ...]
 """The parts of a function: the same objects mean the same pickle."""
 
-_known: weakref.WeakKeyDictionary[types.FunctionType, tuple[_Print, Encoded]] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[types.FunctionType, tuple[_Print, Called]] = weakref.WeakKeyDictionary()
 _names: weakref.WeakKeyDictionary[types.CodeType, tuple[str, ...]] = weakref.WeakKeyDictionary()
 
 
-def find(function: object) -> Encoded | None:
+def find(function: object) -> Called | None:
     """Return the pickle of a function that is as it was when it was remembered, None if there is none."""
     if type(function) is not types.FunctionType:
         return None
@@ -41,13 +41,17 @@ def find(function: object) -> Encoded | None:
     return None
 
 
-def remember(function: object, pickled: Encoded) -> None:
+def remember(function: object, pickled: Called) -> None:
     """Remember the pickle of a function, if it can be told whether it changes."""
     if type(function) is not types.FunctionType or function.__module__ != "__main__":
         return  # what can be imported is pickled by its name, which costs little
     parts = _parts(function)
     is_plain = function.__closure__ is None and not function.__dict__ and pickled.size <= _LARGEST
-    if is_plain and all(_is_constant(part) for part in parts[1:]):
+    if not is_plain:
+        return
+    from enginery import _own_modules  # whoever pickled a function has it
+
+    if all(_is_constant(part) for part in parts[1:]) and not _own_modules.imported_within(function):
         _known[function] = (parts, pickled)
 
 

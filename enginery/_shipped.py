@@ -72,6 +72,11 @@ def member(name: str, qualified: str, digest: bytes, bundle: bytes) -> object:
     return found
 
 
+def offer(name: str, digest: bytes, bundle: bytes) -> None:
+    """Have the module `name` there for who imports it, if the engine has none."""
+    _consider(name, digest, bundle)
+
+
 def upload(data: bytes) -> None:
     """Put a module in the place of whatever the engine has under its name, and import it.
 
@@ -82,7 +87,7 @@ def upload(data: bytes) -> None:
     new = [source for source in imported if _is_wanted(source)]
     if _finder.sources.get(uploaded.name) != uploaded:
         new.append(uploaded)
-    _install(new)
+    _install(new, uploaded.name)
     _uploaded.add(uploaded.name)
 
 
@@ -107,10 +112,13 @@ def _is_wanted(source: Source) -> bool:
     return source.name not in sys.modules and importlib.util.find_spec(source.name) is None
 
 
-def _install(sources: Sequence[Source]) -> None:
-    """Import modules anew from these sources; everything is as before if that raises."""
+def _install(sources: Sequence[Source], wanted: str | None = None) -> None:
+    """Put sources in place; import anew what of them was loaded, and what is `wanted`.
+
+    Everything is as before if that raises.
+    """
     global generation
-    if not sources:
+    if not sources and wanted is None:
         return
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
@@ -118,9 +126,9 @@ def _install(sources: Sequence[Source]) -> None:
     replaced = _take_out(names)
     before = dict(_finder.sources)
     _finder.sources.update((source.name, source) for source in sources)
-    generation += 1
+    generation += bool(sources)
     try:
-        for name in [*names, *replaced]:
+        for name in [*([wanted] if wanted else []), *replaced]:
             if importlib.util.find_spec(name) is not None:  # a part of the package may be there no longer
                 importlib.import_module(name)
     except BaseException:

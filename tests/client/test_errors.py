@@ -85,10 +85,11 @@ def test_an_exception_that_does_not_survive_still_says_what_it_was(client: engin
     class Unpickleable(
         Exception
     ):  # here, since tblib, which Dask brings, teaches all that there are to survive
-        """Loading it fails, since it takes two arguments and remembers one."""
+        """No pickle holds its lock."""
 
         def __init__(self, a: int, b: int) -> None:
             super().__init__(f"{a} and {b}")
+            self.lock = __import__("threading").Lock()
 
     def fail() -> None:
         raise Unpickleable(1, 2)

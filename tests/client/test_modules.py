@@ -101,6 +101,38 @@ def test_functions_of_a_module_run_where_there_is_no_such_file(client: enginery.
     assert list(client.map(mine.cached, range(20))) == list(range(1, 21))
 
 
+def _of_main(source: str, **variables: object) -> Any:
+    """Return the function `f` of a script."""
+    namespace = {"__name__": "__main__", **variables}
+    exec(source, namespace)
+    return namespace["f"]
+
+
+def test_what_a_function_imports_when_it_runs_goes_along(client: enginery.Client, folder: Path) -> None:
+    """And is imported only then; an edit of it takes effect; a part of a script's own package is found."""
+    other = _make(folder, "value = 1\n").__name__
+    broken = _make(folder, "value = 1\n")
+    with open(str(broken.__file__), "w") as file:  # noqa: PTH123 - as an editor does
+        file.write("1 / 0")
+    f = _of_main(
+        f"def f(x=0):\n    if x:\n        import {broken.__name__}\n"
+        f"    def inner():\n        from {other} import value\n        return value\n    return inner()"
+    )
+    view = client[0]
+    assert (view.apply(f), client.submit(f).result(10)) == (1, 1)
+    with pytest.raises(ZeroDivisionError):
+        view.apply(f, 1)
+    _edit(sys.modules[other], "value = 'two'\n")
+    assert (view.apply(f), client.submit(f).result(10)) == ("two", "two")
+    package = folder / f"package_{next(_numbers)}"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "part.py").write_text("value = 3\n")
+    importlib.invalidate_caches()
+    relative = _of_main("def f():\n    from . import part\n    return part.value", __package__=package.name)
+    assert client.submit(relative).result(10) == 3
+
+
 def test_an_edited_module_takes_effect(client: enginery.Client, folder: Path) -> None:
     """What rides along is what the file says now; so does a package's part."""
     mine: Any = _make(folder, "def f():\n    return 1\n")

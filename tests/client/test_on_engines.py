@@ -199,9 +199,9 @@ def test_errors_arrive_as_they_were_raised(client: enginery.Client) -> None:
     assert remote is not None
     assert "ZeroDivisionError" in remote.traceback
     assert [error.type_name for error in remote.errors] == ["ValueError", "ZeroDivisionError"]
-    client[0].execute("class Stubborn(Exception):\n    def __init__(self, a, b): super().__init__('stubborn')")
+    client[0].execute("class Stubborn(Exception):\n    def __reduce__(self): raise TypeError('no')")
     with pytest.raises(UnpickleableException, match="Stubborn: stubborn"):
-        client[0].execute("raise Stubborn(1, 2)")
+        client[0].execute("raise Stubborn('stubborn')")
     with pytest.raises(RemoteError, match="SystemExit"):
         client[0].execute("import sys; sys.exit(3)")
     with pytest.raises(ExceptionGroup) as group:

@@ -144,6 +144,8 @@ async def test_the_original_travels_if_it_survives(kernel: Driver) -> None:
     assert (await _failure(kernel, "raise ValueError(open('/dev/null'))")).pickled is None
     assert (await _failure(kernel, "raise ValueError('x' * 100_000)")).pickled is None
     code = "class Two(Exception):\n    def __init__(self, a, b): super().__init__(a)\nraise Two(1, 2)"
+    assert (await _failure(kernel, code)).pickled is not None
+    code = "import threading\nerror = ValueError(1)\nerror.lock = threading.Lock()\nraise error"
     assert (await _failure(kernel, code)).pickled is None
     assert (await _failure(kernel, "raise SystemExit(3)")).pickled is None
 
