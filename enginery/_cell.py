@@ -6,6 +6,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from enginery._display_hint import read
 from enginery._following import TICK, Following
 from enginery._methods import ANY_ENGINE
 from enginery._presenter import tagged
@@ -45,6 +46,9 @@ class Cell:
         self._kept: dict[tuple[int, Stream], int] = {}  # lines that are shown for now, and stay where they are
         self._engines: dict[int, int] = {}  # of tasks, where they run
         self._shown: list[list[tuple[str, Display]]] = [[] for _ in operations]  # displays, by their name
+        self._places: dict[
+            tuple[int, str], str
+        ] = {}  # displays that may be changed, by the names of the engines
         self._heard: set[int] = set()  # those of which there was more than the end
         self._painted = 0.0
 
@@ -88,8 +92,7 @@ class Cell:
             case "display" if event.display is not None:
                 for stream in _STREAMS:  # what was written before comes before
                     self._flush(position, stream)
-                name = self._presenter.display(f"[output:{self._engine(position)}]", event.display)
-                self._shown[position].append((name, event.display))
+                self._display(position, event.display)
             case "dropped":
                 note = f"\n[... {event.dropped_bytes} bytes of output were dropped ...]\n"
                 self._write(position, "stderr", note)
@@ -97,6 +100,19 @@ class Cell:
                 self._write(position, "stdout", operation.stdout)
                 self._write(position, "stderr", operation.stderr)
         self._heard.add(position)
+
+    def _display(self, position: int, display: Display) -> None:
+        """Show an object, in the place of another if it says so and that can be changed."""
+        place = read(display.metadata)
+        key = position, "" if place is None else place.name
+        name = self._places.get(key, "") if place is not None and place.update else ""
+        if name:
+            self._presenter.replace(name, display)
+        else:
+            name = self._presenter.display(f"[output:{self._engine(position)}]", display)
+        if place is not None:
+            self._places[key] = name
+        self._shown[position].append((name, display))
 
     def _write(self, position: int, stream: Stream, text: str) -> None:
         screen = self._screens.setdefault((position, stream), Screen())
@@ -175,8 +191,10 @@ class Cell:
     def _complete(self, position: int) -> None:
         """Show again, in their places, displays that were too large to come with the events."""
         shown = self._shown[position]
-        for (name, before), display in zip(shown, self._operations[position].displays, strict=False):
-            if len(display.data) > len(before.data):
+        last = {name: index for index, (name, _) in enumerate(shown)}  # of those that were changed
+        displays = self._operations[position].displays
+        for index, ((name, before), display) in enumerate(zip(shown, displays, strict=False)):
+            if len(display.data) > len(before.data) and last[name] == index:
                 self._presenter.replace(name, display)
 
     # ---- at the end
@@ -188,23 +206,23 @@ class Cell:
         what they returned. `order`: the first display of each, then the second of each.
         """
         everyone = range(len(self._operations))
-        counts = [self._display_count(position) for position in everyone]
+        displays = [self._displays(position) for position in everyone]
         if grouping == "engine":
             for position in everyone:
                 self._show_output(position)
-                for index in range(counts[position]):
-                    self._show_display(position, index)
-                self._show_result(position, counts[position])
+                for display in displays[position]:
+                    self._show_display(position, display)
+                self._show_result(position, self._display_count(position))
             return
         for position in everyone:
             self._show_output(position)
-        pairs = [(position, index) for position in everyone for index in range(counts[position])]
+        pairs = [(index, position) for position in everyone for index in range(len(displays[position]))]
         if grouping == "order":
-            pairs.sort(key=lambda pair: pair[1])
-        for position, index in pairs:
-            self._show_display(position, index)
+            pairs.sort()
+        for index, position in pairs:
+            self._show_display(position, displays[position][index])
         for position in everyone:
-            self._show_result(position, counts[position])
+            self._show_result(position, self._display_count(position))
 
     def _display_count(self, position: int) -> int:
         """Return how many displays came before the result's own."""
@@ -212,6 +230,20 @@ class Cell:
         result = None if operation.exception() is not None else operation.result()
         has_own = isinstance(result, ExecuteResult) and result.shown is not None
         return len(operation.displays) - has_own
+
+    def _displays(self, position: int) -> list[Display]:
+        """Return what was displayed before the result, each as it was changed last."""
+        ended: list[Display] = []
+        places: dict[str, int] = {}
+        for display in self._operations[position].displays[: self._display_count(position)]:
+            place = read(display.metadata)
+            if place is not None and place.update and place.name in places:
+                ended[places[place.name]] = display
+                continue
+            if place is not None:
+                places[place.name] = len(ended)
+            ended.append(display)
+        return ended
 
     def _show_output(self, position: int) -> None:
         operation = self._operations[position]
@@ -223,9 +255,8 @@ class Cell:
                 name: Stream = "stdout" if stream == "stdout" else "stderr"
                 self._presenter.lines(name, [self._tag(position, name, line) for line in lines])
 
-    def _show_display(self, position: int, index: int) -> None:
-        operation = self._operations[position]
-        self._presenter.display(f"[output:{operation.engine_id}]", operation.displays[index])
+    def _show_display(self, position: int, display: Display) -> None:
+        self._presenter.display(f"[output:{self._operations[position].engine_id}]", display)
 
     def _show_result(self, position: int, displays_before: int) -> None:
         """Show what an operation returned; its own displays come after `displays_before` others."""

@@ -13,6 +13,7 @@ from google.protobuf import json_format
 
 from enginery import _codec, _values
 from enginery._decode import Errors, to_exception
+from enginery._display_hint import without
 from enginery._output import as_text
 from enginery.errors import BlobNotFound, SerializationError
 
@@ -52,7 +53,7 @@ class Display:
 
     def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, Any], Mapping[str, Any]]:
         """Return the forms as Jupyter has them: bytes as base64, JSON as what it says."""
-        return {mime: _as_jupyter(mime, content) for mime, content in self.data.items()}, self.metadata
+        return {mime: _as_jupyter(mime, content) for mime, content in self.data.items()}, without(self.metadata)
 
     def __repr__(self) -> str:
         """Show the text form, or the types if there is none."""

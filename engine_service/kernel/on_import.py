@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from enginery import _current
+from enginery._display_hint import Place, hint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,15 +27,41 @@ def install() -> None:
 
 
 def display(
-    *objs: object, raw: bool = False, metadata: Mapping[str, object] | None = None, **_options: object
-) -> None:
+    *objs: object,
+    raw: bool = False,
+    metadata: Mapping[str, object] | None = None,
+    display_id: object = None,
+    update: bool = False,
+    **_options: object,
+) -> Handle | None:
     """Show objects in every form that they offer; with `raw`, dictionaries of forms by MIME type.
 
-    IPython's own has options that an engine cannot follow; what it would change in its place is shown anew.
+    With a `display_id`, which may be True, it returns what changes them in their place. IPython's own has more
+    options, which an engine cannot follow.
     """
+    if update and display_id is None:
+        raise TypeError("an update needs the display_id of what it changes")
     engine = _current.get_engine()
+    name = os.urandom(16).hex() if display_id is True else None if display_id is None else str(display_id)
+    hints = dict(metadata or {}) | ({} if name is None else hint(Place(name, update)))
     for obj in objs:
-        engine.display(_Forms(obj) if raw else obj, metadata)
+        engine.display(_Forms(obj) if raw else obj, hints)
+    return None if name is None else Handle(name)
+
+
+class Handle:
+    """Changes what was displayed, as IPython's DisplayHandle."""
+
+    def __init__(self, display_id: str) -> None:
+        self.display_id = display_id
+
+    def display(self, obj: object, **options: Any) -> None:
+        """Show an object, which this changes from now on."""
+        display(obj, display_id=self.display_id, **options)
+
+    def update(self, obj: object, **options: Any) -> None:
+        """Show another in its place."""
+        display(obj, display_id=self.display_id, update=True, **options)
 
 
 class _Forms:
@@ -54,8 +81,16 @@ class _Forms:
 def _use_our_display(functions: ModuleType) -> None:
     """Let `from IPython.display import display` be ours: there is no IPython shell here."""
 
-    def publish(data: object, metadata: Mapping[str, object] | None = None, **_options: object) -> None:
-        display(data, raw=True, metadata=metadata)
+    def publish(
+        data: object,
+        metadata: Mapping[str, object] | None = None,
+        *,
+        transient: Mapping[str, object] | None = None,
+        update: bool = False,
+        **_options: object,
+    ) -> None:
+        display_id = (transient or {}).get("display_id")
+        display(data, raw=True, metadata=metadata, display_id=display_id, update=update)
 
     functions.display = display  # type: ignore[attr-defined]
     functions.publish_display_data = publish  # type: ignore[attr-defined]

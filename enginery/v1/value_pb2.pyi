@@ -331,7 +331,10 @@ class Display(_message.Message):
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """(Optional) Hints for the front end by MIME type, as Jupyter defines them."""
+        """(Optional) Hints for the front end by MIME type, as Jupyter defines them. One is our own, for a display that is changed
+        in its place: `application/x-enginery-display` holds `display_id`, which names it within its operation, and `update`,
+        true if it takes the place of the one before of that name.
+        """
 
     def __init__(
         self,

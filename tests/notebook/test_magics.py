@@ -82,6 +82,23 @@ def test_rich_displays_come_back_as_they_are(notebook: Notebook) -> None:
     assert forms(outputs)[-2].startswith("Out[0:")
 
 
+def test_displays_are_changed_in_their_places(notebook: Notebook) -> None:
+    """By a handle, by their id, and by what IPython makes of these; also where all is shown at the end."""
+    code = (
+        "from IPython.display import HTML, ProgressBar, update_display\n"
+        "handle = display(HTML('<b>0</b>'), display_id=True)\nprint('-')\nhandle.update(HTML('<b>1</b>'))\n"
+        "display('here', display_id='a')\nupdate_display('there', display_id='a')\nlist(ProgressBar(3))\nNone"
+    )
+    for options in ("", "--no-stream"):
+        outputs = notebook.run(f"%%px -t 0 {options}\n{code}")
+        first, bar = forms(outputs, "text/html")
+        assert first == "<b>1</b>"
+        assert "value='3'" in bar
+        assert "'there'" in forms(outputs)
+        assert "'here'" not in forms(outputs)
+        assert not any("enginery" in str(output.metadata) for output in outputs if "metadata" in output)
+
+
 def test_displays_larger_than_a_message(notebook: Notebook) -> None:
     """A large form does not come with the events: it takes its place when the call ends."""
     outputs = notebook.run(
