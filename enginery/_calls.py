@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from enginery import _codec, _ids, _pickled_functions, _values, result
+from enginery import _codec, _ids, _values, result
+from enginery._called import called
 from enginery._encoded import MAX_PROPERTIES, Codec, Encoded
-from enginery._function_name import name_of
 from enginery._methods import METHODS
 from enginery._options import NO_OPTIONS, Options
 from enginery._reasons import DeliveryError, public
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from enginery._answer import Answer
+    from enginery._called import Called
+    from enginery._function_window import Function
     from enginery.client import Client
 
 T = TypeVar("T")
@@ -35,8 +37,13 @@ UPLOAD_ABOVE = 64 << 10
 REQUEST_LIMIT = 4 << 20
 """Largest request in bytes; what rides in it is small, unless someone sends 4 MiB of source."""
 
+_PUSH = ": push what is large, or pass it as an argument"
+_PUSH_FIRST = (
+    ", in which a task travels whole: push what is large to the engines first, as in client[:].push({'a': a}), "
+    "and give enginery.reference('a')"
+)
 _PICKLE = value_pb2.CODEC_PICKLE
-
+_APPLY = METHODS["Apply"]
 
 Uploads = tuple[tuple[value_pb2.Blob, Encoded], ...]
 """Values of one request that are uploaded to each engine first, with the blobs as which they go."""
@@ -62,6 +69,13 @@ class Request(Generic[T]):
     """How it is to be run."""
     task: bytes | None = None
     """How it is to be placed, if it is a task: serialized TaskOptions."""
+    function: Function | None = None
+    """The function of an Apply that goes by its digest, and so is not in the payload."""
+
+    @property
+    def function_size(self) -> int:
+        """Bytes of the function that goes by its digest."""
+        return 0 if self.function is None else len(self.function.pickle)
 
     def own_uploads(self) -> None:
         """Copy what is to be uploaded, so that the caller may change it before it was sent."""
@@ -109,17 +123,15 @@ def _request(
     uploads: _Collector | None = None,
 ) -> Request[T]:
     payload = message.SerializeToString()
-    if len(payload) > REQUEST_LIMIT:
-        raise public(
-            DeliveryError(
-                "VALUE_TOO_LARGE",
-                size=len(payload),
-                limit=REQUEST_LIMIT,
-                option="the size of a message: push what is large, or pass it as an argument",
-            )
-        )
+    _check_size(len(payload), _PUSH)
     response: type[Message] = getattr(operation_pb2 if name == "Cancel" else engine_pb2, f"{name}Response")
     return Request(METHODS[name], payload, response, decode, tuple(uploads.blobs) if uploads else ())
+
+
+def _check_size(size: int, advice: str) -> None:
+    if size > REQUEST_LIMIT:
+        option = f"the size of a message{advice}"
+        raise public(DeliveryError("VALUE_TOO_LARGE", size=size, limit=REQUEST_LIMIT, option=option))
 
 
 def nothing(_: Answer) -> None:
@@ -150,49 +162,33 @@ def apply(
     function: Callable[..., T] | str, args: tuple[object, ...], kwargs: Mapping[str, object]
 ) -> Request[T]:
     """Call a function."""
-    message = _called(function)
-    return _with_arguments(message, args, kwargs)
+    return _with_arguments(called(function), args, kwargs)
 
 
 def apply_each(function: Callable[..., T] | str, arguments: Iterable[tuple[object, ...]]) -> list[Request[T]]:
     """Call a function once with each of `arguments`, a request each; the function is pickled once for all."""
-    called = _called(function)
-    requests: list[Request[T]] = []
-    for args in arguments:
-        message = engine_pb2.ApplyRequest()
-        message.CopyFrom(called)
-        requests.append(_with_arguments(message, args, {}))
-    return requests
+    known = called(function)
+    return [_with_arguments(known, args, {}) for args in arguments]
 
 
-def _called(function: Callable[..., object] | str) -> engine_pb2.ApplyRequest:
-    """Return the message that calls a function, without arguments."""
-    message = engine_pb2.ApplyRequest(accept=[_PICKLE])
-    if isinstance(function, str):
-        message.function_name = function
-    elif callable(function):
-        pickled = _pickled_functions.find(function)
-        if pickled is None:
-            pickled = _pickle(function, {"the function": function})
-            _pickled_functions.remember(function, pickled)
-        _values.fill_pickle(message.pickled_function, pickled)
-        message.pickled_function.name = name_of(function)
-    else:
-        raise TypeError(f"apply calls a function or the name of one, not {type(function).__name__}")
-    return message
-
-
-def _with_arguments(
-    message: engine_pb2.ApplyRequest, args: tuple[object, ...], kwargs: Mapping[str, object]
-) -> Request[Any]:
+def _with_arguments(called: Called, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Request[Any]:
     uploads = _Collector()
+    payload = called.request
     if args or kwargs:
+        message = engine_pb2.ApplyRequest()
         arguments = _pickled_arguments(args, kwargs)
         if blob := uploads.take(arguments):
             message.blob_arguments.CopyFrom(blob)
         else:
-            message.pickled_arguments.CopyFrom(_values.to_pickle(arguments))
-    return _request("Apply", message, apply_value, uploads)
+            _values.fill_pickle(message.pickled_arguments, arguments)
+        payload += message.SerializeToString()  # serialized messages that are joined are one
+    _check_size(len(payload) + called.function_size, _PUSH)
+    return _apply_request(called, payload, tuple(uploads.blobs))
+
+
+def _apply_request(called: Called, payload: bytes, uploads: Uploads = ()) -> Request[Any]:
+    response = engine_pb2.ApplyResponse
+    return Request(_APPLY, payload, response, apply_value, uploads, function=called.function)
 
 
 def _pickled_arguments(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Encoded:
@@ -209,27 +205,20 @@ class Applied(Generic[T]):
 
     def __init__(self, function: Callable[..., T] | str) -> None:
         """Take a function, or the name of one."""
-        self._function = _called(function).SerializeToString()
+        self._called = called(function)
 
     def request(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Request[T]:
         """Return a call with these arguments. They ride in it: nobody knows yet to which engine to upload them.
 
         ValueTooLarge if they are too large for that.
         """
-        payload = self._function
+        payload = self._called.request
         if args or kwargs:
             message = engine_pb2.ApplyRequest()
             _values.fill_pickle(message.pickled_arguments, _pickled_arguments(args, kwargs))
             payload += message.SerializeToString()  # serialized messages that are joined are one
-        if len(payload) > REQUEST_LIMIT:
-            option = (
-                "the size of a message, in which a task travels whole: push what is large to the engines "
-                "first, as in client[:].push({'a': a}), and give enginery.reference('a')"
-            )
-            raise public(
-                DeliveryError("VALUE_TOO_LARGE", size=len(payload), limit=REQUEST_LIMIT, option=option)
-            )
-        return Request(METHODS["Apply"], payload, engine_pb2.ApplyResponse, apply_value)
+        _check_size(len(payload) + self._called.function_size, _PUSH_FIRST)
+        return _apply_request(self._called, payload)
 
 
 def check_reserved(

@@ -64,7 +64,9 @@ class Entry:
     @property
     def size(self) -> int:
         """How much it takes, in bytes."""
-        return _CALL_COST + (len(self.frame) if self.shared is None else self.shared.size)
+        if self.shared is not None:
+            return _CALL_COST + self.shared.size
+        return _CALL_COST + len(self.frame) + self.request.function_size
 
     def again(self) -> bytes:
         """Return the frame of a call that says which registration of its engine it means."""

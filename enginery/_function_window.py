@@ -16,6 +16,7 @@ MAX_BYTES = 16 << 20
 """Bytes of pickles that are kept."""
 MAX_PICKLE = 1 << 20
 """Bytes of the largest that goes by digest; others travel in their requests."""
+DIGEST_SIZE = 16
 MIN_PICKLE = 256
 """Bytes below which a digest spares nothing."""
 
@@ -29,7 +30,7 @@ class Function(NamedTuple):
 
 def digest(pickle: bytes) -> bytes:
     """Return the digest of a serialized Pickle."""
-    return hashlib.blake2b(pickle, digest_size=16).digest()
+    return hashlib.blake2b(pickle, digest_size=DIGEST_SIZE).digest()
 
 
 class FunctionWindow:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from enginery import _call_frame, _ids
 from enginery._entry import Entry, State
+from enginery._function_window import FunctionWindow
 from enginery._lane import Hold, Lane, by_call_id
 from enginery._methods import ANY_ENGINE, METHODS, OPERATIONS, PYTHON_NAMES
 from enginery._reasons import DeliveryError
@@ -88,6 +89,7 @@ class Session:
         self._waiting: dict[int, Entry] = {}
         self._broken_at: float | None = None
         self._controller_epoch = 0
+        self._functions = FunctionWindow()  # what this connection's stream has carried
 
     # ---- any thread
 
@@ -96,9 +98,7 @@ class Session:
         call_id = next(self._call_ids)
         operation = Operation(request, engine_id, _ids.operation_id(self.session_id, call_id), errors)
         # The operation id is the session's and the call's, so it need not travel.
-        frame = _call_frame.frame(
-            call_id, engine_id, request.method, request.options, request.task, request.payload
-        )
+        frame = _call_frame.frame(call_id, engine_id, request)
         return Entry(call_id, operation, request, frame, request.uploads, now, self._epochs.get(engine_id, 0))
 
     def entries(
@@ -228,6 +228,11 @@ class Session:
         calls = size = 0
         while self._outbox and calls < BATCH_CALLS and (not frames or size < BATCH_BYTES):
             entry = self._outbox.popleft()
+            function = entry.request.function
+            if function is not None and function not in self._functions:
+                self._functions.add(function)
+                frames.append(_call_frame.function_frame(function))
+                size += len(frames[-1])
             if entry.shared is not None:
                 together = self._take_together(entry, entry.shared)
                 calls += len(together)
@@ -249,6 +254,7 @@ class Session:
             self._waiting[entry.call_id] = entry
         if not frames:
             return None
+        self._functions.trim()
         self.counters.calls += calls
         self.counters.messages += 1
         if self._stalled:
@@ -422,6 +428,7 @@ class Session:
         """There is a connection again: what was refused on the old one may be taken now."""
         self._broken_at = None
         self._controller_epoch = controller_epoch
+        self._functions = FunctionWindow()
         for lane in self._lanes.values():
             if lane.hold is not None:
                 lane.hold.behind = set()

@@ -25,8 +25,9 @@ class SharedCall:
             method=frame_pb2.Method.ValueType(request.method),
             options=None if options is _options.NO_OPTIONS else _options.message(options),
             request=request.payload,
+            function_digest=b"" if request.function is None else request.function.digest,
         )
-        self.size = len(request.payload) // count
+        self.size = (len(request.payload) + request.function_size) // count
         """The bytes that each of them counts for."""
 
     def frame(self, first_id: int, targets: Sequence[tuple[int, int]]) -> bytes:

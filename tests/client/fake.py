@@ -21,7 +21,9 @@ import grpc.aio
 from enginery import _codec, _connection_file, _ids, _methods, _outcomes, _status, _values
 from enginery._channel import SERVER_OPTIONS
 from enginery._encoded import Codec, Encoded
+from enginery._function_window import FunctionWindow
 from enginery._reasons import DeliveryError
+from enginery._wire import embed, tag
 from enginery.v1 import cluster_pb2, engine_pb2, error_pb2, frame_pb2, operation_pb2, value_pb2
 
 if TYPE_CHECKING:
@@ -350,6 +352,8 @@ class FakeController:
         self.records: dict[str, FakeOperation] = {}
         self.cancels: list[operation_pb2.CancelRequest] = []
         self.calls: list[frame_pb2.Call] = []
+        self.functions: list[bytes] = []
+        """Digests of the functions that came apart from calls."""
         self.frames = 0
         """How many calls came, those to many engines as one."""
         self.epoch = 1
@@ -523,7 +527,15 @@ class FakeController:
             reader.cancel()
 
     async def _read(self, requests: Any, replies: asyncio.Queue[frame_pb2.Reply], session_id: bytes) -> None:
+        functions = FunctionWindow()
         async for message in requests:
+            for function in message.functions:
+                functions.take_in(function.digest, function.pickle)
+                self.functions.append(function.digest)
+            for call in message.calls:
+                if (named := functions.named_by(call)) is not None:  # what is asked for is shown whole
+                    call.request += embed(tag(1), named.pickle)
+            functions.trim()
             calls = [one for call in message.calls for one in _single(call)]
             self.messages.append(len(calls))
             self.frames += len(message.calls)

@@ -11,7 +11,7 @@ import pytest
 
 from enginery import _calls, _chunk
 from enginery._function_name import LONGEST, name_of
-from enginery.v1 import engine_pb2
+from enginery.v1 import value_pb2
 
 
 class _Model:
@@ -68,5 +68,6 @@ def test_a_name_is_short_and_travels_with_the_pickle() -> None:
 
     function.__module__ = "__main__"
     function.__qualname__ = "f" * 1000
-    request = engine_pb2.ApplyRequest.FromString(_calls.apply(function, (), {}).payload)
-    assert request.pickled_function.name == "f" * LONGEST
+    named = _calls.apply(function, (), {}).function
+    assert named is not None
+    assert value_pb2.Pickle.FromString(named.pickle).name == "f" * LONGEST

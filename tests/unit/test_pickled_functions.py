@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from enginery import _codec, _pickled_functions
-from enginery._encoded import Codec, Encoded
+from enginery._called import Called
 
-PICKLED = Encoded(Codec.PICKLE, (b"x",), "3.11.0")
+PICKLED = Called(b"x", None)
 
 
 def made(source: str, **variables: Any) -> types.FunctionType:
