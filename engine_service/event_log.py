@@ -119,6 +119,11 @@ class EventLog:
         return (self._incarnation is not None) + self._ended
 
     @property
+    def is_silent(self) -> bool:
+        """Whether there was no output, display or progress."""
+        return self._events is None
+
+    @property
     def size(self) -> int:
         """Bytes of memory that it holds, about."""
         return self._events.size if self._events is not None else 0

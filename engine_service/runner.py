@@ -16,7 +16,8 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from engine_service import endings
+from engine_service import endings, plain_response
+from engine_service.kernel_page import AHEAD
 from engine_service.kernel_process import Command, KernelExited, Reply
 from engine_service.ladder import Action, Ladder
 from engine_service.late_output import LateOutput
@@ -96,8 +97,10 @@ class Runner:
     def begin_next(self) -> None:
         """Hand over what may run now, or lie ready in the kernel, unless there is none."""
         engine = self._engine
-        while engine.queue and not (self._is_translating or self._is_recalling or engine.is_stopping):
-            if not engine.keeper.is_ready or (self._line and not engine.kernel.takes_more):
+        while len(self._line) < AHEAD and engine.queue:
+            if self._is_translating or self._is_recalling or engine.is_stopping or not engine.keeper.is_ready:
+                return
+            if self._line and not engine.kernel.takes_more:
                 return
             operation = engine.queue.begin()
             if operation is None:
@@ -244,6 +247,9 @@ class Runner:
         run.phase = Phase.COMPOSING
         if death is None and reply.failure is not None and operation.stop_cause is not None:
             reply.failure = replace(reply.failure, category=operation.stop_cause.category)
+        if (plain := plain_response.compose(operation, reply)) is not None:
+            self._finish(run, death or CallReply(frame_pb2.OUTCOME_OK, plain))
+            return
         composer = Composer(self._engine.engine_id, operation)
         if operation.log.size + _size(reply) > LARGE:
             self._set_aside(self._compose_aside(run, composer, reply, death))

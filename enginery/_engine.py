@@ -57,7 +57,7 @@ class CallContext(NamedTuple):  # a frozen dataclass takes a microsecond more fo
     label: str = ""
 
 
-@dataclass(slots=True)  # nobody changes one; a frozen one takes a microsecond more for each call
+@dataclass(slots=True, unsafe_hash=True)  # nobody changes one; a frozen one takes a microsecond more
 class CallReply:
     """A delivered answer: the contract's `Outcome`, and the serialized response."""
 

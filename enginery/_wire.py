@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+VARINT = 0
 LENGTH_DELIMITED = 2
 FIXED64 = 1
 
