@@ -57,7 +57,7 @@ VERDICTS: dict[int, Verdict] = {
     NOT_DELIVERED: Verdict.END,
     CANCELLED: Verdict.END,
     frame_pb2.OUTCOME_TIMED_OUT: Verdict.END,
-    frame_pb2.OUTCOME_RELEASED: Verdict.END,
+    frame_pb2.OUTCOME_RELEASED: Verdict.RETRY,  # it has run, and how it ended is lost
 }
 """What each outcome means, unless the error says that it has not run."""
 _NOT_RUN = frozenset({Verdict.ELSEWHERE, Verdict.AGAIN})
@@ -472,4 +472,6 @@ def _waits(task: Task) -> bool:
 
 def _first(engine: Engine) -> Task:
     """Take out the task that an engine runs next."""
+    if len(engine.shelves) == 1:
+        return next(iter(engine.shelves)).pop()
     return min(engine.shelves, key=Shelf.head).pop()

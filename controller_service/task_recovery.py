@@ -184,7 +184,7 @@ class TaskRecovery:
     def _ask_again(self, task: Task, known: Attempt) -> None:
         """Have the engine that ran a task answer again: its first answer did not arrive."""
         if known.engine_id is not None and self._tasks.has_engine(known.engine_id, known.epoch):
-            task.attempts = known.attempts - 1
+            task.attempts, task.retries = known.attempts - 1, 0  # whatever it says, that is the end
             self._find(task, known.engine_id)
         else:
             shown = _ids.show(task.task_id)

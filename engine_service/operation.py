@@ -138,6 +138,11 @@ class Operation:
         return self.context.is_task and isinstance(answer, DeliveryError) and _outcomes.has_not_run(answer)
 
     @property
+    def is_rejected_task(self) -> bool:
+        """Whether it is a task that is to run elsewhere: it has not run, and may be placed here again."""
+        return self.context.is_task and self.answer is not None and self.outcome == frame_pb2.OUTCOME_REJECTED
+
+    @property
     def arguments(self) -> str:
         """Its arguments, shortened for people to read."""
         if self.function is not None:

@@ -179,7 +179,8 @@ class Operations:
 
     def _forget(self, operation: Operation) -> None:
         del self._known[operation.operation_id]
-        self._seen.add(operation.operation_id)
+        if not operation.is_rejected_task:
+            self._seen.add(operation.operation_id)
         operation.answer = None  # whoever still refers to it
 
 

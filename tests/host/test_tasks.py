@@ -304,3 +304,18 @@ async def test_a_refused_task_is_told_that_it_has_not_run() -> None:
         assert await refused(execute(engine, "1")) == "ENGINE_STOPPED"
         kernels.started[0].released.set()
         await running
+
+
+async def test_a_task_that_was_rejected_and_released_may_come_again() -> None:
+    """It has not run: a controller that lost count of who rejected it places it here once more."""
+    async with running_engine() as (engine, kernels):
+        operation_id, other_id = IDS.mint(), IDS.mint()
+        for _ in range(2):
+            (rejected,) = start(engine, "reject", operation_id=operation_id)
+            assert (await rejected).error.category == error_pb2.ERROR_CATEGORY_REJECTED
+            assert engine.operations.release([operation_id]) == 1
+        (failed,) = start(engine, "fail", operation_id=other_id)
+        await failed
+        engine.operations.release([other_id])
+        assert await refused(execute(engine, "fail", **task(operation_id=other_id))) == "OPERATION_RELEASED"
+        assert ran(kernels.started[0]) == ["reject", "reject", "fail"]

@@ -157,6 +157,18 @@ def test_a_rejected_task_goes_elsewhere_until_nobody_is_left() -> None:
     assert rejected.state is State.ENDED
 
 
+@pytest.mark.parametrize(("retries", "runs_again"), [(1, True), (0, False)])
+def test_an_answer_that_was_released_is_lost(retries: int, runs_again: bool) -> None:
+    """A controller that was killed may have had an attempt released, and not written that it is to run again."""
+    engines = Engines(0)
+    task = made(retries=retries)
+    engines.add(task)
+    released = DeliveryError("OPERATION_RELEASED", operation_id="x")
+    placed = engines.reply(task, frame_pb2.OUTCOME_RELEASED, released)
+    assert placed == ([task] if runs_again else [])
+    assert engines.ends == ([] if runs_again else [End(task, None)])
+
+
 def test_an_engine_that_refuses_is_left_alone_for_a_while() -> None:
     """Its refusal uses no attempt; it is offered nothing before its time, or before something changes."""
     engines = Engines(0)
