@@ -66,6 +66,8 @@ class EngineFromReference(EngineBase):
         self._journal = answers.journal
         self._goes_on = goes_on
         self._router = Router(engine.engine_id, waiting_limit)
+        self.operation_count = self._router.operation_count
+        """Returns how many operations are known to be on the engine, or on their way there."""
         self._link: Link | None = None
         self._again: deque[RoutedCall] = deque()  # which the stream is still to be told
         self._lost: DeliveryError | None = None
@@ -88,11 +90,6 @@ class EngineFromReference(EngineBase):
     def statistics(self) -> Statistics:
         """Return counts."""
         return self._router.statistics()
-
-    @property
-    def operation_count(self) -> int:
-        """How many operations are known to be on the engine, or on their way there."""
-        return self._router.operation_count
 
     def has_waiting(self, operation_id: bytes) -> bool:
         """Return whether a call of that operation waits for its reply."""

@@ -137,9 +137,8 @@ class Router:
             len(self._waiting), self._bytes, self.is_connected, len(self._gates), len(self._submitted)
         )
 
-    @property
     def operation_count(self) -> int:
-        """How many operations are known to be on the engine, or on their way there."""
+        """Return how many operations are known to be on the engine, or on their way there."""
         return self._called + len(self._submitted)
 
     def find(self, operation_id: bytes) -> RoutedCall | None:
@@ -197,7 +196,7 @@ class Router:
         self._waiting[call.number] = call
         self._operations[call.operation_id] = call
         self._bytes += call.size + CALL_OVERHEAD
-        self._called += call.is_operation
+        self._called += call.method in OPERATIONS
 
     def adopt(self, call: RoutedCall) -> bool:
         """Let `call`, which its client says it sent before, take over from the one that waits.
@@ -247,7 +246,7 @@ class Router:
         """End `call`, and return whether it still waited."""
         if self._waiting.pop(call.number, None) is None:
             return False
-        if call.is_operation:
+        if call.method in OPERATIONS:
             self._called -= 1
             if self._submitted:
                 self._submitted.pop(call.operation_id, None)  # its end is told by this reply

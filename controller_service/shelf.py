@@ -157,9 +157,12 @@ class Shelf:
 
     def pop(self) -> Task:
         """Take out the task that comes first; there must be one."""
-        self.head()
-        task = heappop(self._heap)[2]
-        if not self:
+        heap = self._heap
+        task = heappop(heap)[2]
+        while not task.is_ready:
+            self._stale -= 1
+            task = heappop(heap)[2]
+        if len(heap) == self._stale:
             self._hide()
         return task
 

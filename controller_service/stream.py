@@ -49,6 +49,7 @@ class Stream:
         self._closing = False
         self._writer: asyncio.Task[None] | None = None
         self._ender: asyncio.Task[None] | None = None
+        self._is_over = False
         self._over = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -59,18 +60,18 @@ class Stream:
     @property
     def is_over(self) -> bool:
         """Whether it has ended otherwise than by its reader: nothing can be sent any more."""
-        return self._over.is_set()
+        return self._is_over
 
     def send(self, fragment: bytes) -> None:
         """Queue a serialized message; nothing happens once the stream is over."""
-        if self.is_over:
+        if self._is_over:
             return
+        if not self._fragments:
+            self._wake.set()
         self._fragments.append(fragment)
         self._waiting_bytes += len(fragment)
         if self._limit is not None and self._waiting_bytes > self._limit:
             self.end(DeliveryError("SLOW_READER", size=self._waiting_bytes))
-        elif not self._wake.is_set():
-            self._wake.set()
 
     def end(self, error: DeliveryError) -> None:
         """End the stream with the status of `error`, from anywhere; nothing happens if it ends already."""
@@ -113,6 +114,7 @@ class Stream:
 
     def _stop(self) -> None:
         if not self.is_over:
+            self._is_over = True
             self._over.set()
             self._fragments.clear()
             self._waiting_bytes = 0

@@ -20,6 +20,8 @@ class State(enum.Enum):
     PLACED = "is on an engine"
     ENDED = "has ended"
 
+    __hash__ = object.__hash__  # Enum's is Python, and three are taken for each task
+
 
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.NEW: frozenset({State.HELD, State.BLOCKED, State.READY}),

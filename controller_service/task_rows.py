@@ -62,9 +62,7 @@ class TaskRows:
         return task
 
     def placed(self, task: Task) -> bool:
-        """A task has an engine; return whether it may be sent there now, else it is when that is safe."""
-        if not task.payload.is_kept:
-            return True
+        """A task that is kept has an engine; return whether it may be sent now, or is once that is safe."""
         self._put(task)
         if not self._journal.is_task_written(task.task_id):
             return True
@@ -78,9 +76,8 @@ class TaskRows:
             self._put(task)
 
     def ended(self, task: Task) -> None:
-        """A task has ended."""
-        if task.payload.is_kept:
-            self._journal.drop_task(task.task_id)
+        """A task that is kept has ended."""
+        self._journal.drop_task(task.task_id)
 
     def withdraw(self, task: Task) -> bool:
         """Take back a task that is placed and was not sent yet; return whether that is so."""

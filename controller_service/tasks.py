@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
 from controller_service import placement, task_errors
@@ -18,7 +18,7 @@ from controller_service.task_call import TaskCall
 from controller_service.task_recovery import TaskRecovery
 from controller_service.task_rows import TaskRows
 from controller_service.work import Attempt, Work, last_attempt
-from enginery import _ids, _logs
+from enginery import _ids
 from enginery._methods import ANY_ENGINE, METHODS
 from enginery._outcomes import has_not_run
 from enginery._reasons import DeliveryError
@@ -70,7 +70,9 @@ class Tasks:
         self._rows = TaskRows(answers.journal, self.scheduler.find, self._send)
         self._recovery = TaskRecovery(self, answers, controller_epoch, settling)
         self._gates = Gates()
-        self._ended: dict[bytes, Attempt] = {}
+        self._ended: OrderedDict[bytes, Attempt] = (
+            OrderedDict()
+        )  # a dict looks longer and longer for its oldest
         self._closed: DeliveryError | None = None
         self._actions: deque[Action] = deque()
         self._is_acting = False
@@ -172,7 +174,7 @@ class Tasks:
         """Remember a task that has ended."""
         self._ended[ended.task_id] = ended
         if len(self._ended) > MAX_ENDED:
-            del self._ended[next(iter(self._ended))]
+            self._ended.popitem(last=False)
 
     def forget_ended(self, operation_id: bytes) -> None:
         """Remember nothing of a task that has ended."""
@@ -216,7 +218,7 @@ class Tasks:
                 engine.engine_id,
                 engine.epoch,
                 placement.properties(engine.properties),
-                lambda: reference.operation_count,
+                reference.operation_count,
                 is_open=is_open,
                 now=time.monotonic(),
             )
@@ -283,45 +285,41 @@ class Tasks:
             self.act(self.scheduler.go_on(time.monotonic()))
 
     def _place(self, task: Task) -> None:
-        task.payload.reply = None
-        if self._rows.placed(task):
+        work: Work = task.payload
+        work.reply = None
+        if not work.is_kept or self._rows.placed(task):
             self._send(task)
-        task.payload.note_change()
+        work.note_change()
 
     def _send(self, task: Task) -> None:
         """Send a task to the engine that it is placed on."""
         assert task.engine_id is not None
-        if not self.has_engine(task.engine_id, task.epoch):  # it left while the journal was written
+        reference = self._references.get(task.engine_id)
+        if reference is None or reference.epoch != task.epoch:  # it left while the journal was written
             outcome = frame_pb2.OUTCOME_NOT_DELIVERED
             self.act(self.scheduler.replied(task, outcome, None, has_run=False, now=time.monotonic()))
             return
-        if logger.isEnabledFor(logging.DEBUG):
-            about = _logs.about(engine=task.engine_id, operation=task.task_id, client=task.session_id)
-            logger.debug("a task is placed, attempt %d", task.attempts, extra=about)
         operation_id = _ids.attempt_id(task.task_id, task.attempts)
-        self._references[task.engine_id].submit_task(task.payload.call, operation_id, _Receiver(self, task))
+        reference.submit_task(task.payload.call, operation_id, _Receiver(self, task))
 
     def replied(self, task: Task, reply: frame_pb2.Reply) -> None:
         """Take the reply of the engine that a task was placed on."""
         if self._closed is not None:
             return  # it is asked for again by the next controller
-        problem = from_bytes(reply.error) if reply.error and reply.outcome in _WITH_ERROR else None
+        outcome = reply.outcome
+        problem = from_bytes(reply.error) if outcome in _WITH_ERROR and reply.error else None
         has_run = problem is None or not has_not_run(problem)
         if has_run:
             task.payload.reply = reply
-            if reply.outcome == frame_pb2.OUTCOME_REJECTED:
+            if outcome == frame_pb2.OUTCOME_REJECTED:
                 task.payload.rejection = reply
-        attempt = last_attempt(task)
-        self.act(self.scheduler.replied(task, reply.outcome, problem, has_run=has_run, now=time.monotonic()))
+        attempt, engine_id, epoch = task.attempts, task.engine_id, task.epoch
+        self.act(self.scheduler.replied(task, outcome, problem, has_run=has_run, now=time.monotonic()))
         if task.state is not State.ENDED:
             self._rows.changed(task)
-            if has_run:
-                self._release_on(attempt)
-
-    def _release_on(self, attempt: Attempt) -> None:
-        """Have an engine forget an attempt that is not the last: its task must not be taken for it."""
-        if attempt.engine_id is not None and self.has_engine(attempt.engine_id, attempt.epoch):
-            self._references[attempt.engine_id].forget(attempt.operation_id)
+            if has_run and engine_id is not None and self.has_engine(engine_id, epoch):
+                # An attempt that is not the last must not be taken for its task.
+                self._references[engine_id].forget(_ids.attempt_id(task.task_id, attempt))
 
     def _end(self, task: Task, error: DeliveryError | None) -> None:
         work: Work = task.payload
@@ -336,7 +334,8 @@ class Tasks:
         reply.attempts = task.attempts
         work.reply = reply
         work.tell(reply)
-        self._rows.ended(task)
+        if work.is_kept:
+            self._rows.ended(task)
         self.remember(last_attempt(task, reply.outcome, work.call.mark))
         if not work.is_released and (reply.outcome in FINAL or (error and error.reason in _FINAL_ERRORS)):
             self._journal.add_result(
