@@ -1,9 +1,10 @@
-"""What every test shares: in CI nothing is skipped, and no test leaves a process behind."""
+"""What every test shares: in CI nothing is skipped, and tests leave no process behind, interrupted or not."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,14 @@ import psutil
 import pytest
 
 from enginery._channel import prepare_grpc
+from tests import leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
 IN_CI = os.environ.get("CI") == "true"
-_SETTLING = 5.0  # seconds that children get to end after the last test
+_RUN = pytest.StashKey[str]()
+_SETTLING = 5.0  # seconds that processes get to end after the last test
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -24,9 +27,33 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Not in a process that only hands tests out: those that run them would take what is set for the user's.
     """
-    is_worker = hasattr(config, "workerinput")
-    if is_worker or not getattr(config.option, "numprocesses", None):
+    worker = getattr(config, "workerinput", None)
+    if worker is not None or not getattr(config.option, "numprocesses", None):
         prepare_grpc()
+    config.stash[_RUN] = leftovers.mark(worker and worker["workerid"])
+    if worker is None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends tests as Ctrl-C does: they tidy up
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """End the processes that run tests at once, if they are interrupted: pytest-xdist would wait for theirs."""
+    if exitstatus == pytest.ExitCode.INTERRUPTED and getattr(session.config.option, "numprocesses", None):
+        _end_all(session.config)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End what is left of tests that were interrupted; those that were not have ended theirs, or failed."""
+    _end_all(config)
+
+
+def _end_all(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        return
+    for process in leftovers.of_the_run(config.stash[_RUN]):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
@@ -55,31 +82,13 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def no_process_left() -> Iterator[None]:
-    """Fail the run if a child process outlives the tests, and end it."""
+    """Fail the run if a process that tests started outlives them, and end it."""
     yield
     deadline = time.monotonic() + _SETTLING
-    while (left := _children()) and time.monotonic() < deadline:
+    while (left := leftovers.of_this_process()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    lines = [_describe(child) for child in left]
-    for child in left:
+    lines = [leftovers.describe(process) for process in left]
+    for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
+            process.kill()
     assert not lines, f"processes left behind: {lines}"
-
-
-def _children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if _counts(child)]
-
-
-def _counts(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in _describe(process)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _describe(process: psutil.Process) -> str:
-    try:
-        return f"{process.pid} {' '.join(process.cmdline())}"
-    except psutil.Error:
-        return f"{process.pid} (gone)"
