@@ -59,11 +59,14 @@ class Shell:
         found = []
         for process in psutil.process_iter():
             try:
-                if process.pid != os.getpid() and process.environ().get("XDG_RUNTIME_DIR") == str(self.runtime):
+                is_own = process.pid != os.getpid() and process.environ().get("XDG_RUNTIME_DIR") == str(
+                    self.runtime
+                )
+                if is_own and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
-            except psutil.Error:
+            except psutil.Error:  # it ended meanwhile, or is somebody else's
                 continue
-        return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+        return found
 
     def left(self) -> list[Path]:
         """Return every file below the runtime directory."""
