@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 from enginery import _options
 from enginery._errors_setting import ErrorsSetting
+from enginery._old_names import OF_VIEWS, OldNames
 from enginery._scoped import Scoped
 
 if TYPE_CHECKING:
@@ -14,9 +15,10 @@ if TYPE_CHECKING:
     from enginery.client import Client
 
 
-class BaseView(Scoped):
+class BaseView(Scoped, OldNames):
     """The client, and the defaults of calls: `block`, `errors` and options."""
 
+    _old_names = OF_VIEWS
     errors = ErrorsSetting()
     """How errors of user code are raised; see `connect`."""
 

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from enginery import _loop, _waker
+from enginery._old_names import OF_RESULTS, OldNames
 from enginery.errors import EngineryError, remote_of
 
 if TYPE_CHECKING:
@@ -22,11 +23,13 @@ _WAIT_ENDED = "the wait has ended, the operation goes on: cancel() stops it"
 logger = logging.getLogger(__name__)
 
 
-class Late(Future[T]):
+class Late(OldNames, Future[T]):
     """A future whose outcome is decoded by the first thread that asks for it.
 
     So nothing is unpickled on the thread that serves all calls, and an answer that nobody reads costs nothing.
     """
+
+    _old_names = OF_RESULTS
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,6 +80,10 @@ class Late(Future[T]):
             return value  # type: ignore[return-value]  # T may be None
         finally:
             error = None  # or the traceback would hold this frame, which holds the error
+
+    def get(self, timeout: float | None = None) -> T:
+        """Return the answer, as `result`: the name that results have elsewhere."""
+        return self.result(timeout)
 
     def exception(self, timeout: float | None = None) -> Exception | None:
         """Wait for the answer and return what `result` would raise, None if it succeeded."""

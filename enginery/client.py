@@ -13,6 +13,7 @@ from enginery._diagnose import diagnose
 from enginery._errors_setting import ErrorsSetting, check_errors
 from enginery._link import Link
 from enginery._methods import ANY_ENGINE
+from enginery._old_names import OF_CLIENTS, OldNames
 from enginery._reasons import DeliveryError, public
 from enginery.engines import EngineInfo
 from enginery.engines import from_message as engine_info
@@ -81,7 +82,7 @@ def connect(
     return Client(link, errors)
 
 
-class Client(TaskCalls):
+class Client(TaskCalls, OldNames):
     """A connection to one controller.
 
     Indexing gives views of engines: `client[0]` one engine, whose answers are single values; `client[:]` and
@@ -90,6 +91,7 @@ class Client(TaskCalls):
     itself.
     """
 
+    _old_names = OF_CLIENTS
     errors = ErrorsSetting()
     """How errors of user code are raised by views that are made from now on; see `connect`."""
 
