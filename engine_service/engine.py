@@ -376,7 +376,10 @@ class Engine:
             name = operation_pb2.OperationState.Name(operation.state).removeprefix("OPERATION_STATE_").lower()
             logger.debug("ended: %s", name, extra=self._runner.about(operation))
         for done in waiting:
-            done(answer)
+            try:
+                done(answer)
+            except Exception:  # a defect of the host: nobody else must wait for ever for it
+                logger.exception("defect in what hears of an answer", extra=self._runner.about(operation))
         if self.listener is not None and not operation.is_unbegun_task:
             self.listener.operation_ended(self, operation)
 

@@ -7,6 +7,7 @@ killed when its thread ends.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from enginery._encoded import Encoded
 
     Done = Callable[[Reply | KernelExited], None]
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "Command",
@@ -335,6 +338,11 @@ class KernelProcess:
         self._socket.unfollow()
         self.kill(cause=f"killed, since it broke the protocol between kernel and host ({error})")
 
+    def _fail(self, error: Exception) -> None:
+        """End the kernel for a defect of the host: what it said was not taken in, so its call might not end."""
+        logger.error("defect in what hears of a kernel, which is killed", exc_info=error)
+        self.kill(cause="killed, since its host has a defect, of which the host's log says more")
+
     def _take_frames(self, *, until: int = 0) -> None:
         """Handle what was read; with `until`, only until that command is the first that is not answered."""
         was_handling, self._is_handling = self._is_handling, True
@@ -343,7 +351,12 @@ class KernelProcess:
                 frame = self._socket.reader.take()
                 if frame is None:
                     break
-                self._take_frame(frame)
+                try:
+                    self._take_frame(frame)
+                except WireError:
+                    raise
+                except Exception as error:
+                    self._fail(error)
         finally:
             self._is_handling = was_handling
             if not was_handling:
@@ -410,7 +423,10 @@ class KernelProcess:
             words = self._last_words if self._spoke == running else b""
             self._last_words, self._spoke = (words + data)[-_WORDS:], running
         operation_id = line[0].operation_id if line and line[0].serial == running else b""
-        self._listener.output(stream, data, operation_id)
+        try:
+            self._listener.output(stream, data, operation_id)
+        except Exception as error:
+            self._fail(error)
 
     def _catch_up_to(self, serial: int) -> None:
         try:

@@ -206,6 +206,24 @@ class Runner:
 
     def _receive(self, run: _Run, reply: Reply | KernelExited) -> None:
         """Take the kernel's answer; called from where it is read, in the order in which the kernel got them."""
+        try:
+            self._take_answer(run, reply)
+        except Exception as error:
+            self._abandon(run, error)
+
+    def _abandon(self, run: _Run, error: Exception) -> None:
+        """End what a defect of the host has left half done: nobody else would."""
+        answer = self._explain(error, run.operation)
+        if run in self._line:
+            self._line.remove(run)
+        if self._runs.get(run.operation.operation_id) is run:
+            self._finish(run, answer)
+            return
+        if not run.operation.has_ended:
+            self._engine.end(run.operation, answer)
+        self._engine.idle()
+
+    def _take_answer(self, run: _Run, reply: Reply | KernelExited) -> None:
         operation = run.operation
         self._disarm(run)
         self._line.remove(run)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_service import blobs
+from engine_service import blobs, endings, plain_response
 from engine_service.engine import Engine, EngineOptions
 from engine_service.kernel_process import Command, DisplayData, ExitStatus, KernelOptions, Reply
 from enginery._encoded import Codec, Encoded
@@ -17,7 +17,7 @@ from enginery.v1 import engine_pb2, error_pb2, frame_pb2, value_pb2
 from tests.host.fakes import IDS, FakeKernel, Kernels, call, execute, refused, running_engine, until
 
 if TYPE_CHECKING:
-    from engine_service.operation import Operation
+    from engine_service.operation import Answer, Operation
 
 
 async def test_an_operation_never_runs_twice() -> None:
@@ -321,3 +321,38 @@ async def test_an_upload_must_begin_with_its_blob() -> None:
         for items in ((), (chunk,), (blob, blob)):
             assert await refused(engine.upload(messages(*items))) == "PROTOCOL_ERROR"  # type: ignore[arg-type]
         assert engine.blobs.size == 0
+
+
+@pytest.mark.parametrize("code", ["1", "die"])
+async def test_a_defect_in_taking_an_answer_ends_its_operation_alone(
+    code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its caller is told, whether the kernel answered or died, and what waits behind it runs."""
+
+    def defect(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    async with running_engine() as (engine, _):
+        with monkeypatch.context() as patch:
+            patch.setattr(plain_response, "compose", defect)
+            patch.setattr(endings, "died", defect)
+            assert await refused(execute(engine, code)) == "INTERNAL"
+        await until(lambda: engine.keeper.is_ready)
+        assert (await execute(engine, "next")).text == "next"
+
+
+async def test_who_raises_when_it_is_answered_keeps_nobody_waiting(caplog: pytest.LogCaptureFixture) -> None:
+    """Others who wait for the same operation, and those behind it, have their answers."""
+    async with running_engine() as (engine, _):
+        answers: list[Answer] = []
+
+        def defect(answer: Answer) -> None:
+            raise RuntimeError("a defect")
+
+        context = CallContext(IDS.mint())
+        request = engine_pb2.ExecuteRequest(code="1").SerializeToString()
+        for done in (defect, answers.append):
+            engine.submit(METHODS["Execute"], request, context, done)
+        assert (await execute(engine, "next")).text == "next"
+        assert len(answers) == 1
+    assert "a defect" in caplog.text

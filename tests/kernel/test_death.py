@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from typing import TYPE_CHECKING
 
@@ -240,3 +241,18 @@ async def test_user_code_has_the_users_environment(monkeypatch: pytest.MonkeyPat
     async with running() as kernel:
         reply = await kernel.ok(f"import os\n[name for name in {names} if name in os.environ]")
     assert reply.text == "['GRPC_TRACE']"
+
+
+@pytest.mark.parametrize("said", ["output", "progress", "display"])
+async def test_a_defect_in_what_hears_of_a_kernel_ends_it(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the call ends too: nobody would ever read what it says next."""
+    code = {"output": "print(1)", "progress": "get_engine().progress(1)", "display": "get_engine().display(1)"}
+
+    def defect(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    async with running() as kernel:
+        monkeypatch.setattr(kernel.heard, said, defect)
+        with contextlib.suppress(KernelExited):  # it may have answered already
+            await kernel.execute(code[said])
+        assert "its host has a defect" in (await kernel.kernel.exited).describe()
