@@ -1,4 +1,4 @@
-"""Source lines of functions that were sent: the engine that ran them may have no such file, we have."""
+"""Sources of functions that were sent: the engine that ran them may have no such file, and no such cell."""
 
 from __future__ import annotations
 
@@ -12,10 +12,26 @@ _FRAME = re.compile(
     re.MULTILINE,
 )
 
+_FILE = re.compile(r'(?<=  )File "([^"\n]+)"(?=, line )')
+
 
 def fill_in(traceback: str) -> str:
-    """Return a remote traceback with the lines of our own sources where it has none."""
-    return _FRAME.sub(_with_line, traceback)
+    """Return a remote traceback with the lines of our own sources where it has none, and names of our cells."""
+    return name_cells(_FRAME.sub(_with_line, traceback))
+
+
+def name_cells(traceback: str) -> str:
+    """Return a traceback in which cells of the notebook that this is have their names: `Cell In[3]`."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    if shell is None:
+        return traceback
+
+    def named(file: re.Match[str]) -> str:
+        name: tuple[str, str] | None = shell.compile.format_code_name(file[1])
+        return file[0] if name is None else " ".join(name)
+
+    return _FILE.sub(named, traceback)
 
 
 def line_of(file: str, number: int) -> str:

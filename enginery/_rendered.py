@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from enginery._own_lines import name_cells
 from enginery.errors import CompositeError, OperationError, line, remote_of
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _show_as(error: BaseException, text: str) -> None:
 
 
 def _lines(texts: list[str]) -> list[str]:
-    return [part for text in texts for part in text.rstrip("\n").split("\n")]
+    return [part for text in texts for part in name_cells(text).rstrip("\n").split("\n")]
 
 
 def _cut(text: str) -> str:

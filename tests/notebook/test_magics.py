@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from tests.notebook.conftest import error, eventually, forms, stream
@@ -306,6 +307,7 @@ def test_errors_of_plain_calls_are_short(notebook: Notebook) -> None:
     shown = error(notebook.run("client[:].apply(deep, 1)", fails=True))
     assert "Exception Group" not in shown
     assert shown.count("    raise ValueError(n)\n") == 1
+    assert re.findall(r"  (Cell In\[\d+\], line \d, in .*)", shown)[1].endswith(", line 2, in deep")
     assert "views.py" not in shown
     shown = error(
         notebook.run("enginery.Group([client.submit(deep, n) for n in range(30)]).result()", fails=True)
