@@ -261,8 +261,10 @@ class EngineFromReference(EngineBase):
         """
         self._router.ended(ended.operation_id)
         self._goes_on(self._engine_id)
+        waiting = self._router.find(ended.operation_id)
         if (
             not is_task
+            and not (waiting is not None and waiting.is_task)
             and ended.method in OPERATIONS
             and ended.outcome in FINAL
             and len(ended.operation_id) == _OPERATION_BYTES

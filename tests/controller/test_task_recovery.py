@@ -311,11 +311,14 @@ async def test_a_task_whose_engine_told_of_it_first_ends_as_it_ends(tmp_path: Pa
         back.send(replies=[raised])
         second = _ids.attempt_id(task_id, 2)
         await until(lambda: any(call.operation_id == second for call in back.calls))
+        failed.operation_id = second  # as after a break
+        back.send(ended=[failed])
         back.reply(next(call for call in back.calls if call.operation_id == second))
         await until(lambda: not rows(state))
         kept = await cluster.controller.journal.find(task_id)
         assert kept is not None
         assert (kept.outcome, kept.attempts) == (frame_pb2.OUTCOME_OK, 2)
+        assert await cluster.controller.journal.find(second) is None
 
 
 async def test_a_task_that_runs_again_is_not_lost_with_the_engine_that_had_it(tmp_path: Path) -> None:
