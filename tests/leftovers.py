@@ -34,6 +34,14 @@ def of_the_run(run: str) -> list[psutil.Process]:
     ]
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process is there and runs: one that has ended and awaits its parent does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def describe(process: psutil.Process) -> str:
     """Return its id and command."""
     try:
@@ -43,10 +51,7 @@ def describe(process: psutil.Process) -> str:
 
 
 def _counts(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in describe(process)
-    except psutil.NoSuchProcess:
-        return False
+    return is_alive(process.pid) and "resource_tracker" not in describe(process)
 
 
 def _mark_of(process: psutil.Process) -> str | None:

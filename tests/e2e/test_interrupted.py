@@ -8,11 +8,11 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 
 from tests.architecture.source import ROOT
 from tests.e2e.services import PATIENCE, until
+from tests.leftovers import is_alive
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +39,7 @@ def test_an_interrupted_run_of_tests_leaves_no_process(tmp_path: Path, number: i
     ) as run:
         until(lambda: path.exists() and path.read_text().endswith("\n"), "the test to run", 30)
         pid = int(path.read_text())
-        assert psutil.pid_exists(pid)
+        assert is_alive(pid)
         run.send_signal(number)
         run.communicate(timeout=PATIENCE)
-    until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie", "its end", 5)
+    until(lambda: not is_alive(pid), "its end", 5)

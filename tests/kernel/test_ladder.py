@@ -13,6 +13,7 @@ import pytest
 from engine_service.kernel_process import KernelExited, Reply
 from engine_service.ladder import Action, Ladder
 from tests.kernel.conftest import Driver, running
+from tests.leftovers import is_alive
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -156,12 +157,8 @@ async def test_a_kill_takes_the_group_along() -> None:
         kernel.kernel.kill()
         await kernel.kernel.exited
         async with asyncio.timeout(10):
-            while any(_is_alive(pid) for pid in (child, grandchild)):  # noqa: ASYNC110  # the system's work
+            while any(is_alive(pid) for pid in (child, grandchild)):  # noqa: ASYNC110  # the system's work
                 await asyncio.sleep(0.005)
-
-
-def _is_alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 async def test_a_stray_child_keeps_nobody_waiting() -> None:
@@ -175,7 +172,7 @@ async def test_a_stray_child_keeps_nobody_waiting() -> None:
         try:
             stopped = await _stop(kernel, _stubborn("while True: pass"), 0.05)
             assert isinstance(stopped.answer, KernelExited)
-            assert _is_alive(stray)
+            assert is_alive(stray)
         finally:
             os.kill(stray, signal.SIGKILL)
 
