@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 THREADS = 3
 ATTEMPT = 8.0  # seconds of one rpc; then the same again
-PATIENCE = 40.0  # seconds of calling again, after which something must be wrong
+PATIENCE = 60.0  # seconds of calling again, after which something must be wrong
 PAUSE = 0.2  # seconds before calling again
 Metadata = tuple[tuple[str, str | bytes], ...]
 
