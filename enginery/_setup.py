@@ -1,4 +1,4 @@
-"""What an executor's tasks run through on their engine: its initializer, once for each kernel.
+"""What an executor's calls run through on their engine: its initializer, once for each kernel; and by value.
 
 Pickled functions name this module, so it imports nothing that an engine does not have.
 """
@@ -6,10 +6,14 @@ Pickled functions name this module, so it imports nothing that an engine does no
 from __future__ import annotations
 
 from concurrent.futures import BrokenExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from enginery import _codec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from enginery._encoded import Encoded
 
 T = TypeVar("T")
 
@@ -46,3 +50,10 @@ def run_after_setup(
 def run_chunk(function: Callable[..., T], chunk: list[tuple[Any, ...]], /) -> list[T]:
     """Call `function` with each of some tuples of arguments."""
     return [function(*args) for args in chunk]
+
+
+def run_sealed(sealed: Encoded, /) -> Any:
+    """Call a function with arguments, both pickled: it has the globals that it captured, as in a task, and not
+    those of the engine's namespace."""
+    function, args = cast("tuple[Callable[..., Any], tuple[Any, ...]]", _codec.decode(sealed))
+    return function(*args)

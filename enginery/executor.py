@@ -11,7 +11,7 @@ import weakref
 from collections import Counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from enginery import _feeder, _setup
+from enginery import _codec, _feeder, _setup
 from enginery._feeder import EngineFuture, Feeder, Window, Work
 from enginery.errors import ValueTooLarge
 
@@ -185,6 +185,6 @@ def on_any(view: TaskView) -> Start:
         except ValueTooLarge:
             if placement.where is not None or placement.after is not None or placement.retries:
                 raise  # which only the controller knows how to do
-            return directly(function, args)
+            return directly(_setup.run_sealed, (_codec.encode_for_engine((function, args)),))
 
     return start

@@ -207,6 +207,26 @@ async def test_asyncio_runs_functions_in_it(executor: enginery.ClusterExecutor) 
         await loop.run_in_executor(executor, _fail)
 
 
+def test_what_is_large_runs_as_what_is_small(client: enginery.Client) -> None:
+    """Over the limit of tasks: the function has its own globals as they now are, and no engine gets them."""
+    script: dict[str, Any] = {"__name__": "__main__", "factor": 1, "data": bytes(5_000_000)}
+    exec("def f(x): return factor * (len(x) + len(data))\ndef g(x): return factor * len(x)", script)
+    f, g = script["f"], script["g"]
+    with client.executor() as executor:
+        assert executor.submit(g, bytes(5_000_000)).result(20) == 5_000_000
+        script["factor"] = 2
+        assert executor.submit(g, bytes(5_000_000)).result(20) == 10_000_000
+        assert executor.submit(f, b"").result(20) == 10_000_000
+        with pytest.raises(TypeError, match="factor"):
+            executor.submit(_raise, bytes(5_000_000)).result(20)
+    names = client[:].keys()
+    assert all("factor" not in there for there in names)
+
+
+def _raise(_: bytes) -> None:
+    raise TypeError("factor")
+
+
 def test_some_engines_alone(client: enginery.Client) -> None:
     """An executor over a view uses its engines and no others."""
     engine_id = client.ids[-1]

@@ -74,6 +74,12 @@ def _fail_or_sleep(n: int) -> float:
     return 1 / n
 
 
+def test_a_batch_may_be_large(backend: None) -> None:
+    """joblib puts arguments into functions; what is over the limit of tasks travels all the same."""
+    data = np.ones(1_000_000)
+    assert joblib.Parallel(batch_size=1)(joblib.delayed(np.sum)(data * n) for n in range(3)) == [0, 1e6, 2e6]
+
+
 def test_joblib_inside_a_call_is_sequential(backend: None) -> None:
     """An engine is one worker: nested calls run on it, one after the other."""
     ids = joblib.Parallel(batch_size=1)(joblib.delayed(_nested)(n) for n in range(3))
