@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -51,6 +53,7 @@ def asked(*args: Any, function: Function | None = None) -> bytes:
 
 async def call(engine: Engine, function: Function, *args: Any, operation_id: bytes = b"", **more: Any) -> Any:
     """Call by digest, and return the value."""
+    more.setdefault("inline_limit", 3 << 20)
     context = CallContext(operation_id or IDS.mint(), function=function, **more)
     reply = await engine.call(frame_pb2.METHOD_APPLY, asked(*args), context)
     response = engine_pb2.ApplyResponse.FromString(reply.response)
@@ -128,3 +131,16 @@ def test_what_is_parsed_is_bounded() -> None:
     assert known.find(functions[0]).value == first.value
     with pytest.raises(DeliveryError):
         known.find(Function(b"e" * 16, b""))
+
+
+async def test_small_and_large_go_together(engine: Engine) -> None:
+    """Whatever sizes tasks have, in and out, each is answered, with those ahead of it and behind it."""
+    function = function_of("def f(x, size):\n    return len(x), b'r' * size")
+    sizes = [0, 10, 5_000, 40_000, 64_000, 70_000, 100_000, 500_000, 1_000_000]
+    random = Random(7)
+    asked_for = [(random.choice(sizes), random.choice(sizes)) for _ in range(80)]
+    async with asyncio.timeout(60):
+        answers = await asyncio.gather(
+            *(call(engine, function, "x" * size, out, is_task=True) for size, out in asked_for)
+        )
+    assert [(size, len(data)) for size, data in answers] == asked_for
