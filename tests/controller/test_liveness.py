@@ -1,4 +1,4 @@
-"""Peers that stop without a word are noticed: at once if they die, within 20 seconds if they freeze."""
+"""Peers that stop without a word are noticed: at once if they die, soon if they freeze."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.controller.processes import ProcessCluster, controller_process
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-FROZEN = 20.0  # seconds: keepalive interval plus ping timeout, and room
+FROZEN = 30.0  # seconds: keepalive interval plus ping timeout are 15, and room for a busy machine
 SCRIPT = Path(__file__).with_name("silent_engine.py")
 
 
@@ -62,7 +62,7 @@ async def test_killed_host_is_noticed_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_frozen_host_is_noticed(tmp_path: Path) -> None:
-    """SIGSTOP of a host makes its engine away within 20 seconds."""
+    """SIGSTOP of a host makes its engine away before long."""
     async with running(tmp_path / "state", insecure=False) as cluster:
         with silent_engine(cluster) as process:
             await registered(process)
@@ -73,7 +73,7 @@ async def test_frozen_host_is_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_frozen_controller_is_noticed(tmp_path: Path) -> None:
-    """SIGSTOP of the controller ends the streams of hosts and clients within 20 seconds."""
+    """SIGSTOP of the controller ends the streams of hosts and clients before long."""
     async with controller_process(tmp_path / "state") as cluster:
         assert isinstance(cluster, ProcessCluster)
         host = cluster.host()

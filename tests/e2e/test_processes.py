@@ -65,13 +65,15 @@ def test_a_killed_host_is_noticed_at_once(state: Path) -> None:
 
 @pytest.mark.slow
 def test_a_frozen_host_is_noticed(state: Path) -> None:
-    """A host that answers no ping is away within 20 s; awake again within the lease it has id and namespace."""
+    """A host that answers no ping is away soon; awake again within the lease it has id and namespace."""
     with controller(state), host(state) as process, enginery.connect(state / "client.json") as client:
         client.wait_for_engines(1, timeout=PATIENCE)
         client[0]["kept"] = 1
         process.send_signal(signal.SIGSTOP)
         try:
-            until(lambda: client.engines[0].state == "away", "the engine to be away", seconds=20)
+            until(
+                lambda: client.engines[0].state == "away", "the engine to be away", seconds=30
+            )  # 15 on a machine with nothing else to do
         finally:
             process.send_signal(signal.SIGCONT)
         assert client[0]["kept"] == 1
