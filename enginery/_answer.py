@@ -83,7 +83,8 @@ class Answer:
     def forget_value(self) -> None:
         """Let go of the value's bytes once they are decoded."""
         if isinstance(self.message, engine_pb2.ApplyResponse):
-            self.blobs.pop(self.message.value.blob.blob_id, None)
+            if self.blobs:
+                self.blobs.pop(self.message.value.blob.blob_id, None)
             self.message.ClearField("value")  # what else it holds, output and displays, stays
         elif not isinstance(self.message, engine_pb2.ExecuteResponse):  # its result holds that anyway
             self.message = None

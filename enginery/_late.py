@@ -7,6 +7,7 @@ import functools
 import logging
 import threading
 from concurrent.futures import Future
+from concurrent.futures._base import RUNNING
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from enginery import _loop, _waker
@@ -33,7 +34,7 @@ class Late(OldNames, Future[T]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.set_running_or_notify_cancel()  # what `cancel` does is not what futures mean by it
+        self._state = RUNNING  # what `cancel` does is not what futures mean by it
         self._decoding = threading.RLock()
         self._outcome: tuple[T | None, Exception | None] | None = None
 
@@ -49,12 +50,12 @@ class Late(OldNames, Future[T]):
             return self._outcome
         if not self.done():
             _loop.check_wait()
-        try:
-            super().result(timeout)  # a done future's own result means nothing: see _decode
-        except TimeoutError:
-            raise TimeoutError(
-                f"no answer within {timeout:g} s; the operation goes on: cancel() stops it"
-            ) from None
+            try:
+                super().result(timeout)  # a future's own result means nothing: see _decode
+            except TimeoutError:
+                raise TimeoutError(
+                    f"no answer within {timeout:g} s; the operation goes on: cancel() stops it"
+                ) from None
         with self._decoding:
             if self._outcome is None:
                 try:

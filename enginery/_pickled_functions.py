@@ -35,7 +35,7 @@ def find(function: object) -> Called | None:
     if known is None:
         return None
     before, now = known[0], _parts(function)
-    if len(before) == len(now) and all(map(operator.is_, before, now)):
+    if not function.__dict__ and len(before) == len(now) and all(map(operator.is_, before, now)):
         return known[1]
     del _known[function]
     return None
@@ -61,23 +61,21 @@ def _parts(function: types.FunctionType) -> _Print:
     names = _names.get(code)
     if names is None:
         names = _names[code] = tuple(sorted(_global_names(code)))
-    keywords = function.__kwdefaults__ or {}
-    annotations = function.__annotations__
-    return (
+    parts: _Print = (
         code,
         function.__name__,
         function.__qualname__,
         function.__doc__,
-        *(function.__defaults__ or ()),
-        None,
-        *keywords.keys(),
-        *keywords.values(),
-        None,
-        *annotations.keys(),
-        *annotations.values(),
-        None,
-        *_used(function.__globals__, names),
+        function.__module__,
+        function.__defaults__,
     )
+    if keywords := function.__kwdefaults__:
+        parts += ("keywords", *keywords.keys(), *keywords.values())
+    if annotations := function.__annotations__:
+        parts += ("annotations", *annotations.keys(), *annotations.values())
+    if names:
+        parts += ("globals", *_used(function.__globals__, names))
+    return parts
 
 
 def _used(variables: dict[str, Any], names: tuple[str, ...]) -> list[object]:
@@ -103,6 +101,8 @@ def _global_names(code: types.CodeType) -> set[str]:
 def _is_constant(part: object) -> bool:
     if isinstance(part, types.ModuleType):
         return _is_installed(part)
+    if type(part) is tuple:
+        return all(map(_is_constant, part))
     return type(part) in _CONSTANTS or (type(part) is type and part.__module__ == "builtins")
 
 

@@ -75,7 +75,8 @@ class Session:
         self.counters = Counters()
         self._epochs = {} if epochs is None else epochs
         self._call_ids = itertools.count(1)
-        self._room = threading.Condition()
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
         self._never_waits = False
         self._stalled = 0  # submitters that wait for room, or are about to
         self._submitted_calls = 0  # these two by submitters, with the lock
@@ -129,27 +130,32 @@ class Session:
     def submit(self, entries: list[Entry], *, may_wait: bool, is_urgent: bool = False) -> None:
         """Queue calls. While too much is unsent or unanswered this waits, or raises QUEUE_FULL unless it
         `may_wait`; but not if it `is_urgent`."""
-        with self._room:
-            self._stalled += 1  # before it is looked at: see _make_room
-            try:
-                while not self._closed and not is_urgent and self._is_full():
-                    if self._never_waits or not may_wait:
-                        drain = "nothing: `await client.drain()` between so many calls"
-                        callback = "nothing: this is a done-callback, which must not wait"
-                        raise DeliveryError(
-                            "QUEUE_FULL",
-                            engine_id=entries[0].operation.target,
-                            size=f"{self.unsent_count} calls of this client are unsent",
-                            option=drain if self._never_waits else callback,
-                        )
-                    self._room.wait()
-            finally:
-                self._stalled -= 1
+        with self._lock:
+            if not is_urgent and self._is_full():
+                self._wait_for_room(entries[0].operation.target, may_wait=may_wait)
             if self._closed:
                 raise DeliveryError("NOT_SENT", cause="this client was closed")
-            self._submitted_bytes += sum(entry.size for entry in entries)
+            for entry in entries:
+                self._submitted_bytes += entry.size
             self._submitted_calls += len(entries)
             self._inbox.extend(entries)
+
+    def _wait_for_room(self, engine_id: int, *, may_wait: bool) -> None:
+        self._stalled += 1  # before it is looked at again: see _make_room
+        try:
+            while not self._closed and self._is_full():
+                if self._never_waits or not may_wait:
+                    drain = "nothing: `await client.drain()` between so many calls"
+                    callback = "nothing: this is a done-callback, which must not wait"
+                    raise DeliveryError(
+                        "QUEUE_FULL",
+                        engine_id=engine_id,
+                        size=f"{self.unsent_count} calls of this client are unsent",
+                        option=drain if self._never_waits else callback,
+                    )
+                self._room.wait()
+        finally:
+            self._stalled -= 1
 
     def _is_full(self) -> bool:
         if self._never_waits:

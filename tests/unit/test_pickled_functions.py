@@ -7,12 +7,15 @@ import os
 import sys
 import types
 import xml
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from enginery import _codec, _pickled_functions
 from enginery._called import Called
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PICKLED = Called(b"x", None)
 
@@ -109,3 +112,22 @@ def test_what_is_remembered_is_what_pickling_gives() -> None:
     function = made("def f(x): return x * one", one=3)
     first, second = _codec.encode(function), _codec.encode(function)
     assert first.parts == second.parts
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda f: setattr(f, "mark", 1),
+        lambda f: setattr(f, "__module__", "other"),
+        lambda f: setattr(f, "__defaults__", (3,)),
+        lambda f: setattr(f, "__kwdefaults__", {"z": 4}),
+        lambda f: f.__annotations__.update(x=str),
+    ],
+)
+def test_whatever_is_set_on_a_function_is_noticed(change: Callable[[types.FunctionType], None]) -> None:
+    """An attribute, where it comes from, defaults, annotations: it is pickled anew."""
+    function = made("def f(x: int, y=(1, 'a'), *, z=2): pass")
+    _pickled_functions.remember(function, PICKLED)
+    assert _pickled_functions.find(function) is PICKLED
+    change(function)
+    assert _pickled_functions.find(function) is None
