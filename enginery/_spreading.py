@@ -26,6 +26,11 @@ T = TypeVar("T")
 class Spreading(BaseView):
     """Scatter and gather, and map with a part of the items for each engine."""
 
+    @property
+    def targets(self) -> list[int]:
+        """Ids of the engines."""
+        raise NotImplementedError
+
     def _some(self) -> list[int]:
         """Return the engines' ids; NoEnginesRegistered if there are none."""
         raise NotImplementedError

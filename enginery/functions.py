@@ -78,7 +78,7 @@ class ParallelFunction(Generic[T]):
 
     def __repr__(self) -> str:
         """Show the function and where it runs."""
-        return f"<ParallelFunction {_name(self.__wrapped__)} on engines {self._view._some()}>"
+        return f"<ParallelFunction {_name(self.__wrapped__)} on engines {self._view.targets}>"
 
 
 def _itself(function: Callable[..., T]) -> Callable[..., T]:

@@ -373,6 +373,7 @@ def test_parallel_functions(client: enginery.Client) -> None:
     assert [operation.result() for operation in group] == [range(0, 7, 3), range(1, 7, 3), range(2, 7, 3)]
     assert view.parallel(sum)(range(6)) == [1, 5, 9]
     assert view.parallel(sum)([]) == []  # no engine is called
+    assert repr(view.parallel(sum)) == "<ParallelFunction sum on engines [0, 1, 2]>"
     with pytest.raises(ValueError, match="not of one length"):
         product([1], [])
     with pytest.raises(TypeError, match="got none"):
