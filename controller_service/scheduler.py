@@ -43,6 +43,8 @@ class Verdict(enum.Enum):
     ELSEWHERE = "that engine is not offered it again; it has not run"
     AGAIN = "it has not run, and is placed again"
 
+    __hash__ = object.__hash__  # Enum's is Python
+
 
 OK = frame_pb2.OUTCOME_OK
 USER_ERROR = frame_pb2.OUTCOME_USER_ERROR
@@ -166,7 +168,10 @@ class Scheduler:
 
     def let_go(self, task: Task, now: float) -> list[Action]:
         """No engine has a task that was held: it goes on as a new one."""
-        self._begin(task, now)
+        if task.is_stopping:
+            self._end(task, task_errors.cancelled(task), now, CANCELLED)
+        else:
+            self._begin(task, now)
         return self._done()
 
     def found(self, task: Task, engine_id: int, now: float) -> list[Action]:
@@ -182,7 +187,7 @@ class Scheduler:
     def gone(self, task: Task, problem: DeliveryError, now: float) -> list[Action]:
         """The engine that a held task may have been on does not come back: `problem` says why."""
         task.attempts += 1
-        if task.attempts <= task.retries:
+        if task.attempts <= task.retries and not task.is_stopping:
             self._again(task, now)
         else:
             self._end(task, task_errors.lost(task, problem) if task.attempts > 1 else None, now, LOST)
@@ -235,9 +240,9 @@ class Scheduler:
         return self._done()
 
     def cancel(self, task: Task, now: float) -> list[Action]:
-        """Stop a task. One that is on an engine must be cancelled there; it is not run again."""
+        """Stop a task. One that is on an engine, or may be, must be cancelled there; it is not run again."""
         task.is_stopping = True
-        if task.state is not State.PLACED:
+        if task.state not in (State.PLACED, State.HELD):
             self._end(task, task_errors.cancelled(task), now, CANCELLED)
         return self._done()
 

@@ -109,7 +109,7 @@ class Tasks:
             raise self._closed
         task_id = call.operation_id
         options = placement.options_of(call)
-        own = TaskCall.of(call, options.label, function)
+        own = TaskCall.of(call, "" if options is placement.NO_OPTIONS else options.label, function)
         known = self.scheduler.find(task_id)
         if known is not None:
             if not own.asks_the_same_as(known.payload.call):
@@ -146,9 +146,13 @@ class Tasks:
         size = f"{counts.waiting + counts.placed} tasks, {counts.size} bytes"
         raise DeliveryError("QUEUE_FULL", engine_id=ANY_ENGINE, size=size, option="the number of engines")
 
-    def cancel(self, task: Task) -> None:
-        """Stop a task, unless it is on an engine: that must be told, and then it is not run again."""
+    def cancel(self, task: Task, how: bytes = b"") -> None:
+        """Stop a task, unless it is on an engine: that must be told, and then it is not run again.
+
+        `how` is the CancelRequest, for an engine that is found to have it.
+        """
         now = time.monotonic()
+        task.payload.cancel = how
         self.act(self.scheduler.cancel(task, now))
         if self._rows.withdraw(task):
             outcome = frame_pb2.OUTCOME_NOT_DELIVERED
@@ -301,6 +305,8 @@ class Tasks:
             return
         operation_id = _ids.attempt_id(task.task_id, task.attempts)
         reference.submit_task(task.payload.call, operation_id, _Receiver(self, task))
+        if task.is_stopping:  # it was cancelled before it was found here
+            reference.cancel(operation_id, task.payload.cancel)
 
     def replied(self, task: Task, reply: frame_pb2.Reply) -> None:
         """Take the reply of the engine that a task was placed on."""
