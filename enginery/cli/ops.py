@@ -18,11 +18,11 @@ _COLUMNS = (
     Column("operation"),
     Column("engine", right=True),
     Column("state", colours=COLOURS),
-    Column("age", right=True, rank=3),
-    Column("ran", right=True, rank=1),
-    Column("method", rank=2),
-    Column("arguments", least=12, rank=5),
-    Column("label", least=8, rank=4),
+    Column("age", right=True, rank=2),
+    Column("ran", right=True, rank=4),
+    Column("method", rank=5),
+    Column("arguments", least=12, rank=1),
+    Column("label", least=8, rank=3),
 )
 
 
