@@ -17,12 +17,14 @@ from .conftest import Shell, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 ENDLESS = "import time\nprint('begun', flush=True)\nwhile True: time.sleep(0.01)"
 STUBBORN = """
 import time
 while True:
     try:
+        open({path!r}, 'w').close()  # from here on an interrupt is in vain
         time.sleep(60)
     except KeyboardInterrupt:
         print('no', flush=True)
@@ -128,9 +130,11 @@ def test_ctrl_c_of_exec_stops_its_own_call(running: Shell, command: Callable[...
     assert command("exec", "-t", "0", "'ran' in globals()").stdout == "False\n"
 
 
-def test_what_does_not_stop(command: Callable[..., Result]) -> None:
+def test_what_does_not_stop(command: Callable[..., Result], tmp_path: Path) -> None:
     """--interrupt-only keeps the kernel, says that it still runs and how to go on; --kill ends it."""
-    operation_id = begin(command, STUBBORN)
+    stubborn = tmp_path / "stubborn"
+    operation_id = begin(command, STUBBORN.format(path=str(stubborn)))
+    eventually(stubborn.exists, lambda: command("ops").output)
     with pytest.raises(EngineryError, match=rf"still runs: `enginery cancel --kill {operation_id}`"):
         command("cancel", operation_id, "--grace", "0.1", "--interrupt-only")
     assert listed(command, operation_id)["stopping"] is True

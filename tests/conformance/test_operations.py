@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
 ENDLESS = "print('begun', flush=True)\nwhile True: pass"
 DEAF = """
-print('begun', flush=True)
 import time
+told = False
 while True:
     try:
+        if not told:
+            told = True
+            print('begun', flush=True)  # from here on an interrupt is in vain
         time.sleep(60)
     except KeyboardInterrupt:
         pass

@@ -122,7 +122,7 @@ async def test_an_operation_is_followed_and_stopped(client: enginery.AsyncClient
     code = f"print('begun', flush=True); import time; time.sleep({60 * SPEED})"
     operation = view.execute(code)
     async for event in operation.events():
-        if event.kind == "stdout":
+        if "\n" in event.text:
             break
     assert await operation.status() == "running"
     assert (await operation.info()).operation_id == operation.id

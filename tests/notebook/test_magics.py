@@ -132,11 +132,13 @@ def test_a_bar_of_calls_is_an_output_that_changes(notebook: Notebook) -> None:
     assert forms(outputs)[0].startswith("Group of apply tasks 500/500 0:00:")
 
 
-def test_stop_button_cancels_the_call(notebook: Notebook, cluster: enginery.Cluster) -> None:
+def test_stop_button_cancels_the_call(notebook: Notebook, cluster: enginery.Cluster, tmp_path: Path) -> None:
     """Interrupting the notebook interrupts the call on its engines; what they hold stays, and they are free."""
     notebook.run("%px kept = 7")
+    zero = str(tmp_path / "zero")  # engine 1 says that it has begun when engine 0 has
     outputs = notebook.run(
-        "%%px\nimport time\nprint('begun')\ntry:\n    time.sleep(60)\n"
+        f"%%px\nimport pathlib, time\nzero = pathlib.Path({zero!r})\ntry:\n    if id == 0: zero.touch()\n"
+        "    while not zero.exists(): time.sleep(0.01)\n    print('begun')\n    time.sleep(60)\n"
         "except KeyboardInterrupt:\n    print('cleaned up')\n    raise",
         fails=True,
         at="[stdout:1] begun",
