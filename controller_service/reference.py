@@ -139,9 +139,10 @@ class EngineFromReference(EngineBase):
         if not self._router.adopt(routed):
             self._submit(routed)
 
-    def cancel(self, operation_id: bytes) -> None:
-        """Ask for the end of an operation, whatever becomes of that."""
-        request = operation_pb2.CancelRequest(operation_id=_ids.show(operation_id))
+    def cancel(self, operation_id: bytes, how: bytes = b"") -> None:
+        """Ask for the end of an operation, whatever becomes of that; `how` is a serialized CancelRequest."""
+        request = operation_pb2.CancelRequest.FromString(how)
+        request.operation_id = _ids.show(operation_id)
         call = frame_pb2.Call(
             engine_id=self.engine_id,
             method=frame_pb2.METHOD_CANCEL,

@@ -113,7 +113,7 @@ class TaskOperations:
         return response.SerializeToString()
 
     async def _cancel(self, task: Task, request: bytes) -> bytes:
-        self._tasks.cancel(task)
+        self._tasks.cancel(task, request)
         if task.state is State.PLACED:
             data = await self._ask(last_attempt(task), CANCEL, request)
             if data is not None:

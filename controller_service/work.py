@@ -35,6 +35,8 @@ class Work:
     """The last that came, if it may be how the task ends."""
     rejection: frame_pb2.Reply | None = None
     """The last by which an engine said that another is to run it."""
+    cancel: bytes = b""
+    """The CancelRequest of one that is being stopped."""
     is_released: bool = False
     """Whether somebody released it: its answer is not kept."""
     is_kept: bool = False

@@ -364,7 +364,7 @@ async def test_who_rejected_a_task_is_not_asked_again(tmp_path: Path) -> None:
         call = task(session, b"picky")
         await session.send(calls=[call])
         await until(lambda: rejections(state) == ["0"])
-    async with running(state, lease=0.5) as cluster:
+    async with running(state, lease=30.0) as cluster:
         back = await come_back(cluster, host)
         session = await cluster.session()
         await session.send(calls=[again(call, epoch)])
@@ -429,3 +429,29 @@ async def test_a_task_whose_engine_is_away_waits_for_it(
         back.reply(back.calls[0])
         assert (await session.reply(call)).response == b"placed"
         assert not [one for one in other.calls if one.HasField("task")]
+
+
+async def test_a_task_that_is_cancelled_before_its_engine_is_back(tmp_path: Path) -> None:
+    """It may run there: it is stopped, as its caller said how, when the engine has come back."""
+    state = tmp_path / "state"
+    async with running(state, lease=5.0) as cluster:
+        host = cluster.host()
+        host.answer = silent
+        await host.hello(incarnation="kernel")
+        session = await cluster.session()
+        await session.send(calls=[task(session, b"long", retries=3)])
+        await until(lambda: 0 in rows(state).values())
+        (task_id,) = rows(state)
+    async with running(state, lease=5.0) as cluster:
+        cancel = operation_pb2.CancelRequest(operation_id=_ids.show(task_id), interrupt_only=True)
+        response = await cluster.engines.Cancel(cancel, metadata=cluster.metadata)
+        assert response.operation.stopping
+        back = await come_back(cluster, host, task_id)
+        await until(lambda: len(back.calls) == 2)
+        assert back.calls[0].operation_id == task_id
+        assert back.calls[1].method == frame_pb2.METHOD_CANCEL
+        assert operation_pb2.CancelRequest.FromString(back.calls[1].request) == cancel
+        raised = frame_pb2.Reply(call_id=back.calls[0].call_id, outcome=frame_pb2.OUTCOME_USER_ERROR)
+        back.send(replies=[raised])
+        await until(lambda: not rows(state))
+        assert len(back.calls) == 2

@@ -159,7 +159,7 @@ def test_a_rejected_task_goes_elsewhere_until_nobody_is_left() -> None:
 
 @pytest.mark.parametrize(("retries", "runs_again"), [(1, True), (0, False)])
 def test_an_answer_that_was_released_is_lost(retries: int, runs_again: bool) -> None:
-    """A controller that was killed may have had an attempt released, and not written that it is to run again."""
+    """A controller that was killed may have had an attempt released before it wrote that it is to run again."""
     engines = Engines(0)
     task = made(retries=retries)
     engines.add(task)
@@ -316,6 +316,24 @@ def test_what_was_held() -> None:
     assert engines.do(scheduler.let_go(free, 1.0)) == []
     assert engines.reply(found)[0] is again
     assert again.attempts == 2
+
+
+def test_a_held_task_is_stopped_when_it_is_known_where_it_is() -> None:
+    """It may run: found, it is for its engine to stop it; found nowhere, it does not begin; lost, not again."""
+    engines = Engines(0)
+    scheduler = engines.scheduler
+    found, lost, free = made(retries=1), made(retries=1), made()
+    for task in (found, lost, free):
+        scheduler.hold(task, 0.0)
+        assert scheduler.cancel(task, 0.0) == []
+    assert engines.do(scheduler.found(found, 0, 1.0)) == [found]
+    engines.do(scheduler.gone(lost, GONE, 1.0))
+    engines.do(scheduler.let_go(free, 1.0))
+    ((_, _), (_, error)) = engines.ends
+    assert error is not None
+    assert error.reason == "OPERATION_CANCELLED"
+    engines.reply(found, LOST, GONE)
+    assert [end.task for end in engines.ends] == [lost, free, found]
 
 
 class Machine(RuleBasedStateMachine):
