@@ -92,7 +92,8 @@ class KernelKeeper:
     @property
     def is_ready(self) -> bool:
         """Whether there is a kernel that takes commands."""
-        return not (self.kill_cause or self.kernel.exited.done())
+        kernel = self._kernel
+        return not self.kill_cause and kernel is not None and not kernel.exited.done()
 
     def kill(self, cause: str) -> None:
         """Kill the kernel with all that it started; another follows. `cause` is how people read of its end."""

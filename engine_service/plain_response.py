@@ -70,4 +70,7 @@ def _seconds(seconds: int) -> bytes:
 
 def _time(seconds: float) -> bytes:
     whole = int(seconds)
-    return _seconds(whole) + varint(int((seconds - whole) * 1e9))
+    n = int((seconds - whole) * 1e9)
+    # Always five bytes: what is written in more than need be reads the same.
+    low = (n & 127 | 128, n >> 7 & 127 | 128, n >> 14 & 127 | 128, n >> 21 & 127 | 128)
+    return _seconds(whole) + bytes((*low, n >> 28))
