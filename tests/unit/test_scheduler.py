@@ -21,6 +21,7 @@ OK = frame_pb2.OUTCOME_OK
 RAISED = frame_pb2.OUTCOME_USER_ERROR
 LOST = frame_pb2.OUTCOME_LOST
 REJECTED = frame_pb2.OUTCOME_REJECTED
+RELEASED = frame_pb2.OUTCOME_RELEASED
 GONE = DeliveryError("ENGINE_LOST", engine_id=0, cause="it is gone")
 FULL = DeliveryError("QUEUE_FULL", engine_id=0, size="1", option="-")
 GPU = (("gpu", b"true"),)
@@ -372,6 +373,30 @@ class Machine(RuleBasedStateMachine):
         self.do(self.engines.scheduler.add(task, self.now))
         return task
 
+    @rule(target=known, retries=st.integers(0, 2))
+    def hold(self, retries: int) -> Task:
+        task = made(retries=retries)
+        self.tasks.append(task)
+        self.engines.scheduler.hold(task, self.now)
+        return task
+
+    @rule(data=st.data(), how=st.sampled_from(["found", "gone", "let go", "known"]))
+    def resolve(self, data: st.DataObject, how: str) -> None:
+        scheduler = self.engines.scheduler
+        held = [task for task in self.tasks if task.state is State.HELD]
+        if not held or (how == "found" and not self.properties):
+            return
+        task = data.draw(st.sampled_from(held))
+        match how:
+            case "found":
+                self.do(scheduler.found(task, data.draw(st.sampled_from(sorted(self.properties))), self.now))
+            case "gone":
+                self.do(scheduler.gone(task, GONE, self.now))
+            case "let go":
+                self.do(scheduler.let_go(task, self.now))
+            case _:
+                self.do(scheduler.known_end(task, OK, self.now))
+
     @rule(engine_id=st.integers(0, 3), gpu=st.booleans(), is_open=st.booleans())
     def engine(self, engine_id: int, gpu: bool, is_open: bool) -> None:
         self.properties[engine_id] = {"gpu": b"true"} if gpu else {}
@@ -392,7 +417,9 @@ class Machine(RuleBasedStateMachine):
         self.engines.others[engine_id] = count
         self.do(self.engines.scheduler.engine_goes_on(engine_id, self.now))
 
-    @rule(data=st.data(), outcome=st.sampled_from([OK, RAISED, LOST, REJECTED]), has_run=st.booleans())
+    @rule(
+        data=st.data(), outcome=st.sampled_from([OK, RAISED, LOST, REJECTED, RELEASED]), has_run=st.booleans()
+    )
     def reply(self, data: st.DataObject, outcome: int, has_run: bool) -> None:
         running = sorted({task.task_id for on in self.engines.on.values() for task in on})
         if running:
