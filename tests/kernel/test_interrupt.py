@@ -122,18 +122,18 @@ async def test_a_storm_of_interrupts(kernel: Driver) -> None:
 
 async def test_an_interrupted_await_shows_where(kernel: Driver) -> None:
     """The traceback leads to the line that waited, as it does without `await`."""
-    code = (
-        "import asyncio\nasync def wait():\n    await asyncio.sleep(60)\nget_engine().progress(0)\nawait wait()"
-    )
+    code = "import asyncio\nasync def wait():\n    get_engine().progress(0)\n"
+    code += "    await asyncio.sleep(60)\nawait wait()"
     reply = await _interrupted(kernel, code)
     assert reply.failure is not None
     assert reply.failure.errors[0].type_name == "KeyboardInterrupt"
-    assert "line 3, in wait\n    await asyncio.sleep(60)\n" in reply.failure.traceback
+    assert "line 4, in wait\n    await asyncio.sleep(60)\n" in reply.failure.traceback
 
 
 async def test_the_traceback_ends_where_the_code_was(kernel: Driver) -> None:
     """The frame of the handler that raises is none of the user's."""
-    reply = await _interrupted(kernel, "import time\nget_engine().progress(0)\ntime.sleep(60)")
+    tell = "import threading, time\nthreading.Timer(0.1, get_engine().progress, (0,)).start()"  # not amid this
+    reply = await _interrupted(kernel, f"{tell}\ntime.sleep(60)")
     assert reply.failure is not None
     assert [frame.line for frame in reply.failure.errors[0].frames] == [3]
     assert "interrupts.py" not in reply.failure.traceback
