@@ -38,6 +38,10 @@ REQUEST_LIMIT = 4 << 20
 """Largest request in bytes; what rides in it is small, unless someone sends 4 MiB of source."""
 
 _PUSH = ": push what is large, or pass it as an argument"
+_PUSH_CAPTURED = (
+    ", in which a function travels with what it captured and the globals of here that it uses: push what is "
+    "large, or pass it as an argument"
+)
 _PUSH_FIRST = (
     ", in which a task travels whole: push what is large to the engines first, as in client[:].push({'a': a}), "
     "and give enginery.reference('a')"
@@ -182,7 +186,7 @@ def _with_arguments(called: Called, args: tuple[object, ...], kwargs: Mapping[st
         else:
             _values.fill_pickle(message.pickled_arguments, arguments)
         payload += message.SerializeToString()  # serialized messages that are joined are one
-    _check_size(len(payload) + called.function_size, _PUSH)
+    _check_size(len(payload) + called.function_size, _PUSH_CAPTURED)
     return _apply_request(called, payload, tuple(uploads.blobs))
 
 
