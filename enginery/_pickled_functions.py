@@ -3,7 +3,8 @@
 Pickling a function of `__main__` costs more than all else that a call costs its caller. Its pickle holds the
 globals that it uses as they were, so it may be used again only if everything in it is as it was. That is looked
 at each time; and only functions are remembered of which that can be told: those that use constants, builtins
-and installed modules.
+and installed modules. A function of any other module is pickled by its name, with the module's source if it is
+the user's own: that is used again for as long as its files are as they were.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import operator
 import sys
 import types
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from enginery._pickler import is_reference
 
 if TYPE_CHECKING:
     from enginery._called import Called
 
-_LARGEST = 16 << 10  # bytes of a pickle that is remembered
+_LARGEST = 64 << 10  # bytes of a pickle that is remembered
 _CONSTANTS = (type(None), bool, int, float, complex, str, bytes, types.BuiltinFunctionType)
 
 _Print = tuple[Any, ...]
@@ -34,8 +37,8 @@ def find(function: object) -> Called | None:
     known = _known.get(function)
     if known is None:
         return None
-    before, now = known[0], _parts(function)
-    if not function.__dict__ and len(before) == len(now) and all(map(operator.is_, before, now)):
+    before, now = known[0], _print_of(function)
+    if len(before) == len(now) and all(map(operator.is_, before, now)):
         return known[1]
     del _known[function]
     return None
@@ -43,20 +46,42 @@ def find(function: object) -> Called | None:
 
 def remember(function: object, pickled: Called) -> None:
     """Remember the pickle of a function, if it can be told whether it changes."""
-    if type(function) is not types.FunctionType or function.__module__ != "__main__":
-        return  # what can be imported is pickled by its name, which costs little
-    parts = _parts(function)
-    is_plain = function.__closure__ is None and not function.__dict__ and pickled.size <= _LARGEST
-    if not is_plain:
+    if type(function) is not types.FunctionType or pickled.size > _LARGEST:
         return
-    from enginery import _own_modules  # whoever pickled a function has it
-
-    if all(_is_constant(part) for part in parts[1:]) and not _own_modules.imported_within(function):
+    parts = _print_of(function)
+    if parts and (function.__module__ != "__main__" or _is_told_by(function, parts)):
         _known[function] = (parts, pickled)
 
 
+def _is_told_by(function: types.FunctionType, parts: _Print) -> bool:
+    if function.__closure__ is not None or not all(_is_constant(part) for part in parts[1:]):
+        return False
+    from enginery import _own_modules  # whoever pickled a function has it
+
+    return not _own_modules.imported_within(function)
+
+
+def _print_of(function: types.FunctionType) -> _Print:
+    """Return all that the pickle of a function depends on, nothing if that cannot be told."""
+    if function.__module__ != "__main__":
+        return _name(function)
+    return () if function.__dict__ else _parts(function)
+
+
+def _name(function: types.FunctionType) -> _Print:
+    """Return the name by which a function is pickled, and the source that goes with it."""
+    module = sys.modules.get(function.__module__)
+    name = function.__qualname__
+    if module is None or vars(module).get(name) is not function or not is_reference(function):
+        return ()
+    from enginery import _own_modules
+
+    reduced = _own_modules.reduction(function)
+    return (function.__module__, name) if reduced is None else cast("_Print", reduced[1])
+
+
 def _parts(function: types.FunctionType) -> _Print:
-    """Return all that a pickle of a function without closure and attributes depends on."""
+    """Return what a function that is pickled by value is made of, but for closure and attributes."""
     code = function.__code__
     names = _names.get(code)
     if names is None:

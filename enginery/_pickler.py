@@ -41,10 +41,10 @@ class Pickler(_cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is unt
             from enginery import _own_modules  # not in kernels
 
             reduced = _own_modules.reduction(obj)
-            if reduced is not None and _is_reference(obj):
+            if reduced is not None and is_reference(obj):
                 return reduced
         reduced = _by_value.reduction_of_function(obj)
-        if reduced is None or _is_reference(obj):
+        if reduced is None or is_reference(obj):
             reduced = _by_value.reduction(obj)
         if reduced is not None:
             return reduced
@@ -69,7 +69,7 @@ def _is_of_module(obj: object) -> bool:
     return kind in (FunctionType, ModuleType, _by_value.CachedFunction) or issubclass(kind, type)
 
 
-def _is_reference(obj: object) -> bool:
+def is_reference(obj: object) -> bool:
     """Return whether cloudpickle would write the mere name of `obj`."""
     if type(obj) is _by_value.CachedFunction:
         return _cloudpickle._lookup_module_and_qualname(obj) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from enginery._called import Called
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 PICKLED = Called(b"x", None)
 
@@ -64,12 +66,6 @@ def test_what_may_change_unseen_is_not_remembered(source: str) -> None:
     function = made(source, table={}, other=lambda: 1, tests=tests)
     _pickled_functions.remember(function, PICKLED)
     assert _pickled_functions.find(function) is None
-
-
-def test_functions_of_modules_are_not_remembered() -> None:
-    """Their pickle is a name."""
-    _pickled_functions.remember(made, PICKLED)
-    assert _pickled_functions.find(made) is None
 
 
 @pytest.mark.parametrize(
@@ -131,3 +127,26 @@ def test_whatever_is_set_on_a_function_is_noticed(change: Callable[[types.Functi
     assert _pickled_functions.find(function) is PICKLED
     change(function)
     assert _pickled_functions.find(function) is None
+
+
+def test_a_function_of_the_users_module_is_remembered_while_its_file_is_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its source travels with its name. One of an installed module goes by its name alone."""
+    file = tmp_path / "users_module_of_this_test.py"
+    file.write_text("def f(): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    function = importlib.import_module(file.stem).f
+    for remembered in (function, json.dumps):
+        assert _pickled_functions.find(remembered) is None
+        _pickled_functions.remember(remembered, PICKLED)
+        assert _pickled_functions.find(remembered) is PICKLED
+        assert _pickled_functions.find(remembered) is PICKLED
+    file.write_text("def f(): return 1 + 1\n")
+    assert _pickled_functions.find(function) is None
+    _pickled_functions.remember(function, PICKLED)
+    monkeypatch.setattr(sys.modules[file.stem], "f", json.dumps)  # its name means another now
+    assert _pickled_functions.find(function) is None
+    _pickled_functions.remember(function, PICKLED)
+    assert _pickled_functions.find(function) is None
+    monkeypatch.delitem(sys.modules, file.stem)
