@@ -85,9 +85,10 @@ def join(parts: Sequence[Any], kind: Kind) -> Any:
         joined = sys.modules["pandas"].concat(parts)
         return joined if kind == "block" else joined.iloc[_places(parts)]
     if all(isinstance(part, str) for part in parts):
-        return "".join(_merge([list(part) for part in parts], kind))
+        return "".join(parts if kind == "block" else _merge([list(part) for part in parts], kind))
     if all(isinstance(part, bytes | bytearray) for part in parts):
-        return type(parts[0])(_merge([list(part) for part in parts], kind))
+        whole = type(parts[0])
+        return whole().join(parts) if kind == "block" else whole(_merge([list(part) for part in parts], kind))
     if all(isinstance(part, array.array) for part in parts):
         return array.array(parts[0].typecode, _merge([list(part) for part in parts], kind))
     return _merge([list(part) if _has_items(part) else [part] for part in parts], kind)

@@ -80,7 +80,7 @@ def test_a_value_for_several_engines_travels_once(client: enginery.Client, contr
 def test_a_function_may_not_capture_what_is_large(client: enginery.Client) -> None:
     """It travels in a message, and the error says what to do: an argument goes in chunks."""
     array = big(5_000_000)
-    with pytest.raises(ValueTooLarge, match="with what it captured.*pass it as an argument"):
+    with pytest.raises(ValueTooLarge, match=r"with what it captured.*pass it as an argument"):
         client[0].apply(lambda: int(array.sum()))
     assert client[0].apply(lambda a: len(a), array) == 5_000_000
 
