@@ -1,24 +1,28 @@
 """CPython's own tests of executors, run on ours: those of the Python that runs this.
 
-Many builds of Python come without them; then there is nothing to run here. Each test that is left out, or held
-to another error, is named in one of the tables below, with its reason.
+Some builds of Python come without them. Then those of Debian's package for this version are taken
+(libpython3.11-testsuite, which `.ci/run` installs); without it there is nothing to run here. Each test that is
+left out, or held to another error, is named in one of the tables below, with its reason.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import gc
 import importlib
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from enginery.errors import EngineryError, SerializationError
 from enginery.executor import ClusterExecutor, on_any
-from tests.futures.conftest import SPEED
+from tests.futures.conftest import DEBIAN, HAS_MORE_TESTS, SPEED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+    from concurrent.futures import Future
     from types import ModuleType
 
     import enginery
@@ -78,10 +82,17 @@ class _Executor(ClusterExecutor):
 
 
 def _module(name: str) -> ModuleType | None:
+    """Return one of CPython's modules of tests: of some, or until Python 3.11.5 the only one."""
     try:
-        return importlib.import_module(f"test.test_concurrent_futures.{name}")
+        tests = importlib.import_module("test.test_concurrent_futures")
+        return importlib.import_module(f"{tests.__name__}.{name}") if hasattr(tests, "__path__") else tests
     except ModuleNotFoundError:
         return None
+
+
+def _wait_shorter(fs: Iterable[Future[Any]], timeout: float | None = None, **options: Any) -> object:
+    """Wait, as `map` above, for as long as the engines' sleeps are shorter."""
+    return concurrent.futures.wait(fs, timeout if timeout is None else timeout / SPEED, **options)
 
 
 def _make(name: str, *tests: type, **attributes: object) -> None:
@@ -93,6 +104,9 @@ def _make(name: str, *tests: type, **attributes: object) -> None:
     made.__module__ = __name__
     globals()[name] = made
 
+
+if _module("executor") is None and HAS_MORE_TESTS:
+    importlib.import_module("test").__path__.append(DEBIAN)
 
 if (_tests := _module("executor")) is not None:
 
@@ -129,6 +143,9 @@ def executors(client: enginery.Client) -> Iterator[None]:
     if (deadlock := _module("test_deadlock")) is not None:
         for name, ours in OTHER_ERRORS.items():
             patch.setattr(deadlock, name, ours, raising=False)
+    if _tests is not None and not _tests.__name__.endswith("executor"):  # the only one, whose sleeps are long
+        theirs = {**vars(concurrent.futures), "wait": _wait_shorter}
+        patch.setattr(_tests, "futures", SimpleNamespace(**theirs))
     gc.freeze()  # the tests collect garbage again and again, among all that other tests have loaded
     yield
     gc.unfreeze()
