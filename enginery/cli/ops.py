@@ -14,7 +14,7 @@ from enginery.cli.shown import Column, iso, print_table, since, span
 if TYPE_CHECKING:
     from enginery.operations import OperationInfo
 
-_COLUMNS = (
+COLUMNS = (
     Column("operation"),
     Column("engine", right=True),
     Column("state", colours=COLOURS),
@@ -53,7 +53,7 @@ def ops(
     if as_json:
         print(json.dumps({"operations": [_plain(info) for info in shown]}, indent=2))
     elif shown:
-        print_table(_COLUMNS, [_row(info) for info in shown])
+        print_table(COLUMNS, [_row(info) for info in shown])
     else:
         err.print("no operations" if engine is None and not states else "no such operations")
     if len(found) > limit:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from enginery.cli import status
+from enginery.cli import ops, status
 from enginery.cli.shown import Column, printable, span, table
 from enginery.engines import EngineInfo
 
@@ -56,6 +56,24 @@ def test_in_a_narrow_one_columns_give_way_by_rank() -> None:
     """What matters most stays, even if the terminal wraps it."""
     assert lines(69)[0].split() == ["operation", "engine", "state", "arguments"]
     assert lines(60)[0].split() == lines(20)[0].split() == ["operation", "state", "arguments"]
+
+
+def test_operations_keep_their_names_in_a_narrow_terminal() -> None:
+    """What was called says more than by which method, and how long it ran."""
+    row = [
+        "0193f3c2-0000-8000-8000-000000000007",
+        "0",
+        "succeeded",
+        "5.4 s",
+        "0.1 s",
+        "apply",
+        "model.fit",
+        "sweep",
+    ]
+    heads = [str(table(ops.COLUMNS, [row], width)[0]).split() for width in (80, 90, 120)]
+    assert heads[0] == ["operation", "engine", "state", "age", "arguments"]
+    assert heads[1] == ["operation", "engine", "state", "age", "arguments", "label"]
+    assert heads[2] == [column.name for column in ops.COLUMNS]
 
 
 def test_what_others_wrote_stays_in_its_cell() -> None:
