@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from engine_service.operation import Operation
 
 _LARGEST = 64 << 10  # bytes of the value
-_VALUE, _OPERATION_ID, _START_TIME, _DURATION = tag(1), tag(2), tag(12), tag(13)  # of ApplyResponse
+_VALUE, _START_TIME, _DURATION = tag(1), tag(12), tag(13)  # of ApplyResponse
+_OPERATION_ID = tag(2) + varint(36)
 _PICKLE = tag(1)  # of Value
 _VERSION, _DATA = tag(1), tag(15)  # of Pickle
 _SECONDS, _NANOS = tag(1, VARINT), tag(2, VARINT)  # of Timestamp and of Duration
@@ -43,7 +44,6 @@ def compose(operation: Operation, reply: Reply) -> bytes | None:
         return None
     pickle = b"".join((_version(value.python_version), _DATA, varint(len(data)), data))
     pickle_size = varint(len(pickle))
-    operation_id = _ids.show(operation.operation_id).encode()
     return b"".join(
         (
             _VALUE,
@@ -51,9 +51,10 @@ def compose(operation: Operation, reply: Reply) -> bytes | None:
             _PICKLE,
             pickle_size,
             pickle,
-            embed(_OPERATION_ID, operation_id),
-            embed(_START_TIME, _time(reply.started_at)),
-            embed(_DURATION, _time(reply.duration)),
+            _OPERATION_ID,
+            _ids.show(operation.operation_id).encode(),
+            _time(_START_TIME, reply.started_at),
+            _time(_DURATION, reply.duration),
         )
     )
 
@@ -63,14 +64,15 @@ def _version(version: str) -> bytes:
     return embed(_VERSION, version.encode())
 
 
-@functools.lru_cache(maxsize=8)  # many operations begin in one second
-def _seconds(seconds: int) -> bytes:
-    return _SECONDS + varint(seconds) + _NANOS
-
-
-def _time(seconds: float) -> bytes:
+def _time(field: bytes, seconds: float) -> bytes:
     whole = int(seconds)
     n = int((seconds - whole) * 1e9)
-    # Always five bytes: what is written in more than need be reads the same.
     low = (n & 127 | 128, n >> 7 & 127 | 128, n >> 14 & 127 | 128, n >> 21 & 127 | 128)
-    return _seconds(whole) + bytes((*low, n >> 28))
+    return _seconds(field, whole) + bytes((*low, n >> 28))
+
+
+@functools.lru_cache(maxsize=8)  # many operations begin in one second, and last none
+def _seconds(field: bytes, seconds: int) -> bytes:
+    """Return the beginning of a time, up to its nanoseconds, which have five bytes whether they need them."""
+    begin = _SECONDS + varint(seconds) + _NANOS
+    return field + varint(len(begin) + 5) + begin
