@@ -70,7 +70,7 @@ def test_operations_keep_their_names_in_a_narrow_terminal() -> None:
         "model.fit",
         "sweep",
     ]
-    heads = [str(table(ops.COLUMNS, [row], width)[0]).split() for width in (80, 90, 120)]
+    heads = [str(table(ops.COLUMNS, [row], width)[0]).split() for width in (80, 85, 120)]
     assert heads[0] == ["operation", "engine", "state", "age", "arguments"]
     assert heads[1] == ["operation", "engine", "state", "age", "arguments", "label"]
     assert heads[2] == [column.name for column in ops.COLUMNS]
