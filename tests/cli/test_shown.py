@@ -60,16 +60,8 @@ def test_in_a_narrow_one_columns_give_way_by_rank() -> None:
 
 def test_operations_keep_their_names_in_a_narrow_terminal() -> None:
     """What was called says more than by which method, and how long it ran."""
-    row = [
-        "0193f3c2-0000-8000-8000-000000000007",
-        "0",
-        "succeeded",
-        "5.4 s",
-        "0.1 s",
-        "apply",
-        "model.fit",
-        "sweep",
-    ]
+    values = ["0193f3c2-0000-8000-8000-000000000007", "0", "succeeded", "5.4 s", "0.1 s", "apply"]
+    row = [*values, "package.model.fit", "sweep"]
     heads = [str(table(ops.COLUMNS, [row], width)[0]).split() for width in (80, 85, 120)]
     assert heads[0] == ["operation", "engine", "state", "age", "arguments"]
     assert heads[1] == ["operation", "engine", "state", "age", "arguments", "label"]
