@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
 
 from controller_service.events import Facts, Kept, KeptEngine
 from enginery._methods import ANY_ENGINE
@@ -128,8 +128,7 @@ class EngineRow:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class KeptTask:
+class KeptTask(NamedTuple):  # two are made for each task that waits for long; a frozen dataclass takes longer
     """A task that has not ended."""
 
     task_id: bytes
