@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from enginery._decode import Errors
     from enginery._parts import Distribution
     from enginery.client import Client
+    from enginery.executor import ClusterExecutor
     from enginery.result import ExecuteResult, QueueStatus
     from enginery.serialized import Serialized
     from enginery.view import EngineView
@@ -368,6 +369,15 @@ class AsyncEnginesView:
     def clear_queue(self) -> AsyncGroup[int]:
         """Fail every waiting operation with QueueCleared and return how many on each."""
         return AsyncGroup(self._view.clear_queue(block=False))
+
+    def executor(
+        self,
+        max_workers: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+    ) -> ClusterExecutor:
+        """Return these engines as an executor, for `loop.run_in_executor`; see `EnginesView.executor`."""
+        return self._view.executor(max_workers, initializer, initargs)
 
     def __getitem__(self, key: str) -> AsyncGroup[Any]:
         """Pull one name from every engine: `await view["a"]`."""

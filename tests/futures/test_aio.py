@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import pickle
 import time
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,15 @@ import pytest
 import pytest_asyncio
 
 import enginery
+from enginery.async_operation import AsyncGroup, AsyncOperation
+from enginery.async_tasks import AsyncTaskView
+from enginery.async_views import AsyncEnginesView, AsyncEngineView
 from enginery.errors import CompositeError, ControllerNotRunning, OperationCancelled, QueueFull
+from enginery.group import Group
+from enginery.operation import Operation
+from enginery.tasks import TaskView
+from enginery.view import EngineView
+from enginery.views import EnginesView
 from tests.futures.conftest import SPEED
 
 if TYPE_CHECKING:
@@ -34,8 +43,67 @@ async def _until_idle(client: enginery.AsyncClient) -> None:
     pytest.fail("engines are still at it")
 
 
+_PLAIN = "is had of `operation` or `group`, without waiting"
+_WAITS = "waits: `await` it, or take `operation` or `group`, whose methods block"
+_SETTING = "calls are awaited, never waited for; errors are as `aconnect(errors=)` says"
+_DECORATES = "makes a function of which nobody sees that it must be awaited: `view.apply`, `view.map`"
+_INNER = "is not for users"
+WITHOUT_TWIN = {
+    **dict.fromkeys(("block", "errors", "client"), _SETTING),
+    **dict.fromkeys(("remote", "parallel"), _DECORATES),
+    "sync_imports": "ends with a block of `with`, which awaits nothing: `view.execute('import ...')`",
+    "activate": "is for IPython, whose magics wait by themselves",
+    "as_completed": "is `async for`",
+    **dict.fromkeys(("result", "exception", "get", "get_dict", "wait", "wait_interactive"), _WAITS),
+    **dict.fromkeys(("progress", "partial", "elapsed", "duration"), _PLAIN),
+    **dict.fromkeys(("wall_time", "serial_time", "speedup"), _PLAIN),
+    **dict.fromkeys(("cancelled", "running", "add_done_callback"), _PLAIN),
+    **dict.fromkeys(("ran", "has_failed", "is_cancelled", "is_large", "arrival", "fail", "succeed"), _INNER),
+    **dict.fromkeys(("set_result", "set_exception", "set_running_or_notify_cancel"), _INNER),
+}
+"""What blocking clients, views and operations have and those for asyncio do not, and why."""
+
+
+def _names(kind: type) -> set[str]:
+    return {name for name in dir(kind) if not name.startswith("_")}
+
+
+def _parameters(function: Any) -> dict[str, object]:
+    parameters = inspect.signature(function).parameters.values()
+    return {one.name: one.default for one in parameters if one.name not in ("self", "block", "errors")}
+
+
+@pytest.mark.parametrize(
+    ("blocking", "awaitable"),
+    [
+        (enginery.Client, enginery.AsyncClient),
+        (EngineView, AsyncEngineView),
+        (EnginesView, AsyncEnginesView),
+        (TaskView, AsyncTaskView),
+        (Operation, AsyncOperation),
+        (Group, AsyncGroup),
+    ],
+)
+def test_everything_has_its_twin(blocking: type, awaitable: type) -> None:
+    """Whatever can be called can be awaited, with the same parameters, or the table says why not."""
+    assert _names(blocking) - _names(awaitable) <= set(WITHOUT_TWIN)
+    for name in _names(blocking) & _names(awaitable):
+        one, other = getattr(blocking, name), getattr(awaitable, name)
+        if callable(one) and callable(other):
+            theirs = _parameters(other)
+            missing = _parameters(one).items() - theirs.items()
+            assert not missing or theirs.keys() & {"kwargs", "options"}, (
+                name,
+                missing,
+            )  # passed on as they are
+
+
 def add(x: int, y: int = 1) -> int:
     return x + y
+
+
+def _engine_id() -> int:
+    return enginery.get_engine().id
 
 
 async def test_calls_of_one_engine(client: enginery.AsyncClient) -> None:
@@ -78,6 +146,9 @@ async def test_calls_of_several_engines(client: enginery.AsyncClient, tmp_path: 
     with pytest.raises(CompositeError, match="2 of 2") as failure:
         await view.apply(divmod, 1, 0)
     assert {type(error) for error in failure.value.exceptions} == {ZeroDivisionError}
+    with client[client.ids[1:]].executor() as executor:
+        loop = asyncio.get_running_loop()
+        assert await loop.run_in_executor(executor, _engine_id) == client.ids[1]
     ended = [await operation async for operation in view.apply(add, 2)]
     assert ended == [3] * len(client)
     assert [operation.engine_id for operation in view.apply(add, 2)] == client.ids
