@@ -6,7 +6,9 @@
 Workers have the same Enginery installed as the client. The n engines are spread evenly over the workers that
 there are; a worker that comes later, or that its nanny restarts, starts as many as the others have (n by
 workers, rounded up). Each engine has the property `dask_worker`, the address of its worker. Engines take
-environment, limits and GPUs from their worker, and end with it, and with the cluster.
+environment, limits and GPUs from their worker, and end with it, and with the cluster. Dask does not see what
+engines do: to an adaptive cluster a worker with a busy engine is idle. A scheduler that was restarted knows of
+no engines, and its workers are new: start them again.
 
 **The secret.** Over `dask+tls://` the engines' connection file goes to the workers through Dask, encrypted; the
 certificates are those of Dask's configuration (`distributed.comm.tls`). Over plain `dask://` only its *path*
@@ -198,6 +200,11 @@ class DaskLauncher:
         except TimeoutError:
             raise EngineryError(f"Dask at {self._address} did not {what} within {timeout:g} s") from None
         except Exception as error:
+            if self._client is not None and self._client.status != "running":  # the reason, whatever it says
+                raise EngineryError(
+                    f"Dask could not {what}: its scheduler at {self._address} is there no longer; engines end "
+                    "with their workers, and those end without it"
+                ) from error
             raise EngineryError(
                 f"Dask at {self._address} could not {what} ({type(error).__name__}: {error})"
             ) from error

@@ -99,6 +99,22 @@ async def test_a_worker_that_cannot_read_the_file(tmp_path: Path) -> None:
     assert "t" * 32 not in repr(plugin(1, info("127.0.0.1:1")))
 
 
+def test_a_scheduler_that_is_gone() -> None:
+    """To stop is an error that says so, in place of whatever Dask says."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("ConnectionPool is closed")
+
+    launcher = DaskLauncher("tcp://here:1", name="enginery-x")
+    gone: Any = SimpleNamespace(status="closed", unregister_worker_plugin=refuse, close=lambda timeout: None)
+    launcher._client = gone
+    with pytest.raises(
+        EngineryError, match=r"could not stop engines: its scheduler at tcp://here:1 is there no"
+    ):
+        launcher.stop(1.0)
+    assert launcher._client is None
+
+
 class Elsewhere:
     """A launcher that starts nothing, and says that its host has ended."""
 
