@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from enginery._channel import prepare_grpc
+from enginery._channel import environment, prepare_grpc
 from tests import leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
+
+prepare_grpc()  # as every program of ours does, before the conftest of a folder or a test imports it by itself
 
 IN_CI = os.environ.get("CI") == "true"
 _RUN = pytest.StashKey[str]()
@@ -23,13 +25,14 @@ _SETTLING = 5.0  # seconds that processes get to end after the last test
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set gRPC up as every program of ours does, before a test imports it by itself.
+    """Mark what this run starts, and tidy up whoever ends it.
 
-    Not in a process that only hands tests out: those that run them would take what is set for the user's.
+    One that only hands tests out is not set up for gRPC: those that run them would take it for the user's.
     """
     worker = getattr(config, "workerinput", None)
-    if worker is not None or not getattr(config.option, "numprocesses", None):
-        prepare_grpc()
+    if worker is None and getattr(config.option, "numprocesses", None):
+        for name in os.environ.keys() - environment().keys():
+            del os.environ[name]
     config.stash[_RUN] = leftovers.mark(worker and worker["workerid"])
     if worker is None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends tests as Ctrl-C does: they tidy up
