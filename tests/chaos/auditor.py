@@ -15,8 +15,8 @@ import enginery
 from enginery import EngineryError
 from tests.chaos import jobs, ledger
 
-SAMPLE = 150  # answers of each client
-LATELY = 200  # of which they are taken: all of them take half of what the journal of a run may
+SAMPLE = 100  # answers of each client
+LATELY = 130  # of which they are taken: all of them take half of what the journal of a run may
 
 
 def audit(folder: Path, clients: list[str]) -> None:

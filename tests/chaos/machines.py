@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ENGINES = 2  # of each host
 DISK = 96 << 20  # bytes of the controller's disk, which can be filled up
-JOURNAL = "24M"  # of it, so that it is never full by itself
+JOURNAL = "36M"  # of it, so that it is never full by itself
 _CLOCK = "CHAOS_CLOCK"
 _STOPPING = 20.0  # seconds that a process gets to end
 
