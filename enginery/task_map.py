@@ -191,21 +191,29 @@ class TaskMap(Generic[T]):
     # ---- items in
 
     def _fill(self) -> None:
-        """Submit as much as is to be on its way."""
+        """Submit as much as is to be on its way; nothing while most of it is, since what is submitted at once
+        travels together."""
         engines = max(1, len(self._view.client))
+        is_filling = False
         while not self._is_exhausted and self._bytes < _BYTES:
             left = None if self._total is None else self._total - self._read
             size = self._chunk_size.next(engines, left)
-            outstanding = self._read - self._given
             if self._limit is not None:
-                size = min(size, self._limit - outstanding)
+                size = min(size, self._limit - self._read + self._given)
                 if size < 1:
                     return
-            elif len(self._parts) >= engines * max(_CHUNKS, _SINGLES // size):
+            elif self._is_enough(size, engines, is_filling=is_filling):
                 return
-            elif outstanding and outstanding >= 2 * engines * max(_CHUNKS * size, _SINGLES):
-                return  # it is not taken out
             self._read_on(size)
+            is_filling = True
+
+    def _is_enough(self, size: int, engines: int, *, is_filling: bool) -> bool:
+        """Return whether no more chunks of `size` are to be submitted, as many as there are and are not taken
+        out."""
+        most = engines * max(_CHUNKS, _SINGLES // size)
+        if len(self._parts) >= (most if is_filling else most - most // 4):
+            return True
+        return self._read - self._given >= 2 * engines * max(_CHUNKS * size, _SINGLES)
 
     def _read_on(self, size: int) -> None:
         items: list[tuple[Any, ...]] = []

@@ -452,3 +452,16 @@ def test_a_map_that_is_closed_cancels_its_tasks(
     until(lambda: len(controller.cancels) == 3)
     controller.thaw()
     assert other.result(5) == 1
+
+
+def test_a_map_submits_many_at_once(client: enginery.Client, controller: FakeController) -> None:
+    """Not one for each value that is taken out: what is submitted together travels together."""
+    with client.map(abs, itertools.count(), chunksize=1) as values:
+        first = values._read
+        submitted = []
+        for _ in range(first):
+            next(values)
+            submitted.append(values._read - first)
+    steps = sorted(set(submitted))
+    assert steps[1] >= first // 4
+    assert len(steps) <= 5
