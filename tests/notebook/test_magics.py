@@ -53,7 +53,9 @@ def test_a_line_is_shown_before_it_is_full(notebook: Notebook, tmp_path: Path) -
     )
     assert stream(outputs) == "[stdout:0] first\n[stdout:0] last\n"
     assert forms(outputs) == ["[stdout:0] works well"]
+    notebook.run("from enginery import _cell\ntick, _cell.TICK = _cell.TICK, 1")  # longer than a machine halts
     outputs = notebook.run("%%px\nfor i in range(20_000): print(i)")
+    notebook.run("_cell.TICK = tick")
     assert len(stream(outputs).splitlines()) == 40_000
     assert forms(outputs) == []
 
