@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import linecache
 import tokenize
+from types import FunctionType
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -42,7 +43,13 @@ class SyncImports:
     ) -> None:
         """Import on the engines what the block imported; nothing if it failed."""
         if error is None and self._imports:
-            self._view.execute("\n".join(self._imports), block=True)
+            from enginery import _own_modules  # few programs need it so early
+
+            source = "\n".join(self._imports)
+            riding = _own_modules.imported_within(FunctionType(compile(source, "<imports>", "exec"), {}))
+            if riding:  # the user's own modules, which are there when they have arrived
+                self._view.apply(len, riding, block=True)
+            self._view.execute(source, block=True)
 
 
 def _imports_below(frame: FrameType) -> list[str]:

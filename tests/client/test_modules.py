@@ -133,6 +133,17 @@ def test_what_a_function_imports_when_it_runs_goes_along(client: enginery.Client
     assert client.submit(relative).result(10) == 3
 
 
+def test_imports_of_a_block_take_modules_along(client: enginery.Client, folder: Path) -> None:
+    """`sync_imports` works for modules of one's own."""
+    name = _make(folder, "value = 5\n").__name__
+    script = folder / "script.py"
+    script.write_text(f"def f(view):\n    with view.sync_imports():\n        import {name} as short\n")
+    variables: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(script.read_text(), str(script), "exec"), variables)
+    variables["f"](client[:])
+    assert [answer.value for answer in client[:].execute("short.value")] == [5, 5]
+
+
 def test_an_edited_module_takes_effect(client: enginery.Client, folder: Path) -> None:
     """What rides along is what the file says now; so does a package's part."""
     mine: Any = _make(folder, "def f():\n    return 1\n")

@@ -108,9 +108,7 @@ def test_a_scheduler_that_is_gone() -> None:
     launcher = DaskLauncher("tcp://here:1", name="enginery-x")
     gone: Any = SimpleNamespace(status="closed", unregister_worker_plugin=refuse, close=lambda timeout: None)
     launcher._client = gone
-    with pytest.raises(
-        EngineryError, match=r"could not stop engines: its scheduler at tcp://here:1 is there no"
-    ):
+    with pytest.raises(EngineryError, match=r"stop engines: its scheduler at tcp://here:1 is there no"):
         launcher.stop(1.0)
     assert launcher._client is None
 
