@@ -45,11 +45,12 @@ class Link:
     def receive(self) -> Frame | bytes | None:
         """Wait for the next frame; None if the host has gone."""
         while (frame := self._reader.take()) is None:
+            self._wait()
             try:
                 if not self._reader.receive(self._sock, _socket.MSG_DONTWAIT):
                     return None
             except BlockingIOError:
-                self._wait()
+                continue
         return frame
 
     def _wait(self) -> None:
