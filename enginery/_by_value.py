@@ -36,6 +36,8 @@ def reduction(obj: Any) -> Reduction | None:
     if kind is functools.cached_property:  # has a lock on Python 3.11
         state = {name: value for name, value in vars(obj).items() if name not in ("func", "lock")}
         return functools.cached_property, (obj.func,), state
+    if kind is functools.singledispatchmethod:  # has a cache by weak references on Python 3.13
+        return functools.singledispatchmethod, (obj.func,), {"dispatcher": obj.dispatcher}
     if kind is typing.NewType and obj.__module__ == "__main__":
         return typing.NewType, (obj.__name__, obj.__supertype__)
     if issubclass(kind, BaseException) and _may_differ(kind):
