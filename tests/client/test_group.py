@@ -134,7 +134,7 @@ def test_waiting_in_a_callback_is_refused(client: enginery.Client, controller: F
             seen.append(error)
         ended.set()
 
-    group[1].add_done_callback(callback)
+    group[0].add_done_callback(callback)  # which has not ended: else it would be called here
     controller.thaw()
     assert ended.wait(5)
     assert "done-callback" in str(seen[0])
