@@ -38,8 +38,6 @@ def reduction(obj: Any) -> Reduction | None:
         return functools.cached_property, (obj.func,), state
     if kind is functools.singledispatchmethod:  # has a cache by weak references on Python 3.13
         return functools.singledispatchmethod, (obj.func,), {"dispatcher": obj.dispatcher}
-    if kind is functools.singledispatchmethod:  # has a cache of weak references since Python 3.13
-        return dispatching_method, (tuple(obj.dispatcher.registry.items()),)
     if kind is typing.NewType and obj.__module__ == "__main__":
         return typing.NewType, (obj.__name__, obj.__supertype__)
     if issubclass(kind, BaseException) and _may_differ(kind):
@@ -81,15 +79,6 @@ def dispatching(registry: tuple[tuple[type, Callable[..., Any]], ...]) -> Callab
     made = functools.singledispatch(function)
     for kind, implementation in others:
         made.register(kind, implementation)
-    return made
-
-
-def dispatching_method(registry: tuple[tuple[type, Callable[..., Any]], ...]) -> object:
-    """Return a method that does."""
-    (_, function), *others = registry
-    made = functools.singledispatchmethod(function)
-    for kind, implementation in others:
-        made.dispatcher.register(kind, implementation)
     return made
 
 
