@@ -71,8 +71,10 @@ class Link:
             return False
         with self._lock:
             send(self._sock, frame)
-            while self._put_off:
-                send(self._sock, self._put_off.pop(0))
+        while self._put_off:  # looked at without the lock: whoever comes from now on puts nothing off
+            with self._lock:
+                if self._put_off:
+                    send(self._sock, self._put_off.pop(0))
         return True
 
 
@@ -113,12 +115,12 @@ class Reports:
             self._put_off.append(display)
             return
         process.flush()
-        displays = [display]
-        while displays:
+        with self._interrupts.shielded(), self._lock:
+            self._show(display)
+        while self._put_off:  # looked at without the lock: whoever comes from now on puts nothing off
             with self._interrupts.shielded(), self._lock:
-                for one in displays:
-                    self._show(one)
-                displays, self._put_off = self._put_off, []
+                if self._put_off:
+                    self._show(self._put_off.pop(0))
 
     def _show(self, display: DisplayData) -> None:
         self._number += 1

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-PATIENCE = 15.0  # seconds
+PATIENCE = 40.0  # seconds
 
 
 def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:

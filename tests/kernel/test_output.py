@@ -154,11 +154,12 @@ def show(*_):
     struck += 1
     get_engine().display("handler")
     get_engine().progress(1)
-    signal.setitimer(signal.ITIMER_REAL, 0.0005)
+    if time.monotonic() < until:  # else it strikes for ever, where a display takes longer than that
+        signal.setitimer(signal.ITIMER_REAL, 0.0005)
 struck = 0
+until = time.monotonic() + 0.2
 signal.signal(signal.SIGALRM, show)
 signal.setitimer(signal.ITIMER_REAL, 0.0005)
-until = time.monotonic() + 0.2
 count = 0
 while time.monotonic() < until:
     get_engine().display("code")
