@@ -180,6 +180,12 @@ class EngineFromReference(EngineBase):
         )
         self._link.send(engine_pb2.ControllerMessage(transfers=(transfer,)).SerializeToString())
 
+    def recall(self, operation_ids: Iterable[bytes]) -> None:
+        """Ask the engine to give back tasks that it has not begun; nothing happens while it is away."""
+        if self._link is not None:
+            recall = engine_pb2.Recall(engine_id=self.engine_id, operation_ids=operation_ids)
+            self._link.send(engine_pb2.ControllerMessage(recalls=(recall,)).SerializeToString())
+
     def dismiss(self, reason: str, grace: float = 0.0) -> None:
         """Ask the engine to stop, within `grace` seconds; nothing happens while it is away."""
         if self._link is not None:

@@ -78,7 +78,14 @@ class End(NamedTuple):
     error: DeliveryError | None
 
 
-Action: TypeAlias = Place | End
+class TakeBack(NamedTuple):
+    """Ask an engine for those of its `tasks` that have not begun; its replies say that they have not run."""
+
+    engine_id: int
+    tasks: list[Task]
+
+
+Action: TypeAlias = Place | End | TakeBack
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +305,7 @@ class Scheduler:
             self._end(task, task_errors.not_placed(task, self._obstacle(task)), now, NOT_DELIVERED)
         for engine in self._engines.values():
             self._fill(engine, now)
+        self._take_back(now)
         if len(self._shelves) > _MAX_SHELVES:
             self._shelves = {key: shelf for key, shelf in self._shelves.items() if shelf}
         return self._done()
@@ -358,12 +366,26 @@ class Scheduler:
         while engine.shelves and engine.has_room(now):
             self._place(_first(engine), engine, now)
 
+    def _take_back(self, now: float) -> None:
+        """Let free engines have what lies behind a long task that nobody foresaw."""
+        free = [engine for engine in self._engines.values() if not engine.tasks and engine.has_room(now)]
+        for engine in self._engines.values() if free else ():
+            if engine.is_stuck(now):
+                tasks = [task for task in engine.to_give_back() if self._suits(task, free)]
+                if tasks:
+                    self._actions.append(TakeBack(engine.engine_id, tasks))
+
+    def _suits(self, task: Task, engines: list[Engine]) -> bool:
+        shelf = self._shelf(task)
+        return any(engine.engine_id in shelf.engines for engine in engines)
+
     def _place(self, task: Task, engine: Engine, now: float) -> None:
         self._move(task, State.PLACED)
         task.engine_id, task.epoch, task.placed_at = engine.engine_id, engine.epoch, now
         task.attempts += 1
         self._placed += 1
-        engine.placed += 1
+        engine.tasks[task] = None
+        engine.placed_bytes += task.size
         engine.turn = next(self._turns)
         self._actions.append(Place(task))
 
@@ -373,7 +395,8 @@ class Scheduler:
         engine = self._engines.get(task.engine_id or 0)
         if engine is None or engine.epoch != task.epoch:
             return None
-        engine.placed -= 1
+        engine.tasks.pop(task, None)
+        engine.placed_bytes -= task.size
         if has_run:
             engine.answered(task.placed_at, now)
         return engine

@@ -15,8 +15,14 @@ Where: TypeAlias = tuple[tuple[str, bytes], ...]
 """Properties that an engine must have, by rising name; values in a form in which equal ones are the same."""
 AHEAD = 0.05
 """Seconds of work that an engine is given ahead of time."""
-MAX_PLACED = 32
-"""Tasks that an engine is given at the same time."""
+MAX_PLACED = 512
+"""Tasks that an engine is given at the same time: enough for tasks that take 100 us."""
+MAX_PLACED_BYTES = 16 << 20
+"""Bytes of such tasks, unless one alone is larger."""
+IN_KERNEL = 8
+"""Tasks that its kernel may have already: those it cannot give back at once."""
+STUCK_AFTER = 4 * AHEAD
+"""Seconds without an answer after which an engine gives back what others could run."""
 REFUSED_FOR = 0.25
 """Seconds for which an engine that refused a task is offered none."""
 NOT_STARTING_FOR = 30.0
@@ -40,7 +46,9 @@ class Engine:
     is_open: bool = False
     closed_until: float = 0.0
     """Until when it is offered nothing, since it refused."""
-    placed: int = 0
+    tasks: dict[Task, None] = field(default_factory=dict)
+    """Those that it was given, the oldest first."""
+    placed_bytes: int = 0
     turn: int = 0
     """The how-manieth placing its last one was, so that equals take turns."""
     window: int = 1
@@ -54,14 +62,27 @@ class Engine:
         """Return whether it may be given a task: it has few, and nothing else to do."""
         return (
             self.is_open
-            and self.placed < self.window
+            and len(self.tasks) < self.window
+            and (self.placed_bytes < MAX_PLACED_BYTES or not self.tasks)
             and now >= self.closed_until
-            and self.operation_count() <= self.placed
+            and self.operation_count() <= len(self.tasks)
         )
 
     def may_queue(self, now: float) -> bool:
         """Return whether it may be given a task behind what others called, since those calls go on."""
-        return self.is_open and not self.placed and now >= self.closed_until
+        return self.is_open and not self.tasks and now >= self.closed_until
+
+    def is_stuck(self, now: float) -> bool:
+        """Return whether tasks that it could give back wait behind one that takes long."""
+        if len(self.tasks) <= IN_KERNEL:
+            return False
+        oldest = next(iter(self.tasks))
+        return now - max(oldest.placed_at, self._answered_at) > STUCK_AFTER
+
+    def to_give_back(self) -> list[Task]:
+        """Return what can be taken back from it; it is given no more until it has answered again."""
+        self.window = 1
+        return list(self.tasks)[IN_KERNEL:]
 
     def refused(self, reason: str, now: float) -> None:
         """It answered a task with an error of that reason: offer it nothing for as long as that says."""
@@ -122,7 +143,7 @@ class Shelf:
         best: Engine | None = None
         for engine in self.engines.values():
             if engine.has_room(now) and (
-                best is None or (engine.placed, engine.turn) < (best.placed, best.turn)
+                best is None or (len(engine.tasks), engine.turn) < (len(best.tasks), best.turn)
             ):
                 best = engine
         return best

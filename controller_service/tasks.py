@@ -12,13 +12,13 @@ from controller_service import placement, task_errors
 from controller_service.answers import FINAL, undelivered
 from controller_service.gates import Gates
 from controller_service.lease import State as LeaseState
-from controller_service.scheduler import Action, Place, Scheduler
+from controller_service.scheduler import Action, Place, Scheduler, TakeBack
 from controller_service.task import State, Task
 from controller_service.task_call import TaskCall
 from controller_service.task_recovery import TaskRecovery
 from controller_service.task_rows import TaskRows
 from controller_service.work import Attempt, Work, last_attempt
-from enginery import _ids
+from enginery import _ids, _logs
 from enginery._methods import ANY_ENGINE, METHODS
 from enginery._outcomes import has_not_run
 from enginery._reasons import DeliveryError
@@ -275,6 +275,8 @@ class Tasks:
                 action = self._actions.popleft()
                 if isinstance(action, Place):
                     self._place(action.task)
+                elif isinstance(action, TakeBack):
+                    self._take_back(action.engine_id, action.tasks)
                 else:
                     self._end(action.task, action.error)
         finally:
@@ -307,6 +309,11 @@ class Tasks:
         reference.submit_task(task.payload.call, operation_id, _Receiver(self, task))
         if task.is_stopping:  # it was cancelled before it was found here
             reference.cancel(operation_id, task.payload.cancel)
+
+    def _take_back(self, engine_id: int, tasks: list[Task]) -> None:
+        """Ask an engine for tasks behind a long one, which others could run."""
+        logger.info("takes back %d tasks behind a long one", len(tasks), extra=_logs.about(engine=engine_id))
+        self._references[engine_id].recall([last_attempt(task).operation_id for task in tasks])
 
     def replied(self, task: Task, reply: frame_pb2.Reply) -> None:
         """Take the reply of the engine that a task was placed on."""

@@ -422,6 +422,18 @@ class Engine:
         else:
             self._runner.withdraw(operation, error, (StopCause.CANCEL, grace, interrupt_only))
 
+    def recall(self, operation_ids: Iterable[bytes]) -> None:
+        """Give back tasks that have not begun: they end with QUEUE_CLEARED, and are placed elsewhere."""
+        error = self.cleared_error("another engine is free")
+        for operation_id in operation_ids:
+            operation = self.operations.get(operation_id)
+            if operation is None or not operation.context.is_task or operation.state != QUEUED:
+                continue
+            if self.queue.remove(operation):
+                self.end(operation, error)
+            else:
+                self._runner.withdraw(operation, error)
+
     # ---- streams
 
     async def upload(self, requests: AsyncIterator[bytes]) -> bytes:

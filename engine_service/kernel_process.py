@@ -429,10 +429,12 @@ class KernelProcess:
             self._fail(error)
 
     def _catch_up_to(self, serial: int) -> None:
+        """Take in what it answered before it began that command: all of it was sent, and may be many reads."""
         try:
-            with suppress(BlockingIOError, InterruptedError, ConnectionResetError):
-                self._socket.receive()
             self._take_frames(until=serial)
+            with suppress(BlockingIOError, InterruptedError, ConnectionResetError):
+                while self._line and self._line[0].serial < serial and self._socket.receive():
+                    self._take_frames(until=serial)
         except WireError as error:
             self._break(error)
         self._loop.call_soon(self._take_rest)

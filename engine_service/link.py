@@ -268,6 +268,9 @@ class Link:
         for offer in message.transfers:
             assert self._transfers is not None
             self._transfers.start(offer)
+        for recall in message.recalls:
+            if recall.engine_id in self._by_id:
+                self._by_id[recall.engine_id].recall(recall.operation_ids)
         for dismissal in message.dismissals:
             self._dismiss(dismissal)
         if message.journaled_count and self._stream is not None:

@@ -75,6 +75,10 @@ class Operations:
             raise DeliveryError("OPERATION_NOT_FOUND", operation_id=_ids.show(operation_id))
         return operation
 
+    def get(self, operation_id: bytes) -> Operation | None:
+        """Return an operation if it is known."""
+        return self._known.get(operation_id)
+
     def join(self, operation_id: bytes, *, known: bool, is_task: bool = False) -> Operation | None:
         """Return the operation that a call names, None if it is new.
 

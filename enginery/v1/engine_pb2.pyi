@@ -1856,6 +1856,7 @@ class ControllerMessage(_message.Message):
     DISMISSALS_FIELD_NUMBER: _builtins.int
     JOURNALED_COUNT_FIELD_NUMBER: _builtins.int
     FUNCTIONS_FIELD_NUMBER: _builtins.int
+    RECALLS_FIELD_NUMBER: _builtins.int
     journaled_count: _builtins.int
     """(Optional) Replies and `ended` of this stream that the controller has taken for good, counted together from its
     beginning in the order in which they were sent: the host need not keep their answers. Absent means no news.
@@ -1888,6 +1889,10 @@ class ControllerMessage(_message.Message):
     def functions(self) -> _containers.RepeatedCompositeFieldContainer[_frame_pb2.Function]:
         """(Optional) Functions that these calls, and later ones, name. They are taken before `calls`."""
 
+    @_builtins.property
+    def recalls(self) -> _containers.RepeatedCompositeFieldContainer[Global___Recall]:
+        """(Optional) Tasks that engines are to give back."""
+
     def __init__(
         self,
         *,
@@ -1899,14 +1904,45 @@ class ControllerMessage(_message.Message):
         dismissals: _abc.Iterable[Global___Dismissal] | None = ...,
         journaled_count: _builtins.int = ...,
         functions: _abc.Iterable[_frame_pb2.Function] | None = ...,
+        recalls: _abc.Iterable[Global___Recall] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_ack", b"heartbeat_ack"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "dismissals", b"dismissals", "functions", b"functions", "heartbeat_ack", b"heartbeat_ack", "journaled_count", b"journaled_count", "refusals", b"refusals", "transfers", b"transfers", "welcomes", b"welcomes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "dismissals", b"dismissals", "functions", b"functions", "heartbeat_ack", b"heartbeat_ack", "journaled_count", b"journaled_count", "recalls", b"recalls", "refusals", b"refusals", "transfers", b"transfers", "welcomes", b"welcomes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ControllerMessage: _TypeAlias = ControllerMessage  # noqa: Y015
+
+@_typing.final
+class Recall(_message.Message):
+    """Recall asks an engine to give back tasks that it has not begun, since another engine is free. Each that it gives back is
+    answered with QUEUE_CLEARED; of others nothing is said but their answers.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENGINE_ID_FIELD_NUMBER: _builtins.int
+    OPERATION_IDS_FIELD_NUMBER: _builtins.int
+    engine_id: _builtins.int
+    """(Required) The engine."""
+    @_builtins.property
+    def operation_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """(Required) The operations of the tasks: 16 bytes each. Those that are not there are ignored."""
+
+    def __init__(
+        self,
+        *,
+        engine_id: _builtins.int = ...,
+        operation_ids: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine_id", b"engine_id", "operation_ids", b"operation_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Recall: _TypeAlias = Recall  # noqa: Y015
 
 @_typing.final
 class OperationEnded(_message.Message):

@@ -100,6 +100,31 @@ async def test_coroutine_functions_are_awaited_there(client: enginery.Client) ->
     assert [value async for value in client.map(twice, range(20), chunksize=6)] == [2 * n for n in range(20)]
 
 
+def test_short_tasks_do_not_stay_behind_a_long_one(client: enginery.Client, tmp_path: Path) -> None:
+    """Many are placed ahead of time; what then lies behind one that takes long is run by free engines."""
+    enginery.Group([client.submit(square, n) for n in range(600)]).result(20)
+    gate = tmp_path / "gate"
+
+    def wait_for_gate() -> None:
+        while not gate.exists():
+            time.sleep(0.01)
+
+    first = [client.submit(square, n) for n in range(90)]
+    long = client.submit(wait_for_gate)
+    rest = [client.submit(square, n) for n in range(600)]
+    done = enginery.Group([*first, *rest])
+    try:
+        in_kernel = 7  # behind the one that waits
+        deadline = time.monotonic() + 20
+        while done.progress.done < len(done) - in_kernel:
+            assert time.monotonic() < deadline, done.progress
+            time.sleep(0.01)
+        assert not long.done()
+    finally:
+        gate.touch()
+    assert done.result(20) == [n * n for n in (*range(90), *range(600))]
+
+
 def test_where_chooses_engines_by_their_properties(client: enginery.Client) -> None:
     """Those that have them; a task for which there is none waits, and no longer than it may."""
     client[1].set_properties({"gpu": True, "memory": 16})

@@ -71,6 +71,30 @@ async def test_up_to_eight_lie_ready_in_the_kernel() -> None:
         assert ran(kernel) == ["wait", *map(str, range(9))]
 
 
+async def test_what_has_not_begun_is_given_back() -> None:
+    """Another engine is free: what waits ends at once, what lies in the kernel when that comes to it.
+
+    It may come again under its id. What runs, and what is no task, is left alone.
+    """
+    async with running_engine() as (engine, kernels):
+        ids = [IDS.mint() for _ in range(12)]
+        tasks = [start(engine, "wait" if not n else str(n), operation_id=one)[0] for n, one in enumerate(ids)]
+        kernel = kernels.started[0]
+        await held(kernel)
+        plain = IDS.mint()
+        last = asyncio.ensure_future(execute(engine, "plain", operation_id=plain))
+        await until(lambda: len(engine.queue) == 5)
+        engine.recall([*ids, plain, IDS.mint()])
+        errors = [await error_of(one) for one in tasks[AHEAD:]]
+        assert {error.reason for error in errors} == {"QUEUE_CLEARED"}
+        assert not any(one.done() for one in tasks[:AHEAD])
+        kernel.released.set()
+        assert (await tasks[0]).text == "wait"
+        assert {(await error_of(one)).reason for one in tasks[1:AHEAD]} == {"QUEUE_CLEARED"}
+        assert (await last).text == "plain"
+        assert (await start(engine, "again", operation_id=ids[-1])[0]).text == "again"
+
+
 async def test_what_is_no_task_waits_for_those_before_it_and_is_waited_for() -> None:
     """So that its failure can clear what its session queued, and nothing overtakes anything."""
     async with running_engine() as (engine, kernels):

@@ -83,9 +83,13 @@ class DiskJournal(NoJournal):
         outcome: int,
         response: bytes,
         error: bytes,
+        attempts: int = 0,
+        label: str = "",
     ) -> None:
         """Keep the first result of an operation."""
-        result = Result(operation_id, engine_id, method, session_id, outcome, 0, response, error)
+        result = Result(
+            operation_id, engine_id, method, session_id, outcome, 0, response, error, attempts, label
+        )
         kept_result = self._results.setdefault(operation_id, result)
         self._add(lambda: self._disk.results.setdefault(operation_id, kept_result))
 

@@ -11,8 +11,8 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from controller_service.scheduler import Action, End, Place, Scheduler
-from controller_service.shelf import AHEAD, MAX_PLACED
+from controller_service.scheduler import Action, End, Place, Scheduler, TakeBack
+from controller_service.shelf import AHEAD, IN_KERNEL, MAX_PLACED, MAX_PLACED_BYTES, STUCK_AFTER
 from controller_service.task import State, Task
 from enginery._reasons import DeliveryError
 from enginery.v1 import frame_pb2
@@ -41,6 +41,7 @@ class Engines:
         self.others: Counter[int] = Counter()
         self.on: dict[int, set[Task]] = {}
         self.ends: list[End] = []
+        self.taken_back: list[TakeBack] = []
         for engine_id in ids:
             self.open(engine_id)
 
@@ -67,6 +68,8 @@ class Engines:
                 assert action.task.engine_id is not None
                 self.on[action.task.engine_id].add(action.task)
                 placed.append(action.task)
+            elif isinstance(action, TakeBack):
+                self.taken_back.append(action)
             else:
                 self.ends.append(action)
         return placed
@@ -115,19 +118,92 @@ def test_equals_take_turns() -> None:
 
 
 def test_short_tasks_are_placed_ahead_of_time_long_ones_are_not() -> None:
-    """An engine is given as much as takes it 50 ms, and one more; 32 at most."""
+    """An engine is given as much as takes it 50 ms, and one more; 512 at most."""
     engines = Engines(0)
     now = 0.0
     engines.add(made(), now)
-    for _ in range(50):
+    for _ in range(MAX_PLACED):
         engines.add(made(), now)
-    for seconds, window in ((0.02, 1 + int(AHEAD / 0.02)), (1e-4, MAX_PLACED), (10.0, 1)):
+    for seconds, window in ((0.02, 1 + int(AHEAD / 0.02)), (5e-5, MAX_PLACED), (10.0, 1)):
         for _ in range(60):
             now += seconds
             (placed, *_) = [*engines.on[0]]
             engines.reply(placed, now=now)
             engines.add(made(), now)
         assert len(engines.on[0]) == window or (window == 1 and len(engines.on[0]) < MAX_PLACED)
+
+
+def swift(engines: Engines, *ids: int) -> float:
+    """Let engines learn that tasks are short; return the time."""
+    now = 0.0
+    for _ in range(60):
+        for _ in ids:
+            engines.add(made(), now)
+        now += 1e-4
+        for engine_id in ids:
+            for task in [*engines.on[engine_id]]:
+                engines.reply(task, now=now)
+    return now
+
+
+def test_no_more_bytes_are_placed_ahead_than_an_engine_should_hold() -> None:
+    """Large tasks are not placed by the hundred, however short they are; a single one may have any size."""
+    engines = Engines(0)
+    now = swift(engines, 0)
+    for _ in range(20):
+        engines.add(made(size=MAX_PLACED_BYTES // 4), now)
+    assert len(engines.on[0]) == 4
+    for task in [*engines.on[0]][:3]:
+        engines.reply(task, now=now)
+    assert len(engines.on[0]) == 4
+
+
+def test_what_lies_behind_a_long_task_is_taken_back_for_a_free_engine() -> None:
+    """Not what the kernel has; not before the engine is late; it is given no more before it has answered."""
+    engines = Engines(0, 1)
+    now = swift(engines, 0, 1)
+    tasks = [made() for _ in range(80)]
+    for task in tasks:
+        engines.add(task, now)
+    for task in [*engines.on[1]]:
+        engines.reply(task, now=now)
+    behind = sorted(engines.on[0], key=lambda task: task.arrival)[IN_KERNEL:]
+    assert len(behind) == 32
+    engines.do(engines.scheduler.tick(now + STUCK_AFTER / 2))
+    assert engines.taken_back == []
+    now += 2 * STUCK_AFTER
+    engines.do(engines.scheduler.tick(now))
+    assert engines.taken_back == [TakeBack(0, behind)]
+    cleared = DeliveryError("QUEUE_CLEARED", engine_id=0, cause="another engine is free")
+    for task in behind:
+        engines.reply(task, frame_pb2.OUTCOME_CANCELLED, cleared, has_run=False, now=now)
+    assert {task.engine_id for task in behind} == {1}
+    assert all(task.attempts == 1 for task in behind)
+    engines.add(made(), now)
+    assert len(engines.on[0]) == IN_KERNEL
+
+
+def test_nothing_is_taken_back_that_no_free_engine_may_run() -> None:
+    """Nor while all engines are busy."""
+    engines = Engines()
+    engines.open(0, gpu=b"true")
+    engines.open(1)
+    now = 0.0
+    for _ in range(60):
+        engines.add(made(where=GPU), now)
+        now += 1e-4
+        for task in [*engines.on[0]]:
+            engines.reply(task, now=now)
+    for _ in range(20):
+        engines.add(made(where=GPU), now)
+    assert len(engines.on[0]) == 20
+    engines.do(engines.scheduler.tick(now + 1))
+    assert engines.taken_back == []
+    engines.open(1, gpu=b"true")
+    engines.add(made(), now)
+    assert len(engines.on[1]) == 1
+    engines.do(engines.scheduler.tick(now + 2))
+    assert engines.taken_back == []
 
 
 def test_where() -> None:
