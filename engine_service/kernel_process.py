@@ -95,6 +95,7 @@ class _Given:
 
 
 _MAX_GIVEN_BYTES = 64 << 10  # in the socket, which takes a few times more before it blocks
+_MAX_READS = 64  # of what the socket holds: far more than it can, unless user code fills it meanwhile
 _WORDS = 2000  # bytes of stderr
 
 
@@ -433,7 +434,9 @@ class KernelProcess:
         try:
             self._take_frames(until=serial)
             with suppress(BlockingIOError, InterruptedError, ConnectionResetError):
-                while self._line and self._line[0].serial < serial and self._socket.receive():
+                for _ in range(_MAX_READS):
+                    if not (self._line and self._line[0].serial < serial and self._socket.receive()):
+                        break
                     self._take_frames(until=serial)
         except WireError as error:
             self._break(error)

@@ -166,6 +166,21 @@ async def test_output_is_of_the_task_that_wrote_it(line: Line) -> None:
     assert not line.late
 
 
+async def test_output_behind_a_large_answer_is_of_the_task_that_wrote_it(line: Line, tmp_path: Path) -> None:
+    """The host may come to the output first: then it reads the answers before it, in however many pieces."""
+    mark = tmp_path / "written"
+    large = line.begin("'x' * 50_000")  # which the socket takes whole, and the host not with one read
+    writes = line.begin(f"print('written')\nopen({str(mark)!r}, 'w').close()")
+    await asyncio.sleep(0)  # they are sent
+    deadline = time.monotonic() + 20
+    while not mark.exists():  # and the host does nothing meanwhile
+        assert time.monotonic() < deadline
+        time.sleep(0.005)  # noqa: ASYNC251
+    line.kernel._pipes.drain()
+    assert (dict(line.written), line.late) == ({writes: b"written\n"}, b"")
+    await line.answered(large, writes)
+
+
 async def test_output_of_what_it_started_is_of_the_one_that_runs(line: Line) -> None:
     """Nobody else can be named for it; nothing is lost, and a chatty child holds nothing up."""
     child = "import subprocess; chatty = subprocess.Popen(['sh', '-c', 'while :; do echo x; done'])"
