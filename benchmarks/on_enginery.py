@@ -26,9 +26,11 @@ The first is enough for four engines to have all the operations that a host keep
 
 TASKS = 10_000
 """Tasks of one measurement: all of them are submitted before the first answer is waited for."""
+ITEMS = 100_000
+"""Items of one map."""
 
 
-def nothing() -> None:
+def nothing(*_: object) -> None:
     """Do nothing, remotely."""
 
 
@@ -46,6 +48,7 @@ def measure_enginery() -> measure.Numbers:
         numbers["in flight"] = _in_flight(client, measure.CALLS_IN_FLIGHT)
         numbers["tasks"] = measure.rate(partial(_tasks, client), TASKS)
         numbers["tasks async"] = asyncio.run(_tasks_async(cluster.state_dir))
+        numbers["map"] = measure.rate(lambda count: list(client.map(nothing, range(count))), ITEMS)
         for size in measure.SIZES:
             data = np.ones(size * measure.MB, dtype=np.uint8)
             numbers[f"push {size} MB"] = measure.throughput(partial(one.push, {"a": data}), size)

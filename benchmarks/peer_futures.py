@@ -36,7 +36,10 @@ def main() -> None:
         numbers["4 ready"] = ready
         numbers |= measure.round_trips(lambda: pool.submit(nothing).result(), "apply")
         numbers["in flight"] = measure.calls_per_second(lambda _: pool.submit(nothing))
-        numbers["tasks"] = measure.rate(lambda count: list(pool.map(nothing, range(count))), 20_000)
+        numbers["tasks"] = measure.rate(
+            lambda count: wait([pool.submit(nothing) for _ in range(count)]), 20_000
+        )
+        numbers["map"] = measure.rate(lambda count: list(pool.map(nothing, range(count))), 20_000)
     with _pool(16) as (pool, ready):
         numbers["16 ready"] = ready
         numbers |= measure.round_trips(

@@ -56,6 +56,7 @@ ROWS = (
     Row(f"calls, {measure.IN_FLIGHT} in flight", "1/s", "in flight", "in flight"),
     Row("no-op tasks over 4 engines", "1/s", "tasks", "", lambda _: 25_000, more_is_better=True),
     Row("the same, async client", "1/s", "tasks async", "", lambda _: 40_000, more_is_better=True),
+    Row("items of a map that do nothing, by default", "1/s", "map"),
     *(
         Row(f"{verb} {size} MB", "MB/s", f"{verb} {size} MB", f"{verb} {size} MB")
         for verb in ("push", "pull")

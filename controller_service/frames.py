@@ -14,7 +14,7 @@ from enginery.v1 import cluster_pb2, engine_pb2, frame_pb2
 if TYPE_CHECKING:
     from enginery._function_window import Function
 
-__all__ = ["CALL", "REPLY", "TO_HOST", "embed", "function_fragment", "transferred", "whole_request"]
+__all__ = ["CALL", "REPLY", "TO_HOST", "embed", "function_fragment", "transferred"]
 
 CALL = tag(engine_pb2.ControllerMessage.CALLS_FIELD_NUMBER)
 REPLY = tag(cluster_pb2.SessionResponse.REPLIES_FIELD_NUMBER)
@@ -22,18 +22,12 @@ TO_HOST = tag(engine_pb2.TransferResponse.MESSAGE_FIELD_NUMBER)
 _FUNCTION = tag(engine_pb2.ControllerMessage.FUNCTIONS_FIELD_NUMBER)
 _DIGEST = tag(frame_pb2.Function.DIGEST_FIELD_NUMBER)
 _PICKLE = tag(frame_pb2.Function.PICKLE_FIELD_NUMBER)
-_PICKLED_FUNCTION = tag(engine_pb2.ApplyRequest.PICKLED_FUNCTION_FIELD_NUMBER)
 _FROM_HOST = tag(engine_pb2.TransferRequest.MESSAGE_FIELD_NUMBER)
 
 
 def function_fragment(function: Function) -> bytes:
     """Return a serialized ControllerMessage that holds a function."""
     return embed(_FUNCTION, embed(_DIGEST, function.digest) + embed(_PICKLE, function.pickle))
-
-
-def whole_request(request: bytes, function: Function | None) -> bytes:
-    """Return the request of an Apply that stands alone: with the function, if its call names one."""
-    return request if function is None else request + embed(_PICKLED_FUNCTION, function.pickle)
 
 
 def transferred(data: bytes) -> bytes | None:

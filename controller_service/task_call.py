@@ -6,6 +6,7 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from controller_service import frames
+from enginery._function_window import whole_request
 from enginery._methods import ANY_ENGINE, METHODS
 from enginery._wire import FIXED64, embed, tag, varint
 from enginery.v1 import frame_pb2
@@ -74,7 +75,7 @@ class TaskCall(NamedTuple):
         call.ClearField("function_digest")
         call.engine_id, call.operation_id, call.session_id = ANY_ENGINE, task_id, session_id
         call.task.CopyFrom(options)
-        call.request = frames.whole_request(self.request, self.function)
+        call.request = whole_request(self.request, self.function)
         return call.SerializeToString()
 
     @property
@@ -89,5 +90,5 @@ class TaskCall(NamedTuple):
 
     def asks_the_same_as(self, other: TaskCall) -> bool:
         """Return whether another calls the same; a request that stands alone is that of a digest."""
-        own = frames.whole_request(self.request, self.function)
-        return self.method == other.method and own == frames.whole_request(other.request, other.function)
+        own = whole_request(self.request, self.function)
+        return self.method == other.method and own == whole_request(other.request, other.function)

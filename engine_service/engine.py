@@ -309,8 +309,7 @@ class Engine:
         """Return the operation that a call names; a new one is queued, to be begun by `begin_next`."""
         operation = self.operations.join(context.operation_id, known=False, is_task=context.is_task)
         if operation is not None:
-            digest = b"" if context.function is None else context.function.digest
-            if not operation.is_same(method, message, request, digest):
+            if not operation.is_same(method, message, request, context.function):
                 raise DeliveryError("OPERATION_EXISTS", operation_id=_ids.show(context.operation_id))
             return operation
         if self.is_draining:

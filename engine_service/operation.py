@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from engine_service.requests import LARGE, apply_known, name_of
 from enginery import _outcomes
 from enginery._engine import CallReply
-from enginery._function_window import MAX_PICKLE
+from enginery._function_window import MAX_PICKLE, Function, whole_request
 from enginery._function_window import digest as digest_of
 from enginery._reasons import DeliveryError
 from enginery.v1 import engine_pb2, frame_pb2, operation_pb2
@@ -167,8 +167,8 @@ class Operation:
         else:
             self.fields = self.row.fields(self.message, self.blobs)
 
-    def is_same(self, method: int, message: Message, request: bytes, digest: bytes = b"") -> bool:
-        """Return whether a call under its id is the one that it was made for; `digest` of its function, if any.
+    def is_same(self, method: int, message: Message, request: bytes, function: Function | None = None) -> bool:
+        """Return whether a call under its id is the one that it was made for; `function` if it names one.
 
         Maps have no order on the wire, and may be in another each time that a call is serialized: so requests
         that differ are compared in their canonical form, but for those that are large. There a function that is
@@ -176,12 +176,30 @@ class Operation:
         """
         if method != self.method:
             return False
+        digest = b"" if function is None else function.digest
         if hash(request) == self.fingerprint and digest == self.digest:
+            return True
+        if self._is_whole(message, request, function):
             return True
         canonical = _canonical(message, digest)
         return canonical != _UNKNOWN and canonical == (
             self._canonical or _canonical(self._message(), self.digest)
         )
+
+    def _is_whole(self, message: Message, request: bytes, function: Function | None) -> bool:
+        """Return whether one of the two is the other with the function behind it, byte by byte.
+
+        So a controller sends what its journal kept; however large it is, this can be told.
+        """
+        if function is not None:
+            return not self.digest and hash(whole_request(request, function)) == self.fingerprint
+        if not self.digest or not isinstance(message, engine_pb2.ApplyRequest):
+            return False
+        pickle = message.pickled_function.SerializeToString()
+        own = Function(digest_of(pickle), pickle)
+        bare = request[: len(request) - len(whole_request(b"", own))]
+        is_own = own.digest == self.digest and whole_request(bare, own) == request
+        return is_own and hash(bare) == self.fingerprint
 
     def begin(self, now: int, incarnation: str) -> None:
         """It begins to run, in that kernel."""

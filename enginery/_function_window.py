@@ -9,7 +9,8 @@ import hashlib
 from typing import NamedTuple
 
 from enginery._reasons import DeliveryError
-from enginery.v1 import frame_pb2
+from enginery._wire import embed, tag
+from enginery.v1 import engine_pb2, frame_pb2
 
 MAX_FUNCTIONS = 1_024
 MAX_BYTES = 16 << 20
@@ -21,11 +22,19 @@ MIN_PICKLE = 256
 """Bytes below which a digest spares nothing."""
 
 
+_PICKLED_FUNCTION = tag(engine_pb2.ApplyRequest.PICKLED_FUNCTION_FIELD_NUMBER)
+
+
 class Function(NamedTuple):
     """A pickled callable: a serialized Pickle, and its digest. Shared by all calls of it."""
 
     digest: bytes
     pickle: bytes
+
+
+def whole_request(request: bytes, function: Function | None) -> bytes:
+    """Return the request of an Apply that stands alone: with the function, if its call names one."""
+    return request if function is None else request + embed(_PICKLED_FUNCTION, function.pickle)
 
 
 def digest(pickle: bytes) -> bytes:

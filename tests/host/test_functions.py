@@ -12,7 +12,7 @@ from engine_service.engine import Engine
 from engine_service.known_functions import KnownFunctions, SentFunctions
 from enginery._codec import decode, encode
 from enginery._engine import CallContext
-from enginery._function_window import Function, digest
+from enginery._function_window import Function, digest, whole_request
 from enginery._reasons import DeliveryError
 from enginery._values import from_value, to_pickle
 from enginery.v1 import engine_pb2, frame_pb2, value_pb2
@@ -97,6 +97,27 @@ async def test_an_id_names_one_function(engine: Engine) -> None:
             context = CallContext(operation_id, function=another)
             called = engine.call(frame_pb2.METHOD_APPLY, request, context)
             assert await refused(called) == "OPERATION_EXISTS"
+
+
+@pytest.mark.parametrize("is_first_whole", [True, False])
+async def test_a_large_call_is_the_same_however_its_function_comes(
+    engine: Engine, is_first_whole: bool
+) -> None:
+    """As a controller sends it that has the task from its journal: the function behind the request."""
+    function, other = (function_of(f"def f(x):\n    return len(x) + {n}") for n in (1, 2))
+    operation_id, request = IDS.mint(), asked("x" * 200_000)
+    forms = [(whole_request(request, function), None), (request, function)]
+    for whole, named in forms if is_first_whole else reversed(forms):
+        context = CallContext(operation_id, function=named)
+        reply = await engine.call(frame_pb2.METHOD_APPLY, whole, context)
+        assert reply.outcome == frame_pb2.OUTCOME_OK
+    for whole, named in (
+        (whole_request(request, other), None),
+        (request, other),
+        (asked("y" * 200_000), function),
+    ):
+        context = CallContext(operation_id, function=named)
+        assert await refused(engine.call(frame_pb2.METHOD_APPLY, whole, context)) == "OPERATION_EXISTS"
 
 
 async def test_people_read_the_function_s_name(engine: Engine) -> None:
