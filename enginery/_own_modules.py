@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
+import time
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 RIDING_FILES = 64
 RIDING_BYTES = 256 << 10  # of source: beyond either a module does not go by itself
 UPLOAD_BYTES = 64 << 20
+LOOK_AGAIN = 0.02
+"""Seconds for which files that were looked at count as unchanged: a look costs more than all else of a call."""
 _OURS = frozenset(
     {"enginery", "engine_service", "controller_service", "cloudpickle", "__main__", "__mp_main__"}
 )
@@ -39,6 +42,7 @@ _Stamps = tuple[tuple[Path, int, int], ...]
 
 _places: dict[tuple[str, str], Path | None] = {}  # by module and its file
 _bundles: dict[str, tuple[_Stamps, bytes, bytes] | None] = {}  # by module; None: too large
+_looked_at: dict[str, float] = {}  # by module
 _imports: dict[Path, tuple[int, frozenset[str]]] = {}  # by file, with its time of change
 
 
@@ -138,7 +142,7 @@ def _bundle(top: str) -> tuple[bytes, bytes] | None:
     known = _bundles.get(top, ())
     if known is None:
         return None
-    if known and _stamps(path for path, _, _ in known[0]) == known[0]:
+    if known and not _has_changed(top, known[0]):
         return known[1:]
     sources = _closure([top], {top})
     if sources is None:
@@ -151,6 +155,17 @@ def _bundle(top: str) -> tuple[bytes, bytes] | None:
     digest = hashlib.blake2b(data, digest_size=16).digest()
     _bundles[top] = stamps, digest, data
     return digest, data
+
+
+def _has_changed(top: str, stamps: _Stamps) -> bool:
+    """Return whether files of a bundle are others now. They are looked at so often that no person is faster."""
+    now = time.monotonic()
+    if now - _looked_at.get(top, -1.0) < LOOK_AGAIN:
+        return False
+    if _stamps(path for path, _, _ in stamps) != stamps:
+        return True
+    _looked_at[top] = now
+    return False
 
 
 def _stamps(paths: Iterator[Path] | set[Path]) -> _Stamps:

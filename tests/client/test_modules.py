@@ -46,6 +46,12 @@ def fail():
 _numbers = itertools.count()
 
 
+@pytest.fixture(autouse=True)
+def looked_at_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edit takes effect at once, however fast the test is."""
+    monkeypatch.setattr(_own_modules, "LOOK_AGAIN", 0.0)
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[enginery.Cluster]:
     with enginery.Cluster(n=2) as cluster:
@@ -142,6 +148,20 @@ def test_imports_of_a_block_take_modules_along(client: enginery.Client, folder: 
     exec(compile(script.read_text(), str(script), "exec"), variables)
     variables["f"](client[:])
     assert [answer.value for answer in client[:].execute("short.value")] == [5, 5]
+
+
+def test_files_are_not_looked_at_for_each_of_many_calls(
+    client: enginery.Client, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look costs more than a call; an edit takes effect with the first call after the time for one."""
+    mine: Any = _make(folder, "def f():\n    return 'one'\n")
+    assert client[0].apply(mine.f) == "one"
+    monkeypatch.setattr(_own_modules, "LOOK_AGAIN", 1e9)
+    client[0].apply(mine.f)
+    _edit(mine, "def f():\n    return 'two'\n")
+    assert client[0].apply(mine.f) == "one"
+    monkeypatch.setattr(_own_modules, "LOOK_AGAIN", 0.0)
+    assert client[0].apply(mine.f) == "two"
 
 
 def test_an_edited_module_takes_effect(client: enginery.Client, folder: Path) -> None:
