@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from enginery import _codec, _pickled_functions
+from enginery import _codec, _own_modules, _pickled_functions
 from enginery._called import Called
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ def test_a_function_of_the_users_module_is_remembered_while_its_file_is_as_it_wa
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its source travels with its name. One of an installed module goes by its name alone."""
+    monkeypatch.setattr(_own_modules, "LOOK_AGAIN", 0.0)
     file = tmp_path / "users_module_of_this_test.py"
     file.write_text("def f(): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
