@@ -12,10 +12,10 @@ import enum
 import itertools
 from collections import deque
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from controller_service import task_errors
+from controller_service.deadlines import Deadlines, waits
 from controller_service.shelf import Engine, Shelf
 from controller_service.task import TRANSITIONS, State, Task
 from enginery.v1 import frame_pb2
@@ -97,26 +97,6 @@ class Statistics:
     size: int
 
 
-class _Deadlines:
-    """When tasks that wait must have been placed, the earliest first."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Task]] = []
-
-    def add(self, at: float, task: Task, most: int) -> None:
-        """Take one more; at most so many tasks wait, so that of more some need not be kept."""
-        if len(self._heap) > 2 * most:
-            self._heap = [one for one in self._heap if _waits(one[2])]
-            heapify(self._heap)
-        heappush(self._heap, (at, task.arrival, task))
-
-    def due(self, now: float) -> list[Task]:
-        due = []
-        while self._heap and self._heap[0][0] <= now:
-            due.append(heappop(self._heap)[2])
-        return due
-
-
 class Scheduler:
     """All tasks of a controller that have not ended. Events return what is to be done, in order."""
 
@@ -129,7 +109,7 @@ class Scheduler:
         self._shelves: dict[tuple[Where, frozenset[int]], Shelf] = {}
         self._behind: dict[bytes, dict[Task, None]] = {}  # tasks, by what they come after
         self._following: deque[tuple[bytes, int | None, deque[Task]]] = deque()  # what ended, and those behind
-        self._deadlines = _Deadlines()
+        self._deadlines = Deadlines()
         self._arrivals = 0
         self._turns = itertools.count(1)
         self._bytes = 0
@@ -301,7 +281,7 @@ class Scheduler:
 
     def tick(self, now: float) -> list[Action]:
         """Time has passed. At least once a second."""
-        for task in filter(_waits, self._deadlines.due(now)):  # the end of one may have ended another
+        for task in filter(waits, self._deadlines.due(now)):  # the end of one may have ended another
             self._end(task, task_errors.not_placed(task, self._obstacle(task)), now, NOT_DELIVERED)
         for engine in self._engines.values():
             self._fill(engine, now)
@@ -491,11 +471,6 @@ def _verdict(outcome: int, problem: DeliveryError | None) -> Verdict:
     if problem is not None and problem.reason == "KERNEL_NOT_STARTING":
         return Verdict.ELSEWHERE  # nobody knows when that engine runs anything
     return VERDICTS.get(outcome, Verdict.END)
-
-
-def _waits(task: Task) -> bool:
-    """Return whether a task was never placed to be run."""
-    return task.state in (State.READY, State.BLOCKED, State.HELD) and not task.attempts
 
 
 def _first(engine: Engine) -> Task:
