@@ -1,0 +1,27 @@
+"""The examples compute what they say, and find that themselves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("example", "arguments", "says"),
+    [
+        ("stdlib_census.py", ["json"], "The engines found exactly what the serial run found."),
+        ("option_pricing.py", ["--paths", "20000", "--strikes", "5"], "Black-Scholes is within"),
+        ("pi_digits.py", ["--digits", "3000"], "The engines found exactly what the serial run found."),
+    ],
+)
+def test_an_example_finds_what_a_serial_run_finds(example: str, arguments: list[str], says: str) -> None:
+    """Each runs on a cluster of its own and ends with exit code 0, which it does only if both results agree."""
+    command = [sys.executable, "-m", "enginery", "run", str(ROOT / "examples" / example), "-n", "2"]
+    done = subprocess.run([*command, "--", *arguments], capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 0, done.stderr
+    assert says in done.stdout
