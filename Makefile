@@ -83,6 +83,7 @@ fix-imports: $(STAMP)  # Sorts and prunes imports; one that points the wrong way
 verify-protos: $(STAMP)
 	$(BIN)/buf lint protos
 	$(BIN)/buf format protos --diff --exit-code
+	$(BIN)/buf breaking protos --against protos/released.binpb
 fix-protos: $(STAMP)
 	$(BIN)/buf format protos --write
 

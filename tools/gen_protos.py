@@ -1,4 +1,4 @@
-"""Generate the stubs in enginery/v1 from protos/, or check with --check that they are not stale."""
+"""Generate the stubs and the descriptor set in enginery/v1 from protos/, or --check that they are not stale."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
+DESCRIPTOR_SET = "descriptor_set.binpb"
 GENERATOR = "1.80.0"
 """Version of grpcio-tools that makes the stubs: its code runs on every protobuf from 6.31.1 on."""
 
@@ -39,6 +40,15 @@ def generate(target: Path) -> None:
     ]
     if protoc.main(arguments) != 0:
         raise SystemExit("protoc failed")
+    everything = [
+        *arguments[:3],
+        "--include_imports",
+        "--include_source_info",  # the comments, which are the specification
+        f"--descriptor_set_out={target / 'enginery' / 'v1' / DESCRIPTOR_SET}",
+        *protos,
+    ]
+    if protoc.main(everything) != 0:
+        raise SystemExit("protoc failed")
     (target / "enginery" / "v1" / "__init__.py").write_text(
         '"""Stubs generated from protos/; never edited."""\n'
     )
@@ -49,7 +59,11 @@ def stale(target: Path) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder))
         fresh = Path(folder) / "enginery" / "v1"
-        names = {path.name for path in [*fresh.iterdir(), *target.iterdir()] if path.suffix in {".py", ".pyi"}}
+        names = {
+            path.name
+            for path in [*fresh.iterdir(), *target.iterdir()]
+            if path.suffix in {".py", ".pyi", ".binpb"}
+        }
         _, differing, missing = filecmp.cmpfiles(fresh, target, sorted(names), shallow=False)
         return sorted(differing + missing)
 

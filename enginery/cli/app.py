@@ -23,6 +23,7 @@ from enginery.cli import (  # noqa: E402 - they may import gRPC
     execute,
     logs,
     ops,
+    protos,
     run_script,
     status,
     up,
@@ -63,6 +64,7 @@ app.command()(ops.ops)
 app.command()(attach.attach)
 app.command()(cancel.cancel)
 app.command()(console.console)
+app.command()(protos.protos)
 app.command("run", context_settings={"ignore_unknown_options": True})(run_script.run)
 
 
