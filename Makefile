@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 CHECKS := format lint types stubs imports protos
 
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos soak run-controller run-engine setup protos bench clean verify fix \
+.PHONY: help run test chaos soak run-controller run-engine setup protos package bench clean verify fix \
 	$(addprefix verify-,$(CHECKS)) $(addprefix fix-,$(CHECKS))
 
 help:  ## List the targets.
@@ -51,6 +51,9 @@ $(VENV)-peers/.made: pyproject.toml
 	@$(@D)/bin/python -m pip install -q --upgrade 'pip>=25.1' && $(@D)/bin/python -m pip install -q --group peers && touch $@
 
 protos: fix-stubs fix-protos  ## Format the contract and generate its stubs.
+
+package: $(STAMP)  ## Build the wheel, install it into a new environment, and use it there.
+	$(BIN)/python tools/check_package.py
 
 verify: $(addprefix verify-,$(CHECKS))  ## Check everything that is not a test; verify-X checks one of: format lint types stubs imports protos.
 
