@@ -20,13 +20,22 @@ _NOT_YET_VALID, _EXPIRED, _WRONG_NAME = 9, 10, 62
 
 
 def diagnose(info: ConnectionInfo, *, timeout: float = 5.0) -> ConnectError:
-    """Return the exception that says why a client cannot use the controller of `info`.
+    """Return the exception that says why a client cannot use the controller of `info`: see `find_problem`.
+
+    If all is well by now, the exception says so.
+    """
+    again = ConnectError(f"the controller at {_where(info)} can be reached by now: try again")
+    return find_problem(info, timeout=timeout) or again
+
+
+def find_problem(info: ConnectionInfo, *, timeout: float = 5.0) -> ConnectError | None:
+    """Return the exception that says why a client cannot use the controller of `info`, None if it can.
 
     Tells apart: nothing listens, another program or plaintext, wrong or expired certificate or clock, wrong
-    token. Blocks for up to about `timeout` seconds a step. If all is well by now, the exception says so.
+    token. Blocks for up to about `timeout` seconds a step.
     """
     host, _, port = info.address.rpartition(":")
-    where = f"{info.address} (from {info.path})" if info.path else info.address
+    where = _where(info)
     try:
         plain = socket.create_connection((host.strip("[]"), int(port)), timeout)
     except socket.gaierror as error:
@@ -44,6 +53,10 @@ def diagnose(info: ConnectionInfo, *, timeout: float = 5.0) -> ConnectError:
     with plain:
         problem = _plaintext_problem(plain, where) if info.insecure else _tls_problem(plain, info, where)
     return problem or _call_problem(info, where, timeout)
+
+
+def _where(info: ConnectionInfo) -> str:
+    return f"{info.address} (from {info.path})" if info.path else info.address
 
 
 def _tls_problem(plain: socket.socket, info: ConnectionInfo, where: str) -> ConnectError | None:
@@ -100,7 +113,7 @@ def _plaintext_problem(plain: socket.socket, where: str) -> ConnectError | None:
     )
 
 
-def _call_problem(info: ConnectionInfo, where: str, timeout: float) -> ConnectError:
+def _call_problem(info: ConnectionInfo, where: str, timeout: float) -> ConnectError | None:
     import grpc
 
     if info.insecure:
@@ -120,4 +133,4 @@ def _call_problem(info: ConnectionInfo, where: str, timeout: float) -> ConnectEr
             if code is grpc.StatusCode.DEADLINE_EXCEEDED:
                 return ConnectError(f"{where} accepts connections but does not answer within {timeout:g} s")
             return ConnectError(f"the controller at {where} does not serve clients ({code.name}: {details})")
-    return ConnectError(f"the controller at {where} can be reached by now: try again")
+    return None

@@ -437,6 +437,16 @@ class Link:
         except grpc.aio.AioRpcError as error:
             raise _status.from_rpc(error) from None
 
+    async def cluster_info(self) -> cluster_pb2.GetClusterInfoResponse:
+        """Return what the controller says of itself."""
+        stub, metadata = await self._cluster()
+        try:
+            return await stub.GetClusterInfo(
+                cluster_pb2.GetClusterInfoRequest(), metadata=metadata, timeout=self.timeout
+            )
+        except grpc.aio.AioRpcError as error:
+            raise _status.from_rpc(error) from None
+
     async def shutdown(self, *, keep_engines: bool, grace: float) -> None:
         """Stop engines and controller; return when the connection has ended, or `timeout` seconds after
         `grace`."""

@@ -244,7 +244,15 @@ class StateDirectory:
             self.save_identity(identity)
             return identity
         except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise EngineryError(f"{path} cannot be used ({error}): remove it to start a new cluster") from error
+            raise _unusable(path, error) from error
+
+    def check_identity(self) -> None:
+        """Raise EngineryError, which says what to do, if what is kept of the cluster cannot be used."""
+        path = self.path / "cluster.json"
+        try:
+            _identity(json.loads(read_private(path)))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise _unusable(path, error) from error
 
     def save_identity(self, identity: ClusterIdentity) -> None:
         """Keep `identity`. For the holder of the lock only."""
@@ -312,6 +320,10 @@ class StateDirectory:
             else:
                 link.unlink(missing_ok=True)
         return sorted(found, key=lambda state: state.path)
+
+
+def _unusable(path: Path, error: Exception) -> EngineryError:
+    return EngineryError(f"{path} cannot be used ({error}): remove it to start a new cluster")
 
 
 def _identity(fields: Any) -> ClusterIdentity:

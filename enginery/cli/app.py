@@ -19,6 +19,7 @@ from enginery.cli import (  # noqa: E402 - they may import gRPC
     attach,
     cancel,
     console,
+    doctor,
     down,
     execute,
     logs,
@@ -64,6 +65,7 @@ app.command()(ops.ops)
 app.command()(attach.attach)
 app.command()(cancel.cancel)
 app.command()(console.console)
+app.command()(doctor.doctor)
 app.command()(protos.protos)
 app.command("run", context_settings={"ignore_unknown_options": True})(run_script.run)
 
