@@ -11,9 +11,10 @@ import pytest
 from enginery import _channel
 from enginery._connection_file import ConnectionInfo
 
+NAMES = ("ENABLE_FORK_SUPPORT", "VERBOSITY", "DNS_RESOLVER", "EXPERIMENTS")
 SHOW = (
     "import sys; from enginery._channel import prepare_grpc; prepare_grpc(); assert 'grpc' not in sys.modules; "
-    "import os; print(*(os.environ['GRPC_' + n] for n in ('ENABLE_FORK_SUPPORT', 'VERBOSITY', 'EXPERIMENTS')))"
+    f"import os; print(*(os.environ['GRPC_' + n] for n in {NAMES}))"
 )
 
 
@@ -22,18 +23,19 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def test_defaults_are_set_before_grpc_is_imported() -> None:
-    """All three are there, and nothing imported grpc."""
+    """All are there, and nothing imported grpc."""
     done = subprocess.run(
         [sys.executable, "-c", SHOW], env=environment(), capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == ["0", "ERROR", "-event_engine_client,-event_engine_listener"]
+    assert done.stdout.split() == ["0", "ERROR", "native", "-event_engine_client,-event_engine_listener"]
 
 
 def test_what_the_user_set_stays() -> None:
     """Environment variables win over our defaults."""
-    env = environment(GRPC_ENABLE_FORK_SUPPORT="1", GRPC_VERBOSITY="DEBUG", GRPC_EXPERIMENTS="mine")
+    mine = ("1", "DEBUG", "ares", "mine")
+    env = environment(**{f"GRPC_{name}": value for name, value in zip(NAMES, mine, strict=True)})
     done = subprocess.run([sys.executable, "-c", SHOW], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["1", "DEBUG", "mine"]
+    assert done.stdout.split() == list(mine)
 
 
 def test_experiments_only_where_they_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -240,7 +240,13 @@ async def test_start_returns_a_process() -> None:
 async def test_user_code_has_the_users_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What Enginery told its own gRPC is no business of gRPC in user code; what the user set is."""
     monkeypatch.setenv("GRPC_TRACE", "the user's")
-    names = ("GRPC_EXPERIMENTS", "GRPC_ENABLE_FORK_SUPPORT", "GRPC_VERBOSITY", "GRPC_TRACE")
+    names = (
+        "GRPC_EXPERIMENTS",
+        "GRPC_ENABLE_FORK_SUPPORT",
+        "GRPC_VERBOSITY",
+        "GRPC_DNS_RESOLVER",
+        "GRPC_TRACE",
+    )
     async with running() as kernel:
         reply = await kernel.ok(f"import os\n[name for name in {names} if name in os.environ]")
     assert reply.text == "['GRPC_TRACE']"
