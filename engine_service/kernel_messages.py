@@ -22,6 +22,7 @@ class Start:
     engine_id: int
     host_pid: int
     value_limit: int
+    shell: str
     exec_lines: tuple[str, ...]
     exec_files: tuple[str, ...]
     properties: Mapping[str, Encoded]

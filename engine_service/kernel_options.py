@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class KernelOptions:
     """How a kernel is started. Sizes in bytes, times in seconds.
 
-    `value_limit` is the largest value that an operation may return. `exec_lines` and then `exec_files` run
+    `shell` is `python` or `ipython`. `value_limit` is the largest value that an operation may return. `exec_lines` and then `exec_files` run
     before it is ready; one that raises is a failed start.
     """
 
@@ -28,6 +28,7 @@ class KernelOptions:
     value_limit: int = DEFAULT_VALUE_LIMIT
     startup_timeout: float = 30.0
     directory: Path | None = None
+    shell: str = "python"
     exec_lines: tuple[str, ...] = ()
     exec_files: tuple[Path, ...] = ()
     properties: Mapping[str, Encoded] = field(default_factory=dict)
@@ -39,6 +40,7 @@ def describe_start(options: KernelOptions) -> Start:
         engine_id=options.engine_id,
         host_pid=os.getpid(),
         value_limit=options.value_limit,
+        shell=options.shell,
         exec_lines=options.exec_lines,
         exec_files=tuple(str(file.absolute()) for file in options.exec_files),
         properties=options.properties,

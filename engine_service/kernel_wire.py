@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from engine_service import kernel_short
-from engine_service.kernel_frames import Frame, WireError
+from engine_service.kernel_frames import MAX_PARTS, Frame, WireError
 from engine_service.kernel_messages import (
     Command,
     DisplayData,
@@ -39,6 +39,8 @@ T = TypeVar("T")
 
 _CODECS = {int(codec): codec for codec in Codec}  # faster than Codec(number)
 _MAX_SIZE = 1 << 62
+_MAX_EXACT = 1 << 53
+_MAX_DIGITS = 40
 _CATEGORIES = frozenset({"USER", "INTERRUPTED", "SERIALIZATION", "RESOURCE", "REJECTED"})
 
 
@@ -83,6 +85,7 @@ def write_start(start: Start) -> Frame:
             "engine_id": start.engine_id,
             "host_pid": start.host_pid,
             "value_limit": start.value_limit,
+            "shell": start.shell,
             "exec_lines": start.exec_lines,
             "exec_files": start.exec_files,
             "properties": writer.values(start.properties.items()),
@@ -221,6 +224,8 @@ class _Reader:
         dtype = _text(fields[2]) if len(fields) == 5 else ""
         shape = tuple(_int(n) for n in _list(fields[3])) if dtype else ()
         fortran = bool(fields[4]) if dtype else False
+        if self._hostile:
+            _check_form(codec, len(where) if isinstance(where, list) else _int(where), dtype)
         if isinstance(where, list):
             return self._stored(codec, tuple(_int(size) for size in where), version, dtype, shape, fortran)
         parts = tuple(self.part() for _ in range(_int(where)))
@@ -255,6 +260,13 @@ class _Reader:
         return {_text(pair[0]): read(pair[1]) for pair in pairs}
 
 
+def _check_form(codec: Codec, part_count: int, dtype: str) -> None:
+    """WireError unless a value of that codec can have so many parts, and that dtype."""
+    fits = 1 <= part_count <= MAX_PARTS if codec is Codec.PICKLE else part_count == 1
+    if not fits or bool(dtype) is not (codec is Codec.NDARRAY):
+        raise WireError(f"no form of {codec.name}: {part_count} parts, dtype {dtype[:20]!r}")
+
+
 def _check_file(fd: int, size: int) -> None:
     """WireError unless it is a file of that size which its maker can no longer change."""
     status = os.fstat(fd)
@@ -284,9 +296,9 @@ def _int(value: object, low: int = 0, high: int = _MAX_SIZE) -> int:
     return value
 
 
-def _float(value: object) -> float:
-    if not isinstance(value, int | float) or not 0 <= value < _MAX_SIZE:
-        raise WireError("a number was expected")
+def _float(value: object, high: float) -> float:
+    if not isinstance(value, int | float) or not 0 <= value <= high:
+        raise WireError(f"a number from 0 to {high:g} was expected")
     return float(value)
 
 
@@ -328,6 +340,7 @@ def read_start(frame: Frame | bytes) -> Start:
             engine_id=_int(meta["engine_id"], -1),
             host_pid=_int(meta["host_pid"]),
             value_limit=_int(meta["value_limit"]),
+            shell=_text(meta["shell"]),
             exec_lines=_texts(meta["exec_lines"]),
             exec_files=_texts(meta["exec_files"]),
             properties=reader.values(meta["properties"], reader.encoded),
@@ -374,8 +387,8 @@ def read_from_kernel(frame: Frame | bytes, serial: int) -> Ready | Progress | Sh
                 raise WireError("an answer to what was not asked")
             return _read_reply(frame)
         if kind == "progress":
-            fraction, text = _float(frame.meta["fraction"]), _text(frame.meta["text"])
-            if fraction > 1 or len(text) > MAX_PROGRESS_TEXT or frame.fds:
+            fraction, text = _float(frame.meta["fraction"], 1), _text(frame.meta["text"])
+            if len(text) > MAX_PROGRESS_TEXT or frame.fds:
                 raise WireError("a progress that is none")
             return Progress(fraction, text)
         if kind == "shown" and not frame.fds:
@@ -406,8 +419,8 @@ def _read_reply(frame: Frame) -> Reply:
         value_error=_optional_text(meta.get("value_error")),
         keys=_texts(meta.get("keys", [])),
         displays=[_read_display(display, reader) for display in _list(meta.get("displays", []))],
-        started_at=_float(meta["started_at"]),
-        duration=_float(meta["duration"]),
+        started_at=_float(meta["started_at"], kernel_short.MAX_TIME),
+        duration=_float(meta["duration"], kernel_short.MAX_DURATION),
         properties=reader.values(meta["properties"], reader.encoded) if "properties" in meta else None,
         was_revoked=bool(meta.get("was_revoked", False)),
         acknowledgement=_int(meta.get("acknowledgement", 0)),
@@ -480,7 +493,7 @@ def _read_display(described: object, reader: _Reader) -> DisplayData:
 
 
 def _clean(metadata: dict[str, object]) -> dict[str, object]:
-    """Return hints without lone surrogates; WireError if they are nested too deep to be handed on."""
+    """Return hints as protobuf's JSON can hold them; WireError if they are nested too deep to be handed on."""
 
     def clean(value: object, depth: int) -> object:
         if depth == 0:
@@ -489,6 +502,10 @@ def _clean(metadata: dict[str, object]) -> dict[str, object]:
             return {_text(key): clean(item, depth - 1) for key, item in value.items()}
         if isinstance(value, list):
             return [clean(item, depth - 1) for item in value]
-        return _text(value) if isinstance(value, str) else value
+        if isinstance(value, str):
+            return _text(value)
+        if isinstance(value, int | float) and not -_MAX_EXACT <= value <= _MAX_EXACT:
+            return _text(str(value)[:_MAX_DIGITS])
+        return None if value != value else value
 
     return _dict(clean(metadata, 90))

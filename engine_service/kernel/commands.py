@@ -7,7 +7,7 @@ import sys
 import types
 from typing import TYPE_CHECKING
 
-from engine_service.kernel.display import forms_of, pretty_of, text_of
+from engine_service.kernel.display import text_of
 from engine_service.kernel.functions import Functions
 from engine_service.kernel.namespace import check_name, plain
 from engine_service.kernel.storage import load, store
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from engine_service.kernel.awaiting import Awaiting
     from engine_service.kernel.namespace import Namespace
     from engine_service.kernel.properties import Properties
-    from engine_service.kernel.source import Interpreter
+    from engine_service.kernel.shell import Shell
     from engine_service.kernel_messages import Command, Reply, Transferred
 
 _MAX_STORED = 200  # files of one reply
@@ -42,14 +42,14 @@ class Commands:
         self,
         namespace: Namespace,
         properties: Properties,
-        interpreter: Interpreter,
+        shell: Shell,
         awaiting: Awaiting,
         value_limit: int,
     ) -> None:
         """Take what commands work on; `value_limit` in bytes."""
         self._namespace = namespace
         self._properties = properties
-        self._interpreter = interpreter
+        self._shell = shell
         self._awaiting = awaiting
         self._value_limit = value_limit
         self._functions = Functions(namespace)
@@ -87,15 +87,12 @@ class Commands:
                 self._functions.take_in(command.digest, _inline(value), forgets=command.forgets)
 
     def _execute(self, command: Command, reply: Reply) -> None:
-        self._namespace.entered(command.number, command.code)
-        variables = self._namespace.variables
-        value = plain(self._interpreter.run(command.code, f"<execute {command.number}>", variables))
+        value = self._shell.execute(command.code, command.number)
         if value is None:
             return
-        self._namespace.shown(command.number, value)
         reply.text = text_of(value)
-        reply.pretty = pretty_of(value, reply.text)
-        forms = forms_of(value, reply.text)
+        reply.pretty = self._shell.pretty(value, reply.text)
+        forms = self._shell.forms(value, reply.text)
         try:
             if forms:
                 reply.displays.append(forms)
@@ -124,6 +121,7 @@ class Commands:
         result = function(*args, **kwargs)
         if isinstance(result, types.CoroutineType):
             result = self._awaiting.run(result)
+        self._shell.ended()
         self._return(command, reply, {"value": encode(plain(result), command.accept)})
 
     def _arguments(
@@ -181,7 +179,7 @@ class Commands:
         self._awaiting.close()
         self._functions.clear()
         self._namespace.reset()
-        self._interpreter.reset()
+        self._shell.reset()
         self._properties.clear()
         gc.collect()  # what only cycles kept alive goes now, as a user who resets expects
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from engine_service.kernel.display import forms_of, text_of
+from engine_service.kernel.display import text_of
 from engine_service.kernel_messages import DisplayData, Progress
 from enginery._codec import encode
 from enginery._encoded import Codec
@@ -46,12 +46,13 @@ class ProgressReports:
 class RunningEngine:
     """Id, properties, progress and display; nothing about it can be set but by their own methods."""
 
-    __slots__ = ("_display", "_namespace", "_progress", "_properties")
+    __slots__ = ("_display", "_forms", "_namespace", "_progress", "_properties")
 
     _namespace: Namespace
     _properties: Properties
     _display: Callable[[DisplayData], None]
     _progress: ProgressReports
+    _forms: Callable[[object, str], DisplayData | None]
 
     def __init__(
         self,
@@ -59,12 +60,14 @@ class RunningEngine:
         properties: Properties,
         display: Callable[[DisplayData], None],
         progress: ProgressReports,
+        forms: Callable[[object, str], DisplayData | None],
     ) -> None:
-        """Take what it stands for; `display` passes on what is displayed."""
+        """Take what it stands for; `display` passes on what is displayed, `forms` says in which forms."""
         super().__setattr__("_namespace", namespace)
         super().__setattr__("_properties", properties)
         super().__setattr__("_display", display)
         super().__setattr__("_progress", progress)
+        super().__setattr__("_forms", forms)
 
     @property
     def id(self) -> int:
@@ -86,7 +89,7 @@ class RunningEngine:
         `metadata` holds hints as JSON. ValueTooLarge if the forms have more than 64 MB, or their texts than 16.
         """
         text = text_of(obj)
-        shown = forms_of(obj, text) or DisplayData({"text/plain": text})
+        shown = self._forms(obj, text) or DisplayData({"text/plain": text})
         if metadata:
             encode(dict(metadata), (Codec.JSON,))  # SerializationError if it is none
             shown = DisplayData(shown.data, {**shown.metadata, **metadata})

@@ -38,8 +38,16 @@ _OURS = (
 )
 
 
-def describe(error: BaseException, *, interrupted: bool) -> Failure:
-    """Return everything about `error`. Calls its methods: may take any time, what they raise ends here."""
+def describe(
+    error: BaseException,
+    *,
+    interrupted: bool,
+    render: Callable[[BaseException], str | None] = lambda _: None,
+) -> Failure:
+    """Return everything about `error`. Calls its methods: may take any time, what they raise ends here.
+
+    `render` may return its traceback as text; None for Python's own.
+    """
     errors = _collect(error)
     for one in errors:
         _set_trace(one, _strip(_trace(one)))
@@ -55,7 +63,7 @@ def describe(error: BaseException, *, interrupted: bool) -> Failure:
         category = "REJECTED"
     else:
         category = "USER"
-    text = _outline(described) if _is_outsized(described) else _render(error, described)
+    text = _outline(described) if _is_outsized(described) else _render(error, described, render)
     pickled = None if len(described[0].message) > _MAX_TEXT else _pickle(error)
     return Failure(described, _bounded(text), category, pickled)
 
@@ -214,10 +222,14 @@ def _source_line(file: str, line: int | None) -> str:
         return ""
 
 
-def _render(error: BaseException, described: tuple[RaisedError, ...]) -> str:
-    """Return the traceback as Python prints it; the outline if that fails."""
+def _render(
+    error: BaseException,
+    described: tuple[RaisedError, ...],
+    render: Callable[[BaseException], str | None],
+) -> str:
+    """Return the traceback as the shell or Python prints it; the outline if that fails."""
     try:
-        return "".join(traceback.TracebackException.from_exception(error).format())
+        return render(error) or "".join(traceback.TracebackException.from_exception(error).format())
     except KeyboardInterrupt:
         raise
     except BaseException as problem:

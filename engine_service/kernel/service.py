@@ -19,7 +19,7 @@ from engine_service.kernel.interrupts import Interrupts
 from engine_service.kernel.link import Link, Reports
 from engine_service.kernel.namespace import Namespace
 from engine_service.kernel.properties import Properties
-from engine_service.kernel.source import Interpreter
+from engine_service.kernel.shell import PythonShell, Shell
 from engine_service.kernel_frames import WireError
 from engine_service.kernel_messages import Command, Failure, Ready, Reply, Start
 from engine_service.kernel_page import open_page
@@ -48,18 +48,27 @@ class Kernel:
         self._properties = Properties(start.properties)
         self._progress = ProgressReports(reports.progress)
         self._awaiting = Awaiting(interrupts)
-        self._interpreter = Interpreter(self._awaiting)
+        self._shell = self._make_shell(start.shell)
         self._commands = Commands(
             self._namespace,
             self._properties,
-            self._interpreter,
+            self._shell,
             self._awaiting,
             start.value_limit,
         )
-        engine = RunningEngine(self._namespace, self._properties, reports.display, self._progress)
+        engine = RunningEngine(
+            self._namespace, self._properties, reports.display, self._progress, self._shell.forms
+        )
         _current.set_engine(engine)
-        on_import.install()
         builtins.get_engine = _current.get_engine  # type: ignore[attr-defined]  # without a name in the namespace
+
+    def _make_shell(self, name: str) -> Shell:
+        if name == "python":
+            on_import.install()
+            return PythonShell(self._namespace, self._awaiting)
+        from engine_service.kernel.ipython_shell import IPythonShell  # an extra, which takes a while
+
+        return IPythonShell(self._namespace, self._awaiting, self._reports.display)
 
     def seed(self, start: Start) -> None:
         """Run what every engine runs first; what it raises ends the kernel."""
@@ -69,7 +78,7 @@ class Kernel:
 
             sources += [(Path(file).read_text(encoding="utf-8"), file) for file in start.exec_files]
         for source, filename in sources:
-            self._interpreter.run(source, filename, self._namespace.variables)
+            self._shell.start(source, filename)
         self._link.send(write_ready(Ready(PYTHON_VERSION, self._properties.snapshot())))
 
     def serve(self) -> None:
@@ -119,7 +128,7 @@ class Kernel:
     def _describe(self, error: BaseException) -> Failure:
         """Return everything about `error`, or what can be said of it."""
         try:
-            return describe(error, interrupted=True)
+            return describe(error, interrupted=True, render=self._shell.render)
         except KeyboardInterrupt:
             raise
         except BaseException as problem:
