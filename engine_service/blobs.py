@@ -98,7 +98,10 @@ class _Held:
 
 
 class BlobStore:
-    """The blobs of one engine. Uploads that do not fit are refused; results drop older results to make room."""
+    """The blobs of one engine. Uploads that do not fit are refused; results drop older results to make room.
+
+    An upload that breaks off is kept as long as an unused blob, unless another needs its room.
+    """
 
     def __init__(
         self, engine_id: int = -1, value_limit: int = DEFAULT_VALUE_LIMIT, store_limit: int | None = None
@@ -108,7 +111,7 @@ class BlobStore:
         self._value_limit = value_limit
         self._store_limit = 2 * value_limit if store_limit is None else store_limit
         self._held: dict[str, _Held] = {}
-        self._uploads: dict[str, int] = {}  # reserved bytes of uploads that are under way
+        self._incoming: dict[str, Incoming] = {}  # not whole yet; each has its room
         self._size = 0
 
     def __len__(self) -> int:
@@ -121,15 +124,35 @@ class BlobStore:
         return self._size
 
     def start_upload(self, blob: value_pb2.Blob, now: float) -> Upload:
-        """Reserve room for an upload; the caller must `finish` or `abort` it."""
+        """Reserve room for an upload, or go on with one that broke off; the caller must `end` it.
+
+        What is there already, part of it or all, need not be sent again. A stream that still brings it is
+        superseded: it may be one whose end nobody has noticed yet.
+        """
         _values.check_blob(blob)
         self.expire(now)
-        if blob.blob_id in self._held or blob.blob_id in self._uploads:
+        incoming = self._incoming.get(blob.blob_id)
+        if incoming is None:
+            incoming = self._find_whole(blob, now) or self._reserve(blob, now)
+        elif incoming.blob != blob:
             raise DeliveryError("BLOB_EXISTS", blob_id=blob.blob_id)
+        return Upload(self, incoming)
+
+    def _find_whole(self, blob: value_pb2.Blob, now: float) -> Incoming | None:
+        held = self._held.get(blob.blob_id)
+        if held is None:
+            return None
+        if held.is_result or _values.describe(blob.blob_id, held.value) != blob:
+            raise DeliveryError("BLOB_EXISTS", blob_id=blob.blob_id)
+        held.used_at = now
+        return Incoming(blob, fd=-1, received=blob.size)
+
+    def _reserve(self, blob: value_pb2.Blob, now: float) -> Incoming:
         if blob.size > self._value_limit:
             raise DeliveryError(
                 "VALUE_TOO_LARGE", size=blob.size, limit=self._value_limit, option="--value-limit"
             )
+        self._drop_broken_off(blob.size)
         if not self._fits(blob.size):
             raise DeliveryError(
                 "VALUE_TOO_LARGE",
@@ -137,25 +160,41 @@ class BlobStore:
                 limit=self._store_limit,
                 option=f"--store-limit (and {MAX_BLOBS} blobs)",
             )
-        upload = Upload(self, blob, anonymous_file())
-        self._uploads[blob.blob_id] = blob.size
+        incoming = Incoming(blob, anonymous_file(), used_at=now)
+        self._incoming[blob.blob_id] = incoming
         self._size += blob.size
-        return upload
+        return incoming
 
     def _fits(self, size: int) -> bool:
-        return self._size + size <= self._store_limit and len(self._held) + len(self._uploads) < MAX_BLOBS
+        return self._size + size <= self._store_limit and len(self._held) + len(self._incoming) < MAX_BLOBS
 
-    def end_upload(self, blob_id: str, value: Stored | None, now: float) -> None:
-        """Turn the reservation of an upload into the blob, or give it up if there is no `value`."""
-        size = self._uploads.pop(blob_id)
-        if value is None:
-            self._size -= size
-        else:
-            self._held[blob_id] = _Held(value, now, is_result=False)
+    def _drop_broken_off(self, size: int) -> None:
+        """Drop uploads that nobody brings now, the oldest first, until `size` bytes fit."""
+        for incoming in [one for one in self._incoming.values() if one.upload is None]:
+            if self._fits(size):
+                return
+            self.drop_upload(incoming)
+
+    def drop_upload(self, incoming: Incoming) -> None:
+        """Give up an upload that is not whole."""
+        if self._incoming.get(incoming.blob.blob_id) is incoming:
+            del self._incoming[incoming.blob.blob_id]
+            self._size -= incoming.blob.size
+            os.close(incoming.fd)
+            incoming.upload = None
+
+    def keep_upload(self, incoming: Incoming, now: float) -> None:
+        """Make the blob of an upload that is whole; once it is one this does nothing."""
+        if self._incoming.get(incoming.blob.blob_id) is incoming:
+            del self._incoming[incoming.blob.blob_id]
+            value = _values.stored(incoming.blob, incoming.fd)
+            self._held[incoming.blob.blob_id] = _Held(value, now, is_result=False)
+            incoming.upload = None
 
     def add(self, value: Stored, now: float, blob_id: str) -> None:
         """Keep a result, which then belongs to the store, and drop older results if there is no room."""
         self.expire(now)
+        self._drop_broken_off(value.size)
         while not self._fits(value.size):
             oldest = next((key for key, held in self._held.items() if held.is_result), None)
             if oldest is None:
@@ -201,58 +240,89 @@ class BlobStore:
         """Drop what was not used for ten minutes."""
         for blob_id in [key for key, held in self._held.items() if now - held.used_at > TIME_TO_LIVE]:
             self.release(blob_id)
+        for incoming in [one for one in self._incoming.values() if now - one.used_at > TIME_TO_LIVE]:
+            if incoming.upload is None:
+                self.drop_upload(incoming)
 
     def close(self) -> None:
         """Drop everything."""
         for blob_id in list(self._held):
             self.release(blob_id)
+        for incoming in list(self._incoming.values()):
+            self.drop_upload(incoming)
 
     def _not_found(self, blob_id: str) -> DeliveryError:
         return DeliveryError("BLOB_NOT_FOUND", blob_id=blob_id, engine_id=self.engine_id)
 
 
-class Upload:
-    """A blob on its way in."""
+@dataclass(slots=True, eq=False)
+class Incoming:
+    """A blob that is not whole yet. It outlives the stream that brings it."""
 
-    def __init__(self, store: BlobStore, blob: value_pb2.Blob, fd: int) -> None:
-        """Take the empty file to write to; made by `BlobStore.start_upload`."""
+    blob: value_pb2.Blob
+    fd: int
+    received: int = 0
+    """How many bytes of it are there, from its beginning."""
+    used_at: float = 0.0
+    upload: Upload | None = None
+    """The stream that brings it now."""
+
+
+class Upload:
+    """A stream that brings a blob, or the rest of one."""
+
+    def __init__(self, store: BlobStore, incoming: Incoming) -> None:
+        """Supersede the stream that brought it before; made by `BlobStore.start_upload`."""
         self._store = store
-        self._blob = blob
-        self._fd = fd
-        self._offset = 0
+        self._incoming = incoming
+        self._is_refused = False
+        incoming.upload = self
 
     def write(self, chunk: value_pb2.Chunk) -> None:
-        """Append the next chunk, of at most 1 MiB: short enough for the event loop."""
-        data = chunk.data
+        """Append the next chunk, of at most 1 MiB: short enough for the event loop. What is there stays."""
+        incoming, data = self._incoming, chunk.data
+        if incoming.upload is not self:
+            raise DeliveryError("SUPERSEDED")
         if not 1 <= len(data) <= MAX_CHUNK:
             raise self._refuse("data", f"a chunk has 1 to {MAX_CHUNK} bytes, not {len(data)}")
-        if chunk.offset != self._offset:
-            raise self._refuse("offset", f"{chunk.offset} came, {self._offset} is next")
-        if self._offset + len(data) > self._blob.size:
-            raise self._refuse("data", f"it goes past the blob's {self._blob.size} bytes")
+        if chunk.offset > incoming.received:
+            raise self._refuse("offset", f"{chunk.offset} came, {incoming.received} is next")
+        if chunk.offset + len(data) > incoming.blob.size:
+            raise self._refuse("data", f"it goes past the blob's {incoming.blob.size} bytes")
         if chunk.HasField("crc32") and chunk.crc32 != zlib.crc32(data):
-            raise DeliveryError("CHECKSUM_MISMATCH", offset=chunk.offset, blob_id=self._blob.blob_id)
-        _write_all(self._fd, data)
-        self._offset += len(data)
+            raise DeliveryError("CHECKSUM_MISMATCH", offset=chunk.offset, blob_id=incoming.blob.blob_id)
+        known = incoming.received - chunk.offset
+        if known < len(data):
+            _write_all(incoming.fd, memoryview(data)[known:] if known else data)
+            incoming.received = chunk.offset + len(data)
 
     def finish(self, now: float) -> value_pb2.Blob:
-        """Put the whole blob into the store and return its description."""
-        if self._offset != self._blob.size:
-            raise self._refuse("chunk", f"the stream ended after {self._offset} of {self._blob.size} bytes")
-        value = _values.stored(self._blob, self._fd)
-        self._fd = -1
-        self._store.end_upload(self._blob.blob_id, value, now)
-        return self._blob
+        """Put the blob into the store and return its description; UPLOAD_INCOMPLETE if bytes are missing."""
+        incoming = self._incoming
+        if incoming.upload is not self:
+            raise DeliveryError("SUPERSEDED")
+        if incoming.received != incoming.blob.size:
+            raise DeliveryError(
+                "UPLOAD_INCOMPLETE",
+                blob_id=incoming.blob.blob_id,
+                offset=incoming.received,
+                size=incoming.blob.size,
+            )
+        self._store.keep_upload(incoming, now)
+        return incoming.blob
 
-    def abort(self, now: float) -> None:
-        """Give it up, unless it is finished."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            self._store.end_upload(self._blob.blob_id, None, now)
+    def end(self, now: float) -> None:
+        """Note that the stream is over. What it brought is kept for the next, unless it was refused."""
+        incoming = self._incoming
+        if incoming.upload is not self:
+            return
+        if self._is_refused or not incoming.received:
+            self._store.drop_upload(incoming)
+        incoming.upload, incoming.used_at = None, now
 
     def _refuse(self, field: str, cause: str) -> DeliveryError:
-        return DeliveryError("BAD_REQUEST", field=f"{field} of blob {self._blob.blob_id}", cause=cause)
+        self._is_refused = True
+        return DeliveryError("BAD_REQUEST", field=f"{field} of blob {self._incoming.blob.blob_id}", cause=cause)
 
 
 def new_blob_id() -> str:

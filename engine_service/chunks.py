@@ -35,7 +35,7 @@ async def upload(store: BlobStore, requests: AsyncIterator[bytes]) -> bytes:
             incoming.write(message.chunk)
         blob = incoming.finish(time.time())
     finally:
-        incoming.abort(time.time())
+        incoming.end(time.time())
     response: bytes = engine_pb2.UploadResponse(blob=blob).SerializeToString()
     return response
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import time
 from functools import partial
@@ -28,6 +29,7 @@ from enginery._modules import Modules  # noqa: E402
 from enginery._operation_calls import OperationCalls  # noqa: E402
 from enginery._reasons import Code, DeliveryError, public  # noqa: E402
 from enginery._session import RETRIED, Session  # noqa: E402
+from enginery._transfer import Arriving  # noqa: E402
 from enginery._uploading import Uploading  # noqa: E402
 from enginery.engines import Roster  # noqa: E402
 from enginery.errors import EngineError, EngineryError, OperationNotFound  # noqa: E402
@@ -55,7 +57,8 @@ _FLUSH = 5.0  # seconds that `close` gives what was submitted to be sent
 _LINGER = 0.5  # seconds that `close` gives the controller to take what was sent
 _ANSWERED = frozenset({frame_pb2.OUTCOME_OK, *_outcomes.RAISED})
 _STOPPED = frozenset({frame_pb2.OUTCOME_CANCELLED, frame_pb2.OUTCOME_TIMED_OUT})
-_BROKEN = frozenset({"CONTROLLER_LOST", "NOT_SENT", "ENGINE_AWAY", "SHUTTING_DOWN"})  # transfers begin again
+_BROKEN = frozenset({"CONTROLLER_LOST", "NOT_SENT", "ENGINE_AWAY", "SHUTTING_DOWN", "UPLOAD_INCOMPLETE"})
+"""Why transfers go on from where they were."""
 
 logger = logging.getLogger("enginery")
 
@@ -280,17 +283,23 @@ class Link:
         task.add_done_callback(self._tasks.discard)
 
     async def transfer(self, transfer: Callable[[Transfers], Coroutine[Any, Any, T]]) -> T:
-        """Return what `transfer` does; on a new connection, from its beginning, if the old one broke."""
+        """Return what `transfer` does; it is called again, on a new connection, if the old one broke."""
         until = time.monotonic() + self.reconnect_timeout
         attempts = 0
         while True:
             attempts += 1
+            begun_at = math.inf
             try:
                 async with self.transfer_slots:
-                    return await transfer((await self.connection()).transfers)
+                    transfers = (await self.connection()).transfers
+                    begun_at = time.monotonic()
+                    return await transfer(transfers)
             except (Exception, asyncio.CancelledError) as error:
                 failure = translated(error)
-            if failure.reason not in _BROKEN or self._closing or time.monotonic() >= until:
+            now = time.monotonic()
+            if now - begun_at > _LASTING:  # it had gone well so far
+                until, attempts = now + self.reconnect_timeout, 1
+            if failure.reason not in _BROKEN or self._closing or now >= until:
                 raise failure
             await asyncio.sleep(min(_FIRST_DELAY * attempts, _LONGEST_DELAY))
 
@@ -418,7 +427,9 @@ class Link:
             operation.succeed(answer)
 
     async def _download(self, engine_id: int, blob: value_pb2.Blob, *, release: bool) -> Encoded:
-        return await self.transfer(lambda transfers: transfers.download(engine_id, blob, release=release))
+        arriving = Arriving(blob)
+        await self.transfer(lambda transfers: transfers.download(engine_id, arriving, release=release))
+        return arriving.value()
 
     # ---- the cluster
 

@@ -89,6 +89,7 @@ TABLE: dict[str, Entry] = {
     "REPLY_TOO_LARGE": Entry(Code.RESOURCE_EXHAUSTED, errors.ValueTooLarge, "the reply is {size} bytes, over the limit of {limit}: ask for less, or accept CODEC_PICKLE", Retry.NEVER),
     "BLOB_NOT_FOUND": Entry(Code.NOT_FOUND, errors.BlobNotFound, "no blob {blob_id} on engine {engine_id}: it was used, released, or expired", Retry.REBUILD),
     "BLOB_EXISTS": Entry(Code.ALREADY_EXISTS, errors.ProtocolError, "there is a blob {blob_id} already: use another id", Retry.NEVER),
+    "UPLOAD_INCOMPLETE": Entry(Code.ABORTED, errors.ControllerLost, "{offset} of the {size} bytes of blob {blob_id} are there: upload it again from that offset", Retry.REBUILD),
     "CHECKSUM_MISMATCH": Entry(Code.DATA_LOSS, errors.DataLoss, "the chunk at {offset} of blob {blob_id} is damaged: send it again", Retry.REBUILD),
     "UNKNOWN_CODEC": Entry(Code.INVALID_ARGUMENT, errors.SerializationError, "codec {codec} is not known here; known are: {codecs}", Retry.NEVER),
     "BAD_VALUE": Entry(Code.INVALID_ARGUMENT, errors.SerializationError, "{field} is not a valid value: {cause}", Retry.NEVER),

@@ -26,7 +26,38 @@ CHUNK = 512 << 10
 _SLOWEST = 1 << 20  # bytes a second: a transfer below that is given up
 _PATIENCE = 60.0  # seconds on top
 _RELEASE_PATIENCE = 5.0  # seconds that an answer may wait until its engine's host has forgotten a value
-_INCOMPLETE = frozenset({"BAD_VALUE", "BAD_REQUEST", "PROTOCOL_ERROR"})  # what a host says of missing chunks
+
+
+class Arriving:
+    """The bytes of a blob, as far as they came. They outlive the connection that brings them."""
+
+    def __init__(self, blob: value_pb2.Blob) -> None:
+        """Have none; BAD_VALUE if `blob` contradicts itself."""
+        _values.check_blob(blob)
+        self.blob = blob
+        self.received = 0
+        self._data = bytearray(blob.size)
+
+    def place(self, chunk: value_pb2.Chunk) -> None:
+        """Take the next chunk; DeliveryError if it is another, or damaged."""
+        piece, position = chunk.data, self.received
+        if chunk.offset != position or position + len(piece) > len(self._data):
+            cause = f"a chunk at {chunk.offset} came where {position} was next"
+            raise DeliveryError("BAD_VALUE", field=f"blob {self.blob.blob_id}", cause=cause)
+        if chunk.HasField("crc32") and zlib.crc32(piece) != chunk.crc32:
+            raise DeliveryError("CHECKSUM_MISMATCH", offset=position, blob_id=self.blob.blob_id)
+        self._data[position : position + len(piece)] = piece
+        self.received += len(piece)
+
+    def check(self) -> None:
+        """Be refused with BAD_VALUE if bytes are missing."""
+        if self.received != self.blob.size:
+            cause = f"{self.received} of {self.blob.size} bytes came"
+            raise DeliveryError("BAD_VALUE", field="blob", cause=cause)
+
+    def value(self) -> Encoded:
+        """Return the value, once it is whole."""
+        return _values.assemble(self.blob, self._data)
 
 
 class Transfers:
@@ -40,79 +71,50 @@ class Transfers:
     def _to(self, engine_id: int) -> tuple[tuple[str, str], ...]:
         return (*self._metadata, (ENGINE_ID_KEY, str(engine_id)))
 
-    async def upload(self, engine_id: int, blob: value_pb2.Blob, encoded: Encoded) -> None:
-        """Send the bytes of `encoded` as `blob`; DeliveryError if it was refused.
+    async def upload(
+        self, engine_ids: Sequence[int], blob: value_pb2.Blob, encoded: Encoded, *, is_begun: bool
+    ) -> frozenset[int]:
+        """Send the bytes of `encoded` as `blob`, once, and return the engines that have it then: at most
+        MAX_UPLOAD_ENGINES. DeliveryError if none has.
 
-        What is there already is ours, from a connection that broke: ids are never used twice.
+        `is_begun` says that part of it may be there, from a stream that broke: only the rest is sent.
         """
-        messages = _upload_messages(blob, encoded)
-        try:
-            await self._stub.Upload(messages, metadata=self._to(engine_id), timeout=_deadline(blob.size))
-        except grpc.aio.AioRpcError as error:
-            hidden = _status.hides_status(error)
-            refusal = await self._refusal(engine_id, blob) if hidden else _status.from_rpc(error)
-            if refusal.reason != "BLOB_EXISTS":
-                raise refusal from None
-            if not await self._is_there(
-                engine_id, blob
-            ):  # all of it: part of it goes with the stream it came on
-                raise DeliveryError("NOT_SENT", cause="the upload of a value is not over") from None
+        offset = 0
+        if is_begun:
+            try:
+                return await self._upload(engine_ids, _messages(blob), _PATIENCE)
+            except DeliveryError as error:
+                if error.reason != "UPLOAD_INCOMPLETE":
+                    raise
+                offset = int(error.metadata["offset"])
+        return await self._upload(engine_ids, _messages(blob, encoded, offset), _deadline(blob.size))
 
-    async def spread(self, engine_ids: Sequence[int], blob: value_pb2.Blob, encoded: Encoded) -> frozenset[int]:
-        """Send the bytes of `encoded` as `blob` to several engines, once; return those that have it.
-
-        DeliveryError if none has. At most MAX_UPLOAD_ENGINES at a time.
-        """
-        metadata = (*self._metadata, (ENGINE_IDS_KEY, ",".join(map(str, engine_ids))))
-        messages = _upload_messages(blob, encoded)
+    async def _upload(
+        self, engine_ids: Sequence[int], messages: AsyncIterator[engine_pb2.UploadRequest], timeout: float
+    ) -> frozenset[int]:
+        if len(engine_ids) == 1:
+            metadata = self._to(engine_ids[0])
+        else:
+            metadata = (*self._metadata, (ENGINE_IDS_KEY, ",".join(map(str, engine_ids))))
         try:
-            response = await self._stub.Upload(messages, metadata=metadata, timeout=_deadline(blob.size))
+            response = await self._stub.Upload(messages, metadata=metadata, timeout=timeout)
         except grpc.aio.AioRpcError as error:
+            if _status.hides_status(error):  # it will be told why when it asks what is there
+                raise DeliveryError("NOT_SENT", cause="the upload of a value broke off") from None
             raise _status.from_rpc(error) from None
-        return frozenset(response.engine_ids)
+        return frozenset(response.engine_ids if len(engine_ids) > 1 else engine_ids)
 
-    async def _is_there(self, engine_id: int, blob: value_pb2.Blob) -> bool:
-        request = engine_pb2.DownloadRequest(blob_id=blob.blob_id, offset=blob.size)
-        call = self._stub.Download(request, metadata=self._to(engine_id), timeout=_PATIENCE)
-        try:
-            async for _ in call:
-                pass
-        except grpc.aio.AioRpcError as error:
-            failure = _status.from_rpc(error)
-            if failure.reason == "BLOB_NOT_FOUND":
-                return False
-            raise failure from None
-        return True
-
-    async def _refusal(self, engine_id: int, blob: value_pb2.Blob) -> DeliveryError:
-        """Return why an upload was refused while it was being written, which hid the reason.
-
-        What is refused for its description or its engine is refused again without a single chunk.
-        """
-        messages = _upload_messages(blob, None)
-        try:
-            await self._stub.Upload(messages, metadata=self._to(engine_id), timeout=_PATIENCE)
-        except grpc.aio.AioRpcError as error:
-            refusal = _status.from_rpc(error)
-            if refusal.reason not in _INCOMPLETE:
-                return refusal
-        return DeliveryError("NOT_SENT", cause="the upload of a value broke off")
-
-    async def download(self, engine_id: int, blob: value_pb2.Blob, *, release: bool) -> Encoded:
-        """Return the value of `blob`; `release` lets the engine's host forget it, once it is here."""
-        _values.check_blob(blob)
-        data = bytearray(blob.size)
-        request = engine_pb2.DownloadRequest(blob_id=blob.blob_id)
+    async def download(self, engine_id: int, arriving: Arriving, *, release: bool) -> None:
+        """Fetch what is missing of a blob; `release` lets the engine's host forget it, once it is here."""
+        blob = arriving.blob
+        request = engine_pb2.DownloadRequest(blob_id=blob.blob_id, offset=arriving.received)
         call = self._stub.Download(request, metadata=self._to(engine_id), timeout=_deadline(blob.size))
-        position = 0
         async for response in call:
             if response.WhichOneof("kind") == "chunk":
-                position = _place(response.chunk, data, position, blob)
-        if position != blob.size:
-            raise DeliveryError("BAD_VALUE", field="blob", cause=f"{position} of {blob.size} bytes came")
+                arriving.place(response.chunk)
+        arriving.check()
         if release:
             await self._release(engine_id, blob)
-        return _values.assemble(blob, data)
 
     async def _release(self, engine_id: int, blob: value_pb2.Blob) -> None:
         """Have a value forgotten that is here whole: one that was forgotten as it was sent may never arrive."""
@@ -129,26 +131,16 @@ def _deadline(size: int) -> float:
     return _PATIENCE + size / _SLOWEST
 
 
-async def _upload_messages(
-    blob: value_pb2.Blob, encoded: Encoded | None
+async def _messages(
+    blob: value_pb2.Blob, encoded: Encoded | None = None, offset: int = 0
 ) -> AsyncIterator[engine_pb2.UploadRequest]:
+    """Yield the description of a blob, and its bytes from `offset` on; without `encoded` none."""
     yield engine_pb2.UploadRequest(blob=blob)
-    offset = 0
+    start = 0  # of a part
     for part in encoded.parts if encoded is not None else ():
         view = memoryview(part).cast("B")
-        for start in range(0, view.nbytes, CHUNK):
-            data = bytes(view[start : start + CHUNK])
-            chunk = value_pb2.Chunk(offset=offset, crc32=zlib.crc32(data), data=data)
+        for position in range(max(0, offset - start), view.nbytes, CHUNK):
+            data = bytes(view[position : position + CHUNK])
+            chunk = value_pb2.Chunk(offset=start + position, crc32=zlib.crc32(data), data=data)
             yield engine_pb2.UploadRequest(chunk=chunk)
-            offset += len(data)
-
-
-def _place(chunk: value_pb2.Chunk, data: bytearray, position: int, blob: value_pb2.Blob) -> int:
-    piece = chunk.data
-    if chunk.offset != position or position + len(piece) > len(data):
-        cause = f"a chunk at {chunk.offset} came where {position} was next"
-        raise DeliveryError("BAD_VALUE", field=f"blob {blob.blob_id}", cause=cause)
-    if chunk.HasField("crc32") and zlib.crc32(piece) != chunk.crc32:
-        raise DeliveryError("CHECKSUM_MISMATCH", offset=position, blob_id=blob.blob_id)
-    data[position : position + len(piece)] = piece
-    return position + len(piece)
+        start += view.nbytes

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from enginery._entry import Entry
     from enginery._link import Link
     from enginery._shared_call import SharedCall
+    from enginery._transfer import Transfers
     from enginery.v1 import value_pb2
+
+_ON_ITS_WAY = frozenset({"CONTROLLER_LOST", "UPLOAD_INCOMPLETE", "SUPERSEDED"})
 
 logger = logging.getLogger(__name__)
 
@@ -54,30 +57,41 @@ class Uploading:
                 for engine_id, uploads in zip(engine_ids, left, strict=True)
             ]
         for entry, uploads in zip(entries, left, strict=True):
-            self._link.start_task(self._upload(entry, uploads))
+            self._link.start_task(self._upload(entry, uploads, is_begun=len(entries) > 1))
 
     async def _spread(
         self, engine_ids: Sequence[int], blob: value_pb2.Blob, encoded: Encoded
     ) -> frozenset[int]:
         """Return the engines that have a value now; none if it could not be sent to all at once."""
         try:
-            async with self._link.transfer_slots:
-                return await (await self._link.connection()).transfers.spread(engine_ids, blob, encoded)
+            return await self._send(engine_ids, blob, encoded, is_begun=False)
         except (Exception, asyncio.CancelledError) as error:
             failure = translated(error)
             logger.debug("a value goes to engines %s one by one: %s", engine_ids, failure.text)
             return frozenset()
 
-    async def _upload(self, entry: Entry, uploads: Uploads) -> None:
+    async def _send(
+        self, engine_ids: Sequence[int], blob: value_pb2.Blob, encoded: Encoded, *, is_begun: bool
+    ) -> frozenset[int]:
+        """Return the engines that have a value, however often the connection breaks meanwhile."""
+
+        async def attempt(transfers: Transfers) -> frozenset[int]:
+            nonlocal is_begun
+            was_begun, is_begun = is_begun, True
+            return await transfers.upload(engine_ids, blob, encoded, is_begun=was_begun)
+
+        return await self._link.transfer(attempt)
+
+    async def _upload(self, entry: Entry, uploads: Uploads, *, is_begun: bool = False) -> None:
         """Upload what is still to be uploaded of one call, and send it."""
         link, engine_id = self._link, entry.operation.engine_id
         try:
             for blob, encoded in uploads:
-                await link.transfer(lambda transfers: transfers.upload(engine_id, blob, encoded))  # noqa: B023
+                await self._send([engine_id], blob, encoded, is_begun=is_begun)
         except (Exception, asyncio.CancelledError) as error:
             failure = translated(error)
-            if failure.reason == "CONTROLLER_LOST":  # the value was lost on its way; the call never left
-                failure = DeliveryError("NOT_SENT", cause=failure.metadata.get("cause", ""))
+            if failure.reason in _ON_ITS_WAY:  # the value was lost on its way; the call never left
+                failure = DeliveryError("NOT_SENT", cause=failure.metadata.get("cause", failure.text))
             self.start(link.session.upload_failed(entry, failure))
         else:
             self.start(link.session.uploaded(entry))

@@ -125,6 +125,11 @@ class EngineServiceStub:
     it consumes it. A blob unused for 10 minutes is dropped. RESOURCE_EXHAUSTED and reason VALUE_TOO_LARGE: the
     value or the host's store is over its limit, which the message names. DATA_LOSS and reason
     CHECKSUM_MISMATCH: send it again. ALREADY_EXISTS and reason BLOB_EXISTS: use another id.
+    What came of an upload that broke off is kept like an unused blob, unless another upload needs its room. To go on
+    with it, upload `blob` again, with the chunks from where it broke off on; chunks of what is there may come again,
+    and are not written twice. How much is there says an upload that ends early: ABORTED and reason
+    UPLOAD_INCOMPLETE, whose metadata `offset` is the position to go on from. So whoever does not know sends `blob`
+    alone, and is told that, or gets the response if all of it is there. A later stream supersedes an earlier one.
     On the controller one upload may go to several engines: metadata `enginery-engine-ids` in place of
     `enginery-engine-id` names them (`0,1,5`, at most 32), and the response says which of them have the blob. An engine
     that is away, refuses it or takes nothing for 10 seconds is left out, and can be sent it alone, which also says why
@@ -270,6 +275,11 @@ class EngineServiceAsyncStub(EngineServiceStub):
     it consumes it. A blob unused for 10 minutes is dropped. RESOURCE_EXHAUSTED and reason VALUE_TOO_LARGE: the
     value or the host's store is over its limit, which the message names. DATA_LOSS and reason
     CHECKSUM_MISMATCH: send it again. ALREADY_EXISTS and reason BLOB_EXISTS: use another id.
+    What came of an upload that broke off is kept like an unused blob, unless another upload needs its room. To go on
+    with it, upload `blob` again, with the chunks from where it broke off on; chunks of what is there may come again,
+    and are not written twice. How much is there says an upload that ends early: ABORTED and reason
+    UPLOAD_INCOMPLETE, whose metadata `offset` is the position to go on from. So whoever does not know sends `blob`
+    alone, and is told that, or gets the response if all of it is there. A later stream supersedes an earlier one.
     On the controller one upload may go to several engines: metadata `enginery-engine-ids` in place of
     `enginery-engine-id` names them (`0,1,5`, at most 32), and the response says which of them have the blob. An engine
     that is away, refuses it or takes nothing for 10 seconds is left out, and can be sent it alone, which also says why
@@ -532,6 +542,11 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
         it consumes it. A blob unused for 10 minutes is dropped. RESOURCE_EXHAUSTED and reason VALUE_TOO_LARGE: the
         value or the host's store is over its limit, which the message names. DATA_LOSS and reason
         CHECKSUM_MISMATCH: send it again. ALREADY_EXISTS and reason BLOB_EXISTS: use another id.
+        What came of an upload that broke off is kept like an unused blob, unless another upload needs its room. To go on
+        with it, upload `blob` again, with the chunks from where it broke off on; chunks of what is there may come again,
+        and are not written twice. How much is there says an upload that ends early: ABORTED and reason
+        UPLOAD_INCOMPLETE, whose metadata `offset` is the position to go on from. So whoever does not know sends `blob`
+        alone, and is told that, or gets the response if all of it is there. A later stream supersedes an earlier one.
         On the controller one upload may go to several engines: metadata `enginery-engine-ids` in place of
         `enginery-engine-id` names them (`0,1,5`, at most 32), and the response says which of them have the blob. An engine
         that is away, refuses it or takes nothing for 10 seconds is left out, and can be sent it alone, which also says why

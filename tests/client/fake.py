@@ -370,6 +370,9 @@ class FakeController:
         self.uploads: list[str | None] = []  # the engines of each upload that was for several, else None
         self.unshared: set[int] = set()  # engines that do not take uploads that are for several
         self.damage = False
+        self.incoming: dict[str, bytearray] = {}  # the bytes of every blob that was ever uploaded
+        self.chunks_taken = self.chunks_given = 0
+        self.cut_uploads: set[int] = set()  # after which chunks of all an upload is to break off
         self.cut_downloads = 0
         """Downloads that are to break off before their last chunk arrives."""
         self.cluster_id = "11111111-2222-4333-8444-555555555555"
@@ -711,15 +714,18 @@ class FakeController:
         if self.upload_failure is not None:
             code, text = _status.grpc_code(self.upload_failure), self.upload_failure.text
             await context.abort(code, text, _status.trailers(self.upload_failure))
-        blob, data = value_pb2.Blob(), bytearray()
+        blob = (await anext(aiter(requests))).blob
+        data = self.incoming.setdefault(blob.blob_id, bytearray())
         async for request in requests:
-            if request.HasField("blob"):
-                blob = request.blob
-            else:
-                assert request.chunk.offset == len(data)
-                assert 0 < len(request.chunk.data) <= 1 << 20
-                data += request.chunk.data
-        assert len(data) == blob.size
+            assert request.chunk.offset == len(data)
+            assert 0 < len(request.chunk.data) <= 1 << 20
+            data += request.chunk.data
+            self.chunks_taken += 1
+            if self.chunks_taken in self.cut_uploads:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        if len(data) != blob.size:
+            missing = DeliveryError("UPLOAD_INCOMPLETE", blob_id=blob.blob_id, offset=len(data), size=blob.size)
+            await context.abort(_status.grpc_code(missing), missing.text, _status.trailers(missing))
         for engine in engines:
             engine.blobs[blob.blob_id] = (blob, bytes(data))
         ids = [] if several is None else [engine.engine_id for engine in engines]
@@ -735,6 +741,7 @@ class FakeController:
         blob, data = engine.blobs[request.blob_id]
         yield engine_pb2.DownloadResponse(blob=blob)
         for offset in range(request.offset, len(data), 1 << 19):
+            self.chunks_given += 1
             if self.cut_downloads and offset + (1 << 19) >= len(data):
                 self.cut_downloads -= 1
                 if request.release:  # as a host does that has sent all, though not all of it arrived

@@ -34,13 +34,27 @@ def test_large_values_go_there_and_back(client: enginery.Client, controller: Fak
     assert len(controller.engines[0].released) == 1
 
 
-def test_a_download_that_breaks_off_is_begun_again(client: enginery.Client, controller: FakeController) -> None:
-    """The engine's host forgets a value only when the client says that it has it, not when it was sent."""
+def test_a_download_that_breaks_off_goes_on(client: enginery.Client, controller: FakeController) -> None:
+    """From where it was. The engine's host forgets a value when the client says that it is there."""
     array = big()
     client[0].push({"a": array})
     controller.cut_downloads = 2
     assert (client[0].pull("a") == array).all()
     assert controller.engines[0].blobs == {}
+    assert controller.chunks_given == 6 + 2, "what had come was not fetched again"
+
+
+@pytest.mark.parametrize("targets", [0, slice(None)], ids=["one engine", "several engines"])
+def test_an_upload_that_breaks_off_goes_on(
+    client: enginery.Client, controller: FakeController, targets: int | slice
+) -> None:
+    """From where it was: each chunk is taken once, however often the stream breaks."""
+    array = big()
+    controller.cut_uploads = {2, 4, 5, 6}
+    client[targets].push({"a": array})
+    assert controller.chunks_taken == 7, "the pickle and six of its buffer"
+    back = client[targets].pull("a")
+    assert all((one == array).all() for one in ([back] if targets == 0 else back))
 
 
 def test_every_way_for_a_large_value(client: enginery.Client) -> None:
@@ -125,7 +139,7 @@ def test_a_refused_upload_fails_its_call_and_clears_those_behind(
 
 
 def test_a_connection_that_breaks_during_an_upload(client: enginery.Client, controller: FakeController) -> None:
-    """The value is uploaded again, from its beginning, on the next connection; the call never knows."""
+    """The upload goes on on the next connection; the call never knows."""
     controller.upload_gate = asyncio.Event()
     operation = client[0].push({"a": big()}, block=False)
     link = client._link

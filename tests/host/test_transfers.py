@@ -126,8 +126,8 @@ async def test_a_caller_that_is_attached_and_goes_is_noticed_though_nothing_happ
         stream.end()
 
 
-async def test_a_transfer_whose_caller_has_gone_is_forgotten() -> None:
-    """The stream ends; the upload's room is free again and the link is none the worse."""
+async def test_an_upload_whose_caller_has_gone_goes_on() -> None:
+    """What came of it before its stream ended is kept, and the link is none the worse."""
     blob = _values.describe("up", Encoded(Codec.TEXT, (b"abc",)))
     async with linked() as host:
         stream, _ = await host.registered()
@@ -137,8 +137,16 @@ async def test_a_transfer_whose_caller_has_gone_is_forgotten() -> None:
         await anext(incoming)
         request = engine_pb2.UploadRequest(blob=blob).SerializeToString()
         outgoing.put_nowait(engine_pb2.TransferResponse(message=request))
-        await until(lambda: host.engines[0].blobs.size == 3)
+        part = engine_pb2.UploadRequest(chunk=value_pb2.Chunk(data=b"ab"))
+        outgoing.put_nowait(engine_pb2.TransferResponse(message=part.SerializeToString()))
         outgoing.put_nowait(None)
-        await until(lambda: host.engines[0].blobs.size == 0)
+        transfers = host.link._transfers
+        assert transfers is not None
+        await until(lambda: len(transfers) == 0)
+        uploads = [engine_pb2.UploadRequest(blob=blob)]
+        assert (await _transfer(host, stream, frame_pb2.METHOD_UPLOAD, uploads))[1] == "UPLOAD_INCOMPLETE"
+        uploads += [engine_pb2.UploadRequest(chunk=value_pb2.Chunk(offset=2, data=b"c"))]
+        messages, status = await _transfer(host, stream, frame_pb2.METHOD_UPLOAD, uploads)
+        assert (engine_pb2.UploadResponse.FromString(messages[0]).blob, status) == (blob, None)
         assert (await stream.reply(stream.call(code("hi")))).outcome == frame_pb2.OUTCOME_OK
         stream.end()

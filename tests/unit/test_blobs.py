@@ -43,7 +43,7 @@ def upload(store: BlobStore, description: value_pb2.Blob, *chunks: value_pb2.Chu
             incoming.write(chunk)
         incoming.finish(now)
     finally:
-        incoming.abort(now)
+        incoming.end(now)
 
 
 def chunk(data: bytes, offset: int = 0) -> value_pb2.Chunk:
@@ -65,17 +65,17 @@ def test_an_upload_is_consumed_once(store: BlobStore) -> None:
 @pytest.mark.parametrize(
     ("chunks", "reason"),
     [
-        ([chunk(b"abc")], "BAD_REQUEST"),
         ([chunk(b"abc", 3)], "BAD_REQUEST"),
         ([chunk(b"abcdefg")], "BAD_REQUEST"),
         ([value_pb2.Chunk()], "BAD_REQUEST"),
+        ([], "UPLOAD_INCOMPLETE"),
         ([value_pb2.Chunk(data=b"abcdef", crc32=1)], "CHECKSUM_MISMATCH"),
         ([chunk(bytes((1 << 20) + 1))], "BAD_REQUEST"),
     ],
-    ids=["short", "gap", "long", "empty", "damaged", "large chunk"],
+    ids=["gap", "long", "empty chunk", "nothing", "damaged", "large chunk"],
 )
-def test_a_broken_upload_leaves_nothing(store: BlobStore, chunks: list[value_pb2.Chunk], reason: str) -> None:
-    """Short, gapped, long, empty or damaged: refused by name, and its room is free again."""
+def test_a_refused_upload_leaves_nothing(store: BlobStore, chunks: list[value_pb2.Chunk], reason: str) -> None:
+    """Gapped, long, empty or damaged: refused by name, and its room is free again."""
     with pytest.raises(DeliveryError) as caught:
         upload(store, blob(), *chunks)
     assert caught.value.reason == reason
@@ -93,8 +93,76 @@ def test_uploads_over_a_limit_are_refused_before_a_byte_is_sent(store: BlobStore
     with pytest.raises(DeliveryError) as caught:
         store.start_upload(blob(size=1), 0.0)
     assert caught.value.reason == "BLOB_EXISTS"
-    first.abort(0.0)
-    store.start_upload(blob("b", size=51), 0.0).abort(0.0)
+    first.end(0.0)
+    store.start_upload(blob("b", size=51), 0.0).end(0.0)
+
+
+def offset_of(store: BlobStore, description: value_pb2.Blob, *chunks: value_pb2.Chunk, now: float = 0.0) -> int:
+    """Upload too little and return what the host says is there."""
+    with pytest.raises(DeliveryError) as caught:
+        upload(store, description, *chunks, now=now)
+    assert caught.value.reason == "UPLOAD_INCOMPLETE"
+    return int(caught.value.metadata["offset"])
+
+
+def test_an_upload_that_broke_off_goes_on(store: BlobStore) -> None:
+    """From where it was, or from before that; a damaged chunk costs only itself; what is whole stays whole."""
+    assert offset_of(store, blob(), chunk(b"ab")) == 2
+    with pytest.raises(DeliveryError):
+        upload(store, blob(), value_pb2.Chunk(offset=2, data=b"xx", crc32=1))
+    assert offset_of(store, blob(), chunk(b"xbcd", 0)) == 4, "the bytes that were there first stay"
+    assert offset_of(store, blob()) == 4
+    assert store.size == 6
+    upload(store, blob(), chunk(b"ef", 4))
+    upload(store, blob())
+    upload(store, blob(), chunk(b"another one"[:6]))
+    taken = store.take("a", 0.0)
+    assert load(taken).parts == (b"abcdef",)
+    taken.close()
+    assert store.size == 0
+
+
+def test_a_later_stream_supersedes_an_earlier_one(store: BlobStore) -> None:
+    """Whose end nobody has noticed yet; what it still brings changes nothing. It must be of the same blob."""
+    late = store.start_upload(blob(), 0.0)
+    late.write(chunk(b"ab"))
+    now = store.start_upload(blob(), 0.0)
+    for act in (lambda: late.write(chunk(b"xx", 2)), lambda: late.finish(0.0)):
+        with pytest.raises(DeliveryError) as caught:
+            act()
+        assert caught.value.reason == "SUPERSEDED"
+    late.end(0.0)
+    now.write(chunk(b"cdef", 2))
+    for other in (blob(size=5), blob(dtype="x")):
+        with pytest.raises(DeliveryError) as caught:
+            store.start_upload(other, 0.0)
+        assert caught.value.reason == "BLOB_EXISTS"
+    now.finish(0.0)
+    now.end(0.0)
+    with pytest.raises(DeliveryError) as caught:
+        store.start_upload(blob(size=5), 0.0)
+    assert caught.value.reason == "BLOB_EXISTS"
+    taken = store.take("a", 0.0)
+    assert load(taken).parts == (b"abcdef",)
+    taken.close()
+
+
+def test_an_upload_that_broke_off_makes_room(store: BlobStore) -> None:
+    """For an upload or a result that needs it, and after ten minutes; one that is under way does not."""
+    assert offset_of(store, blob(size=100), chunk(b"a")) == 1
+    upload(store, blob("b", size=60), chunk(bytes(60)))
+    assert offset_of(store, blob(size=90)) == 0
+    assert offset_of(store, blob(size=90), chunk(b"a")) == 1
+    store.add(result(70), 0.0, "r")
+    assert offset_of(store, blob(size=20), chunk(b"a")) == 1
+    store.expire(TIME_TO_LIVE + 1)
+    assert store.size == 0
+    running = store.start_upload(blob(size=100), 0.0)
+    running.write(chunk(b"a"))
+    store.expire(TIME_TO_LIVE + 1)
+    with pytest.raises(DeliveryError, match="--store-limit"):
+        upload(store, blob("b", size=60))
+    running.end(0.0)
 
 
 def result(size: int) -> Stored:
