@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from engine_service.kernel_answers import check_answer, check_properties
 from engine_service.kernel_exit import ExitStatus, KernelExited, count_oom_kills
 from engine_service.kernel_frames import WireError
 from engine_service.kernel_memory import descendants, group_bytes, resident_bytes
@@ -91,6 +92,8 @@ class _Given:
     is_task: bool
     size: int
     done: Done
+    method: str
+    keys: tuple[str, ...]
     is_revoked: bool = False
 
 
@@ -220,7 +223,10 @@ class KernelProcess:
         if brought:
             self._functions.add(command.digest, brought, forgets=command.forgets)
         self._serial += 1
-        self._line.append(_Given(self._serial, command.operation_id, command.is_task, size, done))
+        given = _Given(
+            self._serial, command.operation_id, command.is_task, size, done, command.method, command.keys
+        )
+        self._line.append(given)
         self._given_bytes += size
 
     def _bring_function(self, command: Command) -> int:
@@ -377,15 +383,20 @@ class KernelProcess:
             self._show(message, operation_id)
             return
         if isinstance(message, Ready):
+            check_properties(message.properties)
             self._pipes.drain()
             introduction, self._introduction = self._introduction, None
             if introduction is not None and not introduction.done():
                 introduction.set_result(message)
             return
         assert first is not None
-        if message.was_revoked and not first.is_revoked:
+        try:
+            if message.was_revoked and not first.is_revoked:
+                raise WireError("it did not begin what it was told to")
+            check_answer(first.method, first.keys, message)
+        except WireError:
             message.close()
-            raise WireError("it did not begin what it was told to")
+            raise
         if message.acknowledgement or not first.is_task:
             self._pipes.drain()  # with a task that does not ask for it, nothing was left
         if message.acknowledgement:

@@ -16,7 +16,8 @@ from enginery._encoded import Codec, Encoded
 if TYPE_CHECKING:
     from engine_service.kernel_messages import Transferred
 
-_MAX_TIME = float(1 << 62)
+MAX_TIME = 253_402_300_799.0  # the last second of the year 9999: protobuf's bound, as that of durations
+MAX_DURATION = 315_576_000_000.0
 _CODECS = {int(codec): codec for codec in Codec}  # faster than Codec(number)
 _PLAIN = {int(codec): codec for codec in Codec if codec is not Codec.NDARRAY}  # bytes, and a version at most
 _ACCEPT: dict[bytes, tuple[Codec, ...]] = {bytes((codec,)): (codec,) for codec in Codec}  # most accept one
@@ -69,7 +70,7 @@ def read_reply(frame: bytes, serial: int) -> Reply:
     _, _, answered, started_at, duration, codec, version_size = _REPLY.unpack_from(frame)
     if answered != serial or serial <= 0:
         raise WireError("an answer to what was not asked")
-    if not (0 <= started_at < _MAX_TIME and 0 <= duration < _MAX_TIME):
+    if not (0 <= started_at <= MAX_TIME and 0 <= duration <= MAX_DURATION):
         raise WireError("a number was expected")
     start = _REPLY.size + version_size
     kind = _PLAIN.get(codec)

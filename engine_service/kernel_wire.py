@@ -506,6 +506,6 @@ def _clean(metadata: dict[str, object]) -> dict[str, object]:
             return _text(value)
         if isinstance(value, int | float) and not -_MAX_EXACT <= value <= _MAX_EXACT:
             return _text(str(value)[:_MAX_DIGITS])
-        return None if value != value else value
+        return value
 
     return _dict(clean(metadata, 90))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from engine_service import kernel_messages as messages
 from engine_service import kernel_wire as wire
+from engine_service.kernel_answers import check_answer
 from engine_service.kernel_frames import MAX_FDS, MAX_SHORT, Frame, FrameReader, WireError, send
 from enginery._encoded import Codec, Encoded, Stored
 from enginery.errors import RaisedError, RemoteFrame
@@ -258,3 +259,81 @@ def test_files_of_a_kernel_are_checked() -> None:
             os.fstat(stored.fd)
     for fd in (read_end, write_end, unsealed):
         os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Encoded(Codec.JSON, ()),
+        Encoded(Codec.TEXT, (b"a", b"b")),
+        Encoded(Codec.PICKLE, ()),
+        Encoded(Codec.NDARRAY, (b"1",)),
+        Encoded(Codec.TEXT, (b"a",), dtype="<f8"),
+    ],
+)
+def test_values_without_form(value: Encoded) -> None:
+    """A value has as many parts as its codec says, and a dtype if it is an array: the host relies on it."""
+    with pytest.raises(WireError, match="no form of"):
+        wire.read_from_kernel(wire.write_reply(1, messages.Reply(values={"value": value}), 1), 1)
+
+
+@pytest.mark.parametrize("times", [{"started_at": 1e12}, {"duration": 1e12}])
+@pytest.mark.parametrize("acknowledgement", [0, 1])
+def test_times_that_no_message_holds(times: dict[str, float], acknowledgement: int) -> None:
+    """Times are within protobuf's bounds, or no client could show the answer."""
+    reply = messages.Reply(values={"value": Encoded(Codec.PICKLE, (b"v",), "3.11.7")}, **times)
+    with pytest.raises(WireError, match="number"):
+        wire.read_from_kernel(wire.write_reply(1, reply, acknowledgement), 1)
+
+
+def test_hints_that_no_json_holds() -> None:
+    """Numbers that protobuf's JSON cannot hold exactly come as their text."""
+    hints = {"a": [float("nan"), float("-inf"), 1 << 60], "b": {"c": 1 << 53, "d": True}}
+    shown = messages.Shown(7, messages.DisplayData({"text/plain": "x"}, hints))
+    read = wire.read_from_kernel(wire.write_shown(shown), 4)
+    assert isinstance(read, messages.Shown)
+    assert read.display.metadata == {"a": ["nan", "-inf", str(1 << 60)], "b": {"c": 1 << 53, "d": True}}
+
+
+_PICKLED = Encoded(Codec.PICKLE, (b"p",), "3.11.7")
+
+
+@pytest.mark.parametrize(
+    ("method", "keys", "reply"),
+    [
+        ("pull", ("x",), messages.Reply()),
+        ("pull", ("x",), messages.Reply(values={"value": _PICKLED})),
+        ("pull_serialized", ("x", "y"), messages.Reply(values={"x": _PICKLED})),
+        ("apply", (), messages.Reply()),
+        ("keys", (), messages.Reply(values={"x": _PICKLED})),
+        ("execute", (), messages.Reply(values={"x": _PICKLED})),
+        ("apply", (), messages.Reply(values={"value": _PICKLED}, was_revoked=True)),
+        ("apply", (), messages.Reply(values={"value": _PICKLED}, failure=messages.Failure((), ""))),
+    ],
+)
+def test_an_answer_brings_what_was_asked_for(method: str, keys: tuple[str, ...], reply: messages.Reply) -> None:
+    """Nothing that nobody would close, and all that the response is made of."""
+    with pytest.raises(WireError, match="other values"):
+        check_answer(method, keys, reply)
+
+
+@pytest.mark.parametrize("method", ["execute", "push", "reset"])
+def test_an_answer_without_a_value(method: str) -> None:
+    """What runs has no value, or one that fits no codec that was asked for."""
+    check_answer(method, (), messages.Reply())
+    check_answer(method, (), messages.Reply(failure=messages.Failure((), "")))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Encoded(Codec.JSON, (b"{",)),
+        Encoded(Codec.JSON, (b"[" * 1000,)),
+        Encoded(Codec.TEXT, (b"x",)),
+        Encoded(Codec.PICKLE, (bytes(1 << 20),), "3.11.7"),
+    ],
+)
+def test_properties_that_cannot_be_told(value: Encoded) -> None:
+    """Each hello tells the properties: those with which none could be made are no properties."""
+    with pytest.raises(WireError, match="propert"):
+        check_answer("reset", (), messages.Reply(properties={"key": value}))
