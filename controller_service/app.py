@@ -30,7 +30,7 @@ from controller_service.session_endpoint import SessionEndpoint
 from controller_service.streams import OpenStreams
 from controller_service.switchboard import Switchboard
 from controller_service.transfers import Transfers
-from enginery import _alive, _connection_file, _logs
+from enginery import _address, _alive, _connection_file, _logs
 from enginery._certificates import Authority, controller_name, host_name
 from enginery._channel import SERVER_OPTIONS
 from enginery._connection_file import ConnectionInfo
@@ -68,7 +68,6 @@ _LEAVING = 8.0  # seconds that dismissed engines get to say goodbye
 _REPORT = 60.0  # seconds between lines of counts, at log level debug
 _LAST_WORDS = 0.5  # seconds that open calls get to see how they end
 _LEASE_PART, _LONGEST_PART = 0.1, 60.0  # of a lease, and seconds: as much a killed controller may forget of it
-_WILDCARDS = frozenset({"0.0.0.0", "::", "[::]"})  # noqa: S104 - recognised, not bound
 
 
 class Controller:
@@ -286,8 +285,7 @@ class Controller:
         bind = self.config.bind
         credentials = None
         if authority is not None:
-            host, _, _ = self.config.advertise.rpartition(":")
-            names = {bind, host or self.config.advertise, socket.gethostname()} - {"", *_WILDCARDS}
+            names = {bind.strip("[]"), self._advertised_host(), socket.gethostname()} - _address.WILDCARDS
             credentials = server_credentials(
                 *authority.issue_server(controller_name(identity.cluster_id), *sorted(names))
             )
@@ -298,7 +296,7 @@ class Controller:
             wanted, problem = 0, _probe(bind, 0)
         if problem is not None:
             raise _bind_error(bind, wanted, problem)
-        name = f"{_bracketed(bind)}:{wanted}"
+        name = _address.join(bind, wanted)
         try:
             if credentials is None:
                 return server.add_insecure_port(name)
@@ -307,12 +305,13 @@ class Controller:
             raise StateDirectoryInUse(f"cannot listen on {name}: {error}") from error
 
     def _advertised(self) -> str:
-        host, port = self.config.advertise, self.port
-        if host and ":" in host and not host.endswith("]") and host.count(":") == 1:
-            return host
-        if not host:
-            host = socket.gethostname() if self.config.bind in _WILDCARDS else self.config.bind
-        return f"{_bracketed(host)}:{port}"
+        port = _address.split(self.config.advertise)[1] if self.config.advertise else None
+        return _address.join(self._advertised_host(), port or self.port)
+
+    def _advertised_host(self) -> str:
+        if self.config.advertise:
+            return _address.split(self.config.advertise)[0]
+        return socket.gethostname() if self.config.bind in _address.WILDCARDS else self.config.bind
 
     def _write_files(self, identity: ClusterIdentity, authority: Authority | None) -> None:
         """Write the connection files, which is how others know that the controller is ready."""
@@ -414,10 +413,6 @@ def _log(event: EngineEvent) -> None:
     logger.info("%s (%s)%s", what, where, reason, extra=_logs.about(engine=event.engine.engine_id))
 
 
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
-
-
 def _probe(bind: str, port: int) -> OSError | None:
     """Return why `bind` and `port` cannot be listened on, None if they can; gRPC itself would not say."""
     try:
@@ -438,4 +433,4 @@ def _bind_error(bind: str, port: int, problem: OSError) -> EngineryError:
         return StateDirectoryInUse(
             f"port {port} of {bind} is taken, perhaps by another controller: use another --port, or 0 for any"
         )
-    return EngineryError(f"cannot listen on {_bracketed(bind)}:{port}: {problem.strerror or problem}")
+    return EngineryError(f"cannot listen on {_address.join(bind, port)}: {problem.strerror or problem}")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from controller_service.journal_store import DEFAULT_AGE, DEFAULT_LIMIT
-from enginery import _sizes
+from enginery import _address, _sizes
 from enginery._engine import DEFAULT_VALUE_LIMIT
 from enginery._logs import FORMATS, LEVELS
 
@@ -70,10 +69,10 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument(
         "--advertise",
-        type=_address,
-        default="",
+        type=_reachable,
         metavar="HOST[:PORT]",
-        help="address that engines and clients should use, if it differs from the bound one",
+        help="address that engines and clients should use (default: that of --bind, or this machine's name "
+        "if that is all addresses)",
     )
     options.add_argument(
         "--insecure", action="store_true", help="no TLS; for loopback only (tokens are still required)"
@@ -152,7 +151,7 @@ def from_arguments(arguments: argparse.Namespace) -> Config:
         state_dir=arguments.state_dir,
         port=arguments.port,
         bind=arguments.bind,
-        advertise=arguments.advertise,
+        advertise=arguments.advertise or "",
         insecure=arguments.insecure,
         lease=arguments.lease,
         save_ids=arguments.save_ids,
@@ -166,13 +165,11 @@ def from_arguments(arguments: argparse.Namespace) -> Config:
     )
 
 
-def _address(text: str) -> str:
-    host, colon, port = text.rpartition(":") if text.count(":") == 1 or "]:" in text else (text, "", "")
-    good = re.fullmatch(r"\[[0-9A-Fa-f:.]+\]|[0-9A-Fa-f:]+|[A-Za-z0-9_.-]+", host) is not None
-    if colon:
-        good = good and port.isascii() and port.isdigit() and 0 < int(port) <= _HIGHEST_PORT
-    if text and not good:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST or HOST:PORT")
+def _reachable(text: str) -> str:
+    try:
+        _address.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return text
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enginery import _logs, _sizes
+from enginery import _address, _logs, _sizes
 from enginery._encoded import Codec, Encoded
 from enginery._engine import DEFAULT_VALUE_LIMIT, MAX_SECONDS
 from enginery._state_dir import VARIABLE, StateDirectory
@@ -144,8 +144,10 @@ def parser() -> argparse.ArgumentParser:
     )
     port.add_argument(
         "--advertise",
-        metavar="HOST",
-        help="host name or address that clients should use (default: that of --bind)",
+        type=_reachable,
+        metavar="HOST[:PORT]",
+        help="address that clients should use (default: that of --bind, or the one by which this machine "
+        "reaches the controller if that is all addresses)",
     )
     port.add_argument("--no-direct", dest="direct", action="store_false", help="open no port")
     logs = made.add_argument_group("logs")
@@ -183,6 +185,14 @@ def parse(arguments: Sequence[str] | None = None) -> HostConfig:
     options["exec_lines"] = tuple(options["exec_lines"])
     options["exec_files"] = tuple(options["exec_files"])
     return HostConfig(**options)
+
+
+def _reachable(text: str) -> str:
+    try:
+        _address.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _positive(text: str) -> int:

@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 
 from engine_service.servicer import engine_handlers
+from enginery import _address
 from enginery._certificates import issuer, make_request
 from enginery._channel import SERVER_OPTIONS
 from enginery._methods import ENGINE_SERVICE
@@ -47,13 +48,14 @@ class DirectPort:
     def __init__(
         self, engines: Sequence[Engine], *, bind: str = "127.0.0.1", advertise: str | None = None, port: int = 0
     ) -> None:
-        """Reserve a port of the address `bind`; clients are told `advertise`, by default the same address.
+        """Reserve a port of the address `bind`; clients are told `advertise`, HOST or HOST:PORT.
 
+        By default that is the same address, or the one by which the controller is reached if `bind` means all.
         OSError if the port cannot be had.
         """
         self._engines = engines
-        self._bind = bind
-        self._advertise = advertise or bind
+        self._bind = bind = bind.strip("[]")
+        self._advertise = advertise or ("" if bind in _address.WILDCARDS else bind)
         self._key, request = make_request()
         self.certificate_request = request.decode()
         self._reserved: socket.socket | None = _reserve(bind, port)
@@ -64,10 +66,12 @@ class DirectPort:
         self._reporting: asyncio.Task[None] | None = None
         self._known: tuple[str, bytes, bytes] | None = None
 
-    @property
-    def addresses(self) -> list[str]:
-        """Where clients can reach it, `host:port`."""
-        return [_join(self._advertise, self.port)]
+    async def addresses(self, controller: str) -> list[str]:
+        """Return where clients can reach it, `host:port`; `controller` is the controller's address."""
+        if self._advertise:
+            host, port = _address.split(self._advertise)
+            return [_address.join(host, port or self.port)]
+        return [_address.join(await asyncio.to_thread(_address.own_towards, controller), self.port)]
 
     @property
     def is_open(self) -> bool:
@@ -100,7 +104,7 @@ class DirectPort:
         server = grpc.aio.server(interceptors=(guard,), options=[*options, ("grpc.so_reuseport", 1)])
         server.add_generic_rpc_handlers((engine_handlers(self._engines),))
         health = await add_introspection(server, [ENGINE_SERVICE.full_name])
-        address = _join(self._bind, self.port)
+        address = _address.join(self._bind, self.port)
         try:
             if certificate:
                 server.add_secure_port(address, server_credentials(self._key, certificate.encode()))
@@ -117,7 +121,7 @@ class DirectPort:
         self._health = health
         self._known = known
         self._let_go()
-        logger.info("direct calls at %s", ", ".join(self.addresses))
+        logger.info("direct calls at %s", address)
 
     def drain(self) -> None:
         """Report NOT_SERVING from here on; calls are answered as before. Needs a running loop."""
@@ -155,7 +159,3 @@ def _reserve(bind: str, port: int) -> socket.socket:
         reserved.close()
         raise
     return reserved
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"

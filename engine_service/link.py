@@ -87,6 +87,7 @@ class Link:
         self._by_id: dict[int, Engine] = {}
         self._read_connection = read_connection
         self._direct = direct
+        self._direct_addresses: list[str] = []
         self._host_id = host_id or str(uuid.uuid4())
         self._heartbeat = heartbeat
         self._first_delay = first_delay
@@ -164,6 +165,8 @@ class Link:
 
     async def _connect(self, info: ConnectionInfo) -> DeliveryError:
         """Serve one stream to its end, and return why it ended."""
+        if self._direct is not None:
+            self._direct_addresses = await self._direct.addresses(info.address)
         channel = open_channel(info)
         stream = self._stream = RegistrationStream(
             channel, info.metadata, self._receive, engine_count=len(self._members)
@@ -377,7 +380,7 @@ class Link:
             message.properties[key].CopyFrom(_values.to_value(value))
         if self._direct is not None:
             message.certificate_request = self._direct.certificate_request
-            message.direct_addresses.extend(self._direct.addresses)
+            message.direct_addresses.extend(self._direct_addresses)
         member.told_incarnation = kernel.incarnation
         member.told_properties = engine.properties
 

@@ -29,7 +29,8 @@ CLUSTER = str(uuid.uuid4())
 
 
 def as_client(authority: Authority, port: DirectPort, token: str = "client") -> ConnectionInfo:
-    return ConnectionInfo("client", CLUSTER, port.addresses[0], host_name(CLUSTER), authority.ca_pem, token)
+    address = f"127.0.0.1:{port.port}"
+    return ConnectionInfo("client", CLUSTER, address, host_name(CLUSTER), authority.ca_pem, token)
 
 
 @contextlib.asynccontextmanager
@@ -63,6 +64,25 @@ async def test_nothing_answers_before_the_welcome() -> None:
             assert client.connect_ex(("127.0.0.1", port.port)) != 0
         with pytest.raises(OSError, match="in use"):
             DirectPort([], port=port.port)
+    finally:
+        await port.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, "127.0.0.1:{port}"),
+        ({"bind": "0.0.0.0"}, "127.0.0.1:{port}"),
+        ({"bind": "0.0.0.0", "advertise": "here.test"}, "here.test:{port}"),
+        ({"advertise": "here.test:7000"}, "here.test:7000"),
+        ({"advertise": "fd00::1"}, "[fd00::1]:{port}"),
+    ],
+)
+async def test_what_clients_are_told(options: dict[str, Any], told: str) -> None:
+    """What it is bound to; if that means all, the address on the way to the controller; or as told."""
+    port = DirectPort([], **options)
+    try:
+        assert await port.addresses("127.0.0.1:7") == [told.format(port=port.port)]
     finally:
         await port.close()
 
