@@ -40,6 +40,11 @@ class Awaiting:
             elif not task.cancelled():
                 task.exception()  # seen: else asyncio complains when the task is collected
 
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether the coroutine that ran last was cancelled by an interrupt."""
+        return self._interrupts.task_cancelled
+
     def close(self) -> None:
         """Drop the loop and whatever still waits in it."""
         if self._loop is None or self._loop.is_closed():

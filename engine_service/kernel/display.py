@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine_service.kernel_messages import DisplayData
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MAX_TEXT = 1 << 20  # characters of a repr
 _MAX_PRETTY = 100_000  # pprint of more takes seconds
@@ -22,6 +25,7 @@ _FORMS = {
     "application/json": "_repr_json_",
     "application/javascript": "_repr_javascript_",
 }
+_BINARY = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp", "application/pdf"})
 _SAME_PRETTY = (bool, int, float, complex, bytes)
 
 
@@ -78,25 +82,51 @@ def forms_of(value: object, text: str) -> DisplayData | None:
     """Return every form that `value` offers, None if only text. A method that raises offers nothing."""
     if module_name(type(value)) == "builtins":
         return None
+    offered = _offer(value, "_repr_mimebundle_")
+    offers = list(offered.items()) if type(offered) is dict else []
+    offers += [(mime, _offer(value, method)) for mime, method in _FORMS.items()]
+    offers.append(("image/png", figure_of(value)))
+    data, metadata = _collect(offers)
+    return DisplayData({"text/plain": text} | data, metadata) if data else None
+
+
+def bundle(data: Mapping[str, object], metadata: Mapping[str, object], text: str) -> DisplayData:
+    """Return forms and hints as IPython's formatters make them; `text` is there if they have no plain one."""
+    forms, _ = _collect(list(data.items()))
+    hints = {mime: hint for mime, hint in metadata.items() if hint and _as_json(hint) is not None}
+    return DisplayData({"text/plain": text} | forms, hints)
+
+
+def _collect(offers: list[tuple[Any, Any]]) -> tuple[dict[str, str | bytes], dict[str, object]]:
+    """Return what can be shown of forms by MIME type, the first of each, and their hints."""
     data: dict[str, str | bytes] = {}
     metadata: dict[str, object] = {}
-    bundle = _offer(value, "_repr_mimebundle_")
-    offers = (
-        [(mime, form) for mime, form in bundle.items() if type(mime) is str] if type(bundle) is dict else []
-    )
-    offers += [(mime, _offer(value, method)) for mime, method in _FORMS.items() if mime not in data]
-    offers.append(("image/png", _figure(value)))
     for mime, content in offers:
+        if type(mime) is not str:
+            continue
         if isinstance(content, tuple) and len(content) == 2:
             content, hints = content
             metadata |= {mime: _as_json(hints)} if _as_json(hints) is not None else {}
         if isinstance(content, dict | list):
             content = _json_text(content)
         if isinstance(content, str):
-            data.setdefault(mime, str.__str__(content))  # exact: a subclass may lie about its length
+            text = str.__str__(content)  # exact: a subclass may lie about its length
+            data.setdefault(mime, _bytes_of(mime, text) or text)
         elif isinstance(content, bytes):
             data.setdefault(mime, bytes(memoryview(content)))
-    return DisplayData({"text/plain": text} | data, metadata) if data else None
+    return data, metadata
+
+
+def _bytes_of(mime: str, text: str) -> bytes | None:
+    """Return a picture that comes as base64, as many of IPython's classes give it, as its bytes."""
+    if mime not in _BINARY:
+        return None
+    import binascii
+
+    try:
+        return binascii.a2b_base64(text)
+    except ValueError:
+        return None
 
 
 def _offer(value: object, method: str) -> object:
@@ -111,7 +141,7 @@ def _offer(value: object, method: str) -> object:
     return offered
 
 
-def _figure(value: Any) -> bytes | None:
+def figure_of(value: Any) -> bytes | None:
     """Return a matplotlib figure as PNG, None for anything else: figures leave it to others how they show."""
     figure = sys.modules.get("matplotlib.figure")
     if figure is None or getattr(figure, "Figure", None) not in type(value).__mro__:

@@ -31,11 +31,17 @@ _MAX_NAME = 1000  # characters of a name or a path
 _MAX_BASES = 100
 _MAX_TRACEBACK = 256 << 10  # bytes
 _MAX_PICKLE = 64 << 10  # bytes
-_OURS = (
+_ours: tuple[str, ...] = (
     __file__.rpartition("/")[0],
     traceback.__file__.rpartition("/")[0] + "/asyncio",
     _codec.__file__,
 )
+
+
+def leave_out(*files: str) -> None:
+    """Leave frames of these files, or of all whose names begin so, out of the top of tracebacks."""
+    global _ours  # once, as the shell is made
+    _ours += files
 
 
 def describe(
@@ -134,7 +140,7 @@ def _outline(described: tuple[RaisedError, ...]) -> str:
 
 def _strip(trace: TracebackType | None) -> TracebackType | None:
     """Leave out the kernel's own frames: at the top, and at the end those of the handler of an interrupt."""
-    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OURS):
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_ours):
         trace = trace.tb_next
     last = step = trace  # the last that is not the handler's
     while step is not None:

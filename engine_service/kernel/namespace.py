@@ -84,6 +84,8 @@ class Namespace:
         self.variables: dict[str, object] = self.module.__dict__
         self._initial = dict(self.variables)
         self._filled: dict[str, object] = {}
+        self.hidden: Mapping[str, object] = {}
+        """What a shell put here for itself, by name: not the user's while it is the same object."""
         sys.modules["__main__"] = self.module
         self.reset()
 
@@ -129,7 +131,8 @@ class Namespace:
 
     def keys(self) -> tuple[str, ...]:
         """Return the names that users put here, `id` and `mpi`, sorted."""
-        hidden = {name for name, value in self._filled.items() if self.variables.get(name) is value}
+        filled = (self._filled, self.hidden)
+        hidden = {name for ours in filled for name in ours if self.variables.get(name) is ours[name]}
         hidden.update(_OURS, _PYTHON, self._initial)
         return tuple(sorted(name for name in self.variables if type(name) is str and name not in hidden))
 

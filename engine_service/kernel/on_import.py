@@ -18,12 +18,16 @@ if TYPE_CHECKING:
 _BACKEND = "module://engine_service.kernel.figures"
 
 
-def install() -> None:
-    """Give user code `display`, as IPython has it, and be there when it imports IPython or matplotlib."""
-    builtins.display = display  # type: ignore[attr-defined]  # without a name in the namespace
-    sys.meta_path.insert(
-        0, _OnImport({"IPython.core.display_functions": _use_our_display, "matplotlib": _use_our_figures})
-    )
+def install(*, ipython: bool = False) -> None:
+    """Give user code `display`, as IPython has it, and be there when it imports IPython or matplotlib.
+
+    With `ipython`, IPython's own shell runs: its `display` is the one there is.
+    """
+    actions: dict[str, Callable[[ModuleType], None]] = {"matplotlib": _use_our_figures}
+    if not ipython:
+        builtins.display = display  # type: ignore[attr-defined]  # without a name in the namespace
+        actions["IPython.core.display_functions"] = _use_our_display
+    sys.meta_path.insert(0, _OnImport(actions))
 
 
 def display(

@@ -21,7 +21,7 @@ class Shell(Protocol):
         """Run what an engine starts with: it leaves no trace in the history."""
 
     def execute(self, source: str, number: int) -> object:
-        """Run command `number`, remember it, and return the value of its last expression; None if it has none."""
+        """Run command `number`, remember it, and return the value of its last expression, or None."""
 
     def ended(self) -> None:
         """A function was called; `execute` ends by itself."""

@@ -49,7 +49,7 @@ class Driver:
     def __init__(self, kernel: KernelProcess, heard: Heard) -> None:
         self.kernel = kernel
         self.heard = heard
-        self._number = 0
+        self.number = 0
 
     @property
     def late(self) -> list[tuple[str, bytes]]:
@@ -69,9 +69,9 @@ class Driver:
         return self.heard.log.stderr()
 
     async def run(self, method: str, **fields: object) -> Reply:
-        self._number += 1
-        fields = {"accept": (Codec.PICKLE,), "engine_id": 3, "number": self._number} | fields
-        operation = self._number.to_bytes(16, "big")
+        self.number += 1
+        fields = {"accept": (Codec.PICKLE,), "engine_id": 3, "number": self.number} | fields
+        operation = self.number.to_bytes(16, "big")
         self.heard.log = EventLog(64 << 20)
         return await self.kernel.run(Command(method, operation, **fields))  # type: ignore[arg-type]
 
