@@ -99,6 +99,7 @@ def _engine_options(config: HostConfig) -> EngineOptions:
         kernel=KernelOptions(
             engine_id=-1 if config.engine_id is None else config.engine_id,
             value_limit=config.value_limit,
+            shell=config.shell,
             exec_lines=config.exec_lines,
             exec_files=config.exec_files,
             properties=config.properties,

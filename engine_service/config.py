@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from enginery._state_dir import VARIABLE, StateDirectory
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+SHELLS = ("python", "ipython")
 DEFAULT_OUTPUT_LIMIT = 64 << 20
 DEFAULT_QUEUE_LIMIT = 10_000
 DEFAULT_QUEUE_BYTES = 256 << 20
@@ -31,6 +33,7 @@ class HostConfig:
     n: int = 1
     engine_id: int | None = None
     properties: Mapping[str, Encoded] = field(default_factory=dict)
+    shell: str = "python"
     exec_lines: tuple[str, ...] = ()
     exec_files: tuple[Path, ...] = ()
     output_limit: int = DEFAULT_OUTPUT_LIMIT
@@ -83,6 +86,12 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         help="a property of every engine; VALUE is JSON, or else text. May be repeated",
+    )
+    start.add_argument(
+        "--shell",
+        choices=SHELLS,
+        default="python",
+        help="what runs code: ipython takes magics, ? and ! too; it needs IPython here (default: python)",
     )
     start.add_argument(
         "--exec-line", dest="exec_lines", action="append", default=[], metavar="CODE", help="run CODE first"
@@ -181,6 +190,8 @@ def parse(arguments: Sequence[str] | None = None) -> HostConfig:
         made.error("--connection-file and --state-dir say the same: give one of them")
     if options["engine_id"] is not None and options["n"] != 1:
         made.error("--engine-id is for one engine, not several")
+    if options["shell"] == "ipython" and find_spec("IPython") is None:
+        made.error("--shell ipython needs IPython on this machine: pip install 'enginery[ipython]'")
     options["properties"] = dict(options["properties"])
     options["exec_lines"] = tuple(options["exec_lines"])
     options["exec_files"] = tuple(options["exec_files"])

@@ -68,6 +68,7 @@ class LaunchOptions:
     drain_grace: float | None = None
     orphan_timeout: float | None = None
     direct: bool = True
+    shell: str | None = None
     properties: Mapping[str, object] = field(default_factory=dict)
     exec_lines: Sequence[str] = ()
     exec_files: Sequence[Path | str] = ()
@@ -105,6 +106,7 @@ class LaunchOptions:
             drain_grace=self.drain_grace,
             orphan_timeout=self.orphan_timeout,
             no_direct=not self.direct,
+            shell=self.shell,
             log_level=self.log_level,
             log_format=self.log_format,
         )

@@ -44,6 +44,8 @@ class Cluster:
     journal: whether the controller keeps results on disk; journal_age (seconds) and journal_limit bound it;
         durability is "process", or "power" if results are to survive a power cut.
     port, bind, advertise, insecure, lease (seconds), save_ids, waiting_limit: see `enginery controller --help`.
+    shell: what runs code on engines: "python", or "ipython", which takes magics, `?` and `!` too, and needs IPython
+        where engines run; by default "python".
     properties, exec_lines, exec_files, output_limit, queue_limit, queue_bytes, store_limit, orphan_timeout
         (seconds), direct (False: no port for direct calls): see `enginery engine --help`. Property values must
         fit JSON; `set_properties` sets others later.
@@ -79,6 +81,7 @@ class Cluster:
         drain_grace: float = 0.0,
         orphan_timeout: float | None = None,
         direct: bool = True,
+        shell: Literal["python", "ipython"] | None = None,
         properties: Mapping[str, object] | None = None,
         exec_lines: Sequence[str] = (),
         exec_files: Sequence[Path | str] = (),
@@ -104,6 +107,7 @@ class Cluster:
         _times.check("timeout", timeout)
         _check_choice("log_level", log_level, LEVELS)
         _check_choice("log_format", log_format, FORMATS)
+        _check_choice("shell", shell, ("python", "ipython"))
         _check_choice("durability", durability, ("process", "power"))
         _check_start(properties or {}, exec_lines, exec_files)
         launchers.check(on)
@@ -130,6 +134,7 @@ class Cluster:
             drain_grace=drain_grace,
             orphan_timeout=orphan_timeout,
             direct=direct,
+            shell=shell,
             properties=dict(properties or {}),
             exec_lines=tuple(exec_lines),
             exec_files=tuple(exec_files),

@@ -141,7 +141,7 @@ class _Compiler(CachingCompiler):
 
 
 class _Hook(DisplayHook):
-    """Takes the last value of a cell as its answer; those before it, if a setting asks for them, are displayed."""
+    """Takes the last value of a cell as its answer; those before it, if asked for, are displayed."""
 
     answer: object = None
     shell: Any

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _Level = Literal["debug", "info", "warning", "error"]
 _Format = Literal["human", "json"]
+_Shell = Literal["python", "ipython"]
 _Durability = Literal["process", "power"]
 _CONTROLLER = "Controller"
 _ENGINES = "Engines"
@@ -80,6 +81,7 @@ _OPTIONS: dict[str, Any] = {
     "waiting_limit": _controller(
         int, "Calls that wait for an engine's replies.", default="256 MiB", **_size_option
     ),
+    "shell": _engines(_Shell, "What runs code: ipython takes magics, ? and ! too.", default="python"),
     "properties": _engines(
         list[str], "A property of the engines: JSON, else text. Repeatable.", "--property", metavar="KEY=VALUE"
     ),

@@ -22,7 +22,7 @@ OF_CONTROLLER = (
 )  # fmt: skip
 OF_HOST = (
     *OF_BOTH, "memory_limit", "output_limit", "queue_limit", "queue_bytes", "store_limit", "direct",
-    "drain_grace", "orphan_timeout",
+    "drain_grace", "orphan_timeout", "shell",
 )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def test_the_services_take_every_option(tmp_path: Path) -> None:
         waiting_limit=11, output_limit=12, queue_limit=13, queue_bytes=14, store_limit=15, direct=False,
         memory_limit=16, drain_grace=0.0, orphan_timeout=17.5, journal=False, journal_age=18.5,
         journal_limit=19, durability="power", properties={"a": {"b": [1]}}, exec_lines=["--x"],
-        exec_files=[file], log_level="error", log_format="json",
+        exec_files=[file], log_level="error", log_format="json", shell="ipython",
     )  # fmt: skip
     controller = vars(parser().parse_args(options.controller_arguments()))
     host = parse_host(options)

@@ -65,7 +65,7 @@ async def test_history(kernel: Driver) -> None:
 
 
 async def test_last_expression(kernel: Driver) -> None:
-    """The last expression is the value, unless a semicolon ends it; `text` is its repr, `pretty` is IPython's."""
+    """The last expression is the value unless a semicolon ends it; `pretty` is IPython's."""
     assert value(await kernel.ok("[1]\n[2]")) == [2]
     assert (await kernel.ok("1;")).text is None
     reply = await kernel.ok("list(range(1200))")
