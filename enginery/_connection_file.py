@@ -84,10 +84,11 @@ def read(path: Path | str, role: Role) -> ConnectionInfo:
 
 
 def _parse(fields: object, path: Path) -> ConnectionInfo:
+    """Errors name fields, and show no values: in a file that was mixed up any of them may be the token."""
     if not isinstance(fields, dict):
         raise TypeError("not a JSON object")
     if fields.get("format") != FORMAT:
-        raise ValueError(f"format {fields.get('format')!r}, expected {FORMAT}")
+        raise ValueError(f"its format is another than {FORMAT}")
     known: dict[str, object] = {}
     for field in dataclasses.fields(ConnectionInfo):
         if field.name == "path" or (field.name not in fields and field.default is not dataclasses.MISSING):
@@ -95,13 +96,13 @@ def _parse(fields: object, path: Path) -> ConnectionInfo:
         value = fields[field.name]
         expected = _TYPES[field.name]
         if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-            raise TypeError(f"{field.name} is {value!r}")
+            raise TypeError(f"{field.name} is a {type(value).__name__}")
         known[field.name] = value
     if known["role"] not in ("engine", "client"):
-        raise ValueError(f"role {known['role']!r}")
+        raise ValueError("role is neither engine nor client")
     host, _, port = str(known["address"]).rpartition(":")
     if not host or not (port.isascii() and port.isdigit()) or int(port) > _HIGHEST_PORT:
-        raise ValueError(f"address {known['address']!r}")
+        raise ValueError("address is not host:port")
     for name in ("token", "server_name") if not known.get("insecure") else ("token",):
         if not _WORD.fullmatch(str(known[name])):
             raise ValueError(f"{name} is empty, or has characters that none has")

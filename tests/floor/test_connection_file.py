@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import traceback
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,24 @@ def test_unknown_fields_are_ignored(tmp_path: Path) -> None:
     path.write_text(json.dumps(_fields() | {"later": 1}))
     path.chmod(0o600)
     assert read(path, "client").address == "h:1"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"token": ["secret"]},
+        {"token": {"secret": 1}},
+        {"address": "secret"},
+        {"role": "secret"},
+        {"format": "secret"},
+        {"pid": "secret" * 1000},
+    ],
+)
+def test_errors_show_no_values(tmp_path: Path, changed: dict[str, object]) -> None:
+    """In a file that was mixed up any value may be the token; and an error is short."""
+    path = tmp_path / "client.json"
+    path.touch(0o600)
+    path.write_text(json.dumps(_fields() | changed))
+    with pytest.raises(ConnectionFileError, match=next(iter(changed))) as raised:
+        read(path, "client")
+    assert "secret" not in "".join(traceback.format_exception(raised.value))
