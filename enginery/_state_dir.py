@@ -178,6 +178,13 @@ class StateDirectory:
         finally:
             os.close(fd)
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether all that is here of a cluster is a `client.json`: it was copied from another machine."""
+        return self.client_file.exists() and not any(
+            (self.path / name).exists() for name in ("lock", "cluster.json")
+        )
+
     def controller_pid(self) -> int | None:
         """Return the process id of the controller that holds the directory, None if none does."""
         if not self.is_running():

@@ -23,7 +23,8 @@ StateDir = Annotated[
     Path | None,
     typer.Option(
         envvar=VARIABLE, show_default=False, metavar="DIR",
-        help="State directory of the cluster. Default: the one that runs, else a per-user runtime directory.",
+        help="State directory of the cluster, or a folder with the client.json of a cluster elsewhere. "
+        "Default: the one that runs here, else a per-user runtime directory.",
     ),
 ]  # fmt: skip
 
@@ -31,11 +32,12 @@ StateDir = Annotated[
 def find_cluster(named: Path | None) -> StateDirectory:
     """Return the state directory of the running cluster that is meant.
 
-    That is the named one, else the only one that runs. Raises ControllerNotRunning or SeveralClusters.
+    That is the named one, which may be remote, else the only one that runs here. Raises ControllerNotRunning or
+    SeveralClusters.
     """
     if named is not None:
         state = StateDirectory(named)
-        if not state.is_running():
+        if not state.is_running() and not state.is_remote:
             raise ControllerNotRunning(f"no controller runs in {state.path}: start one by `enginery up`")
         return state
     running = StateDirectory.discover()

@@ -17,6 +17,7 @@ from enginery._doctor import (
     examine_engines,
     read_connection_file,
 )
+from enginery._state_dir import StateDirectory
 from enginery.cli.common import StateDir, find_own_cluster, out, plural
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def doctor(
 
 def examine(state_dir: Path | None, connection_file: Path | None) -> Iterator[Finding]:
     """Yield what is found; what comes after a fault that hides it is not looked at."""
+    if connection_file is None and state_dir is not None and StateDirectory(state_dir).is_remote:
+        connection_file = StateDirectory(state_dir).client_file
     if connection_file is None:
         state = find_own_cluster(state_dir)
         for finding in examine_directory(state):

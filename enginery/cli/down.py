@@ -11,6 +11,7 @@ import psutil
 import typer
 
 from enginery import launchers
+from enginery._connection_file import read
 from enginery._engine import MAX_SECONDS
 from enginery.cli.common import StateDir, err, find_own_cluster, interrupt, out, undisturbed
 from enginery.errors import EngineryError
@@ -34,10 +35,16 @@ def down(
         ),
     ] = 5.0,
 ) -> None:
-    """Stop the cluster: all engines, wherever they run, and the controller. Leaves no process and no file."""
+    """Stop the cluster: all engines, wherever they run, and the controller. Leaves no process and no file.
+
+    With the folder of a client.json that was copied here it stops the processes alone.
+    """
     state = find_own_cluster(state_dir)
     if not state.path.is_dir():
         out.print(f"no cluster in {state.path}", markup=False)
+        return
+    if state.is_remote:
+        _stop_remote(state, grace)
         return
     with undisturbed():
         stopped = _stop(state, grace)
@@ -45,6 +52,16 @@ def down(
             state.remove()
     processes = "1 process" if stopped == 1 else f"{stopped} processes"
     out.print(f"stopped {processes}, {'kept' if keep else 'removed'} {state.path}", markup=False)
+
+
+def _stop_remote(state: StateDirectory, grace: float) -> None:
+    """Ask a controller of another machine to stop everything. Its files are there, and the one here stays."""
+    from enginery.client import connect
+
+    address = read(state.client_file, "client").address
+    with connect(state.client_file, timeout=STOP_GRACE) as client:
+        client.shutdown(grace=grace)
+    out.print(f"the controller at {address} stops, and all of its engines", markup=False)
 
 
 def _stop(state: StateDirectory, grace: float) -> int:

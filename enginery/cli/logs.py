@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from enginery._connection_file import read
 from enginery.cli.common import StateDir, find_own_cluster
 from enginery.errors import EngineryError
 
@@ -33,7 +34,11 @@ def logs(
     state_dir: StateDir = None,
 ) -> None:
     """Show what the controller and the engine hosts of this machine have logged, in the order of time."""
-    directory = find_own_cluster(state_dir).logs
+    state = find_own_cluster(state_dir)
+    directory = state.logs
+    if state.is_remote:
+        address = read(state.client_file, "client").address
+        raise EngineryError(f"the cluster at {address} has its logs there: run `enginery logs` on that machine")
     if not directory.is_dir():
         raise EngineryError(f"nothing was logged in {directory}: no cluster has run there")
     wanted = re.compile("" if engine is None else rf'\bengine(?:":)? {engine}\b')

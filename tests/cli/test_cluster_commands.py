@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -265,3 +266,15 @@ def test_wrong_usage(shell: Shell, arguments: tuple[str, ...]) -> None:
     """Exit code 2, before anything is started."""
     shell.run("up", *arguments, code=2)
     assert shell.left() == []
+
+
+def test_a_folder_with_a_copied_client_file(running: Shell, tmp_path: Path) -> None:
+    """Is a cluster elsewhere: every command that needs no file of it works, and none touches the folder."""
+    folder = tmp_path / "copied"
+    folder.mkdir(mode=0o700)
+    shutil.copy2(running.runtime / "enginery" / "default" / "client.json", folder)
+    where = ("--state-dir", str(folder))
+    assert "42" in running.run("exec", "6 * 7", *where).stdout
+    assert "all is well" in running.run("doctor", *where).stdout
+    assert "run `enginery logs` on that machine" in running.run("logs", *where, code=1).stderr
+    assert [path.name for path in folder.iterdir()] == ["client.json"]

@@ -13,6 +13,7 @@ from tests.e2e import far
 from tests.e2e.services import PATIENCE, until
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -64,6 +65,8 @@ class Cluster:
     host: far.Machine
     client: far.Machine
     links: tuple[far.Link, far.Link]
+    programs: tuple[subprocess.Popen[str], ...]
+    """Controller and host."""
     script: far.Script
     """A program on the client's machine, with a `client`."""
 
@@ -93,18 +96,19 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         )
         host.run("ip", "route", "add", "default", "via", "10.98.1.1")
         client.run("ip", "route", "add", "default", "via", "10.98.2.1")
-        options = ["--state-dir", str(state), "--bind", "0.0.0.0", "--advertise", NAME]
+        options = ["--state-dir", str(state), "--bind", "0.0.0.0", "--advertise", NAME, "--life-line"]
         process = stack.enter_context(controller.program("-m", "controller_service", *options))
         until(lambda: (state / "client.json").exists() or process.poll() is not None, "the controller")
         for machine, file in ((host, "engine.json"), (client, "client.json")):
             shutil.copy2(state / file, machine.folder)
-        options = ["-n", "2", "--connection-file", str(host.folder / "engine.json"), "--bind", "0.0.0.0"]
-        stack.enter_context(host.program("-m", "engine_service", *options, **PROXIES))
+        file = str(host.folder / "engine.json")
+        options = ["-n", "2", "--connection-file", file, "--bind", "0.0.0.0", "--life-line"]
+        programs = process, stack.enter_context(host.program("-m", "engine_service", *options, **PROXIES))
         script = stack.enter_context(far.script(client, **PROXIES))
         script.run("import enginery, os")
         script.run(f"client = enginery.connect({str(client.folder / 'client.json')!r})")
         script.run(f"client.wait_for_engines(2, timeout={PATIENCE})")
-        yield Cluster(state, host, client, links, script)
+        yield Cluster(state, host, client, links, programs, script)
 
 
 def test_calls_from_another_machine_to_a_third(cluster: Cluster) -> None:
@@ -178,3 +182,17 @@ def test_reconnects_keep_ids_and_namespaces(cluster: Cluster) -> None:
     assert ran.read_text() == "1\n2\n3\n"
     assert script.value("[client.ids, client[0]['kept']]") == [[0, 1], "kept"]
     assert script.value("[client.engines[id].incarnation for id in client.ids] == incarnations")
+
+
+def test_commands_on_another_machine(cluster: Cluster) -> None:
+    """A folder with `client.json` is all that commands need; `down` ends everything else, and leaves the file."""
+    folder = str(cluster.client.folder)
+    status = cluster.client.program("-m", "enginery", "status", "--state-dir", folder)
+    down = cluster.client.program("-m", "enginery", "down", "--state-dir", folder)
+    with status as process:
+        assert "2 engines: 2 ready" in process.communicate(timeout=PATIENCE)[0]
+    with down as process:
+        assert f"the controller at {NAME}:" in process.communicate(timeout=PATIENCE)[0]
+    assert [process.wait(PATIENCE) for process in cluster.programs] == [0, 0]
+    assert (cluster.client.folder / "client.json").exists()
+    assert (cluster.state / "cluster.json").exists()
