@@ -61,7 +61,10 @@ _OPTIONS: dict[str, Any] = {
     ),
     "bind": _controller(str, "Address that the controller listens on.", default="127.0.0.1", metavar="HOST"),
     "advertise": _controller(
-        str, "Address that others should use.", default="that of --bind", metavar="HOST[:PORT]"
+        str,
+        "Address that others should use.",
+        default="that of --bind, or this machine's name",
+        metavar="HOST[:PORT]",
     ),
     "insecure": _controller(bool, "No TLS; tokens stay. For loopback only.", "--insecure"),
     "lease": _controller(

@@ -185,7 +185,7 @@ def test_reconnects_keep_ids_and_namespaces(cluster: Cluster) -> None:
 
 
 def test_commands_on_another_machine(cluster: Cluster) -> None:
-    """A folder with `client.json` is all that commands need; `down` ends everything else, and leaves the file."""
+    """A folder with `client.json` is all that commands need; `down` ends all the rest, and leaves the file."""
     folder = str(cluster.client.folder)
     status = cluster.client.program("-m", "enginery", "status", "--state-dir", folder)
     down = cluster.client.program("-m", "enginery", "down", "--state-dir", folder)
