@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING
 from enginery._connection_file import ConnectionInfo, read
 from enginery._signals import signals_later
 from enginery._state_dir import StateDirectory, runtime_directory
-from enginery.errors import ConnectionFileError, EngineryError, FileTimeoutError, StateDirectoryInUse
+from enginery.errors import (
+    ConnectionFileError,
+    ControllerNotRunning,
+    EngineryError,
+    FileTimeoutError,
+    StateDirectoryInUse,
+)
 from enginery.launchers.launcher import STOP_GRACE, EngineSpec
 from enginery.launchers.local import LocalLauncher
 from enginery.launchers.process import Process
@@ -249,6 +255,18 @@ class Launched:
             if time.monotonic() > deadline:
                 raise FileTimeoutError(f"the controller did not come up in time{self._last_words()}")
             time.sleep(_POLL)
+
+    @contextlib.contextmanager
+    def connecting(self) -> Iterator[None]:
+        """Have a connection that fails say what is wrong: the controller runs, so it is the way to it."""
+        try:
+            yield
+        except ControllerNotRunning as error:
+            self.check()
+            raise ControllerNotRunning(
+                "the controller runs, but the address that it advertises does not lead to it from this machine, "
+                f"which engines here need: give another --advertise ({error})"
+            ) from error
 
     def wait_for_engines(self, count: Callable[[], int], deadline: float) -> None:
         """Wait until `count()` engines are there; errors as in `wait_for_controller`."""

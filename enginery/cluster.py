@@ -44,8 +44,8 @@ class Cluster:
     journal: whether the controller keeps results on disk; journal_age (seconds) and journal_limit bound it;
         durability is "process", or "power" if results are to survive a power cut.
     port, bind, advertise, insecure, lease (seconds), save_ids, waiting_limit: see `enginery controller --help`.
-    shell: what runs code on engines: "python", or "ipython", which takes magics, `?` and `!` too, and needs IPython
-        where engines run; by default "python".
+    shell: what runs code on engines: "python", the default, or "ipython", which takes magics, `?` and `!`
+        too, and needs IPython where engines run.
     properties, exec_lines, exec_files, output_limit, queue_limit, queue_bytes, store_limit, orphan_timeout
         (seconds), direct (False: no port for direct calls): see `enginery engine --help`. Property values must
         fit JSON; `set_properties` sets others later.
@@ -173,11 +173,12 @@ class Cluster:
             from enginery.client import connect  # only now: processes come up while this imports gRPC
 
             info = launched.wait_for_controller(deadline)
-            client = self._client = connect(
-                info.path,
-                timeout=max(1.0, deadline - time.monotonic()),
-                reconnect_timeout=self._reconnect_timeout,
-            )
+            with launched.connecting():
+                client = self._client = connect(
+                    info.path,
+                    timeout=max(1.0, deadline - time.monotonic()),
+                    reconnect_timeout=self._reconnect_timeout,
+                )
             client._cluster = self  # `Cluster().start().client` alone keeps it running
             launched.wait_for_engines(lambda: connected(client.engines), deadline)
         except BaseException as error:

@@ -200,7 +200,8 @@ def start(launched: Launched, timeout: float) -> Client:
         from enginery.client import connect  # only now: the processes come up while this imports gRPC
 
         info = launched.wait_for_controller(deadline)
-        client = connect(info.path, timeout=max(1.0, deadline - time.monotonic()))
+        with launched.connecting():
+            client = connect(info.path, timeout=max(1.0, deadline - time.monotonic()))
         try:
 
             def count() -> int:

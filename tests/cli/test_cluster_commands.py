@@ -268,6 +268,13 @@ def test_wrong_usage(shell: Shell, arguments: tuple[str, ...]) -> None:
     assert shell.left() == []
 
 
+def test_an_address_that_leads_nowhere(shell: Shell) -> None:
+    """If this machine cannot reach what is advertised, `up` says so, and not that no controller runs."""
+    said = shell.run("up", "-n", "1", "--bind", "0.0.0.0", "--advertise", "127.0.0.1:1", code=1).stderr
+    assert "give another --advertise" in said
+    assert "Connection refused" in said
+
+
 def test_a_folder_with_a_copied_client_file(running: Shell, tmp_path: Path) -> None:
     """Is a cluster elsewhere: every command that needs no file of it works, and none touches the folder."""
     folder = tmp_path / "copied"
