@@ -264,8 +264,8 @@ class Launched:
         except ControllerNotRunning as error:
             self.check()
             raise ControllerNotRunning(
-                "the controller runs, but the address that it advertises does not lead to it from this machine, "
-                f"which engines here need: give another --advertise ({error})"
+                "the controller runs, but the address that it advertises does not lead to it from here, "
+                f"as engines here need: give another --advertise ({error})"
             ) from error
 
     def wait_for_engines(self, count: Callable[[], int], deadline: float) -> None:
