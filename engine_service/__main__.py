@@ -86,7 +86,7 @@ async def run(config: HostConfig, host_id: str) -> int:
         asked.cancel()
         await host.stop()
         logger.info("all engines have left")
-        return 0
+        return 1 if config.mpi and host.engines[0].last_failure else 0  # so that mpiexec ends the others
 
 
 async def leave(host: Host, stop: StopRequest, reason: StopReason, grace: float) -> int:

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING
 
 from engine_service.direct import DirectPort
 from engine_service.engine import Engine, EngineOptions
+from engine_service.kernel_options import STARTUP_TIMEOUT
 from engine_service.kernel_process import KernelOptions
 from engine_service.link import Link
 from enginery._connection_file import read
 
 if TYPE_CHECKING:
     from engine_service.config import HostConfig
+
+_MPI_STARTUP = 300.0  # seconds: a process of MPI waits for all others
+_MPI_STOP_GRACE = 0.5
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +81,8 @@ class Host:
 
         What runs gets `grace` seconds to end, cut short by `hurry`; what waits is handed back at once.
         """
+        if self.config.mpi:  # mpiexec ends a job by a signal, and kills what is left a second later
+            self.engines[0].keeper.stop_grace = _MPI_STOP_GRACE
         if grace > 0 and self.link is not None:
             self.link.drain(reason, grace)
         else:
@@ -100,6 +106,8 @@ def _engine_options(config: HostConfig) -> EngineOptions:
             engine_id=-1 if config.engine_id is None else config.engine_id,
             value_limit=config.value_limit,
             shell=config.shell,
+            mpi=config.mpi,
+            startup_timeout=_MPI_STARTUP if config.mpi else STARTUP_TIMEOUT,
             exec_lines=config.exec_lines,
             exec_files=config.exec_files,
             properties=config.properties,

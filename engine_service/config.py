@@ -33,6 +33,7 @@ class HostConfig:
     n: int = 1
     engine_id: int | None = None
     properties: Mapping[str, Encoded] = field(default_factory=dict)
+    mpi: bool = False
     shell: str = "python"
     exec_lines: tuple[str, ...] = ()
     exec_files: tuple[Path, ...] = ()
@@ -76,6 +77,12 @@ def parser() -> argparse.ArgumentParser:
     )
     where.add_argument(
         "--engine-id", type=_natural, metavar="ID", help="id to ask for, if it is free; with one engine only"
+    )
+    where.add_argument(
+        "--mpi",
+        action="store_true",
+        help="be a process of an MPI job: mpiexec -n 4 enginery engine --mpi. Its rank is the id to ask for, "
+        "and mpi4py's MPI the engine's variable mpi",
     )
     start = made.add_argument_group("what engines start with")
     start.add_argument(
@@ -190,6 +197,11 @@ def parse(arguments: Sequence[str] | None = None) -> HostConfig:
         made.error("--connection-file and --state-dir say the same: give one of them")
     if options["engine_id"] is not None and options["n"] != 1:
         made.error("--engine-id is for one engine, not several")
+    if options["mpi"]:
+        if options["n"] != 1 or options["engine_id"] is not None:
+            made.error("--mpi is one engine whose id is its rank: without -n and --engine-id")
+        if find_spec("mpi4py") is None:
+            made.error("--mpi needs mpi4py on this machine: pip install 'enginery[mpi]'")
     if options["shell"] == "ipython" and find_spec("IPython") is None:
         made.error("--shell ipython needs IPython on this machine: pip install 'enginery[ipython]'")
     options["properties"] = dict(options["properties"])

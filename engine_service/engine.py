@@ -242,9 +242,15 @@ class Engine:
     def kernel_started(self) -> None:
         """Take over from a kernel that is ready, and let it run what waits."""
         self.properties = dict(self.kernel.properties)
+        if self.kernel.rank >= 0 and not self.registered:
+            self.set_id(self.kernel.rank, registered=False)
         if self.listener is not None and self.last_failure:
             self.listener.kernel_changed(self, self.last_failure)
         self._runner.begin_next()
+
+    def kernel_lost(self) -> None:
+        """Leave: nothing can take the place of a process of an MPI job."""
+        self.stop(f"its process of the MPI job ended: {self.last_failure}")
 
     def kernel_not_starting(self, cause: KernelExited | OSError) -> None:
         """Fail what waits: nobody knows for how long it would have to."""

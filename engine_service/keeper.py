@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _STOP_GRACE = 2.0
+_MPI_STOP_GRACE = 5.0  # one process of MPI ends with the others
 _RESTART_DELAYS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 StartKernel = Callable[..., Awaitable[KernelProcess]]
@@ -33,6 +34,9 @@ class KernelOwner(Protocol):
 
     def kernel_started(self) -> None:
         """There is a kernel; what is submitted can run."""
+
+    def kernel_lost(self) -> None:
+        """The kernel has ended, and there will be no other."""
 
     def kernel_not_starting(self, cause: KernelExited | OSError) -> None:
         """Another attempt to start one has failed; more will follow."""
@@ -59,6 +63,8 @@ class KernelKeeper:
         """Why the host has killed it, empty if it has not; it may have answered just before."""
         self.memory_exceeded = 0
         """Bytes of resident memory for which it was killed, 0 if it was not."""
+        self.stop_grace = _MPI_STOP_GRACE if options.mpi else _STOP_GRACE
+        """Seconds that an idle kernel has to end by itself."""
         self._options = options
         self._owner = owner
         self._listener = listener
@@ -118,7 +124,7 @@ class KernelKeeper:
 
     async def close(self) -> None:
         """Stop the kernel and wait until it is gone."""
-        await self.kernel.stop(_STOP_GRACE)
+        await self.kernel.stop(self.stop_grace)
         if self._watching is not None:
             await self._watching
 
@@ -148,6 +154,8 @@ class KernelKeeper:
         self.last_failure = status.describe()
         about = _logs.about(engine=self._owner.engine_id)
         logger.warning("the kernel died: %s", self.last_failure, extra=about)
+        if self._options.mpi:
+            self._owner.kernel_lost()
         attempt = 0
         while not self._is_stopping:
             self._starting = asyncio.create_task(self.start(), name="start of a kernel")

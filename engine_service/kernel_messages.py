@@ -23,6 +23,7 @@ class Start:
     host_pid: int
     value_limit: int
     shell: str
+    mpi: bool
     exec_lines: tuple[str, ...]
     exec_files: tuple[str, ...]
     properties: Mapping[str, Encoded]
@@ -34,6 +35,8 @@ class Ready:
 
     python_version: str
     properties: dict[str, Encoded]
+    rank: int = -1
+    """Its rank in an MPI job, -1 without."""
 
 
 @dataclass(slots=True)  # a frozen one takes a few microseconds more for each call

@@ -16,19 +16,24 @@ if TYPE_CHECKING:
     from enginery._encoded import Encoded
 
 
+STARTUP_TIMEOUT = 30.0
+
+
 @dataclass(frozen=True, slots=True)
 class KernelOptions:
     """How a kernel is started. Sizes in bytes, times in seconds.
 
-    `shell` is `python` or `ipython`. `value_limit` is the largest value that an operation may return. `exec_lines` and then `exec_files` run
+    `shell` is `python` or `ipython`. With `mpi` it is a process of an MPI job, which nothing can replace.
+    `value_limit` is the largest value that an operation may return. `exec_lines` and then `exec_files` run
     before it is ready; one that raises is a failed start.
     """
 
     engine_id: int = -1
     value_limit: int = DEFAULT_VALUE_LIMIT
-    startup_timeout: float = 30.0
+    startup_timeout: float = STARTUP_TIMEOUT
     directory: Path | None = None
     shell: str = "python"
+    mpi: bool = False
     exec_lines: tuple[str, ...] = ()
     exec_files: tuple[Path, ...] = ()
     properties: Mapping[str, Encoded] = field(default_factory=dict)
@@ -41,7 +46,14 @@ def describe_start(options: KernelOptions) -> Start:
         host_pid=os.getpid(),
         value_limit=options.value_limit,
         shell=options.shell,
+        mpi=options.mpi,
         exec_lines=options.exec_lines,
         exec_files=tuple(str(file.absolute()) for file in options.exec_files),
         properties=options.properties,
     )
+
+
+def mpi_descriptors() -> tuple[int, ...]:
+    """Return what MPI's launcher left open for its process; not all of them do."""
+    text = os.environ.get("PMI_FD", "")
+    return (int(text),) if text.isdecimal() else ()

@@ -34,7 +34,7 @@ from engine_service.kernel_messages import (
     Shown,
     Transferred,
 )
-from engine_service.kernel_options import KernelOptions, describe_start
+from engine_service.kernel_options import KernelOptions, describe_start, mpi_descriptors
 from engine_service.kernel_page import AHEAD, RUNNING, TARGET, make_page, open_page, revoke
 from engine_service.kernel_pipes import OutputPipes
 from engine_service.kernel_socket import KernelSocket
@@ -105,8 +105,8 @@ _WORDS = 2000  # bytes of stderr
 class KernelProcess:
     """A running kernel.
 
-    `incarnation` names it; `properties` are those that it has once it is ready; `exited` is resolved when it
-    has ended and its process group is gone.
+    `incarnation` names it; `properties` are those that it has once it is ready, `rank` that in an MPI job;
+    `exited` is resolved when it has ended and its process group is gone.
     """
 
     def __init__(self, options: KernelOptions, listener: KernelListener) -> None:
@@ -114,6 +114,7 @@ class KernelProcess:
         self.incarnation = _ids.new_incarnation()
         self.python_version = ""
         self.properties: dict[str, Encoded] = {}
+        self.rank = -1
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[ExitStatus] = self._loop.create_future()
         self._listener = listener
@@ -165,7 +166,7 @@ class KernelProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=self._pipes.write_end("stdout"),
                 stderr=self._pipes.write_end("stderr"),
-                pass_fds=descriptors,
+                pass_fds=(*descriptors, *(mpi_descriptors() if options.mpi else ())),
                 cwd=options.directory,
                 env=environment(),
                 start_new_session=True,  # so that a signal to its group takes what it started along
@@ -189,6 +190,7 @@ class KernelProcess:
         assert isinstance(ready, Ready)
         self.python_version = ready.python_version
         self.properties = ready.properties
+        self.rank = ready.rank
         self._pipes.drain()
 
     @property

@@ -86,6 +86,7 @@ def write_start(start: Start) -> Frame:
             "host_pid": start.host_pid,
             "value_limit": start.value_limit,
             "shell": start.shell,
+            "mpi": start.mpi,
             "exec_lines": start.exec_lines,
             "exec_files": start.exec_files,
             "properties": writer.values(start.properties.items()),
@@ -97,7 +98,14 @@ def write_ready(ready: Ready) -> Frame:
     """Return the frame of `ready`."""
     writer = _Writer()
     properties = writer.values(ready.properties.items())
-    return writer.frame({"kind": "ready", "python_version": ready.python_version, "properties": properties})
+    return writer.frame(
+        {
+            "kind": "ready",
+            "python_version": ready.python_version,
+            "properties": properties,
+            "rank": ready.rank,
+        }
+    )
 
 
 def write_command(serial: int, command: Command) -> Frame | bytes:
@@ -341,6 +349,7 @@ def read_start(frame: Frame | bytes) -> Start:
             host_pid=_int(meta["host_pid"]),
             value_limit=_int(meta["value_limit"]),
             shell=_text(meta["shell"]),
+            mpi=meta["mpi"] is True,
             exec_lines=_texts(meta["exec_lines"]),
             exec_files=_texts(meta["exec_files"]),
             properties=reader.values(meta["properties"], reader.encoded),
@@ -397,7 +406,7 @@ def read_from_kernel(frame: Frame | bytes, serial: int) -> Ready | Progress | Sh
         if kind == "ready" and serial == 0:
             reader = _Reader(frame, hostile=True)
             properties = reader.values(frame.meta["properties"], reader.encoded)
-            return Ready(_text(frame.meta["python_version"]), properties)
+            return Ready(_text(frame.meta["python_version"]), properties, _int(frame.meta["rank"], -1))
         raise WireError("a frame of no known kind")
 
     return _guarded(frame, read)

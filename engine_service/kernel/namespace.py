@@ -76,9 +76,10 @@ class History:
 class Namespace:
     """Owns `__main__`. `variables` is its dictionary, always the same object."""
 
-    def __init__(self, engine_id: int) -> None:
-        """Make a fresh `__main__` and seed it."""
+    def __init__(self, engine_id: int, mpi: object = None) -> None:
+        """Make a fresh `__main__` and seed it; `mpi` is the MPI module, if there is one."""
         self._engine_id = EngineId(engine_id)
+        self._mpi = mpi
         self.module = types.ModuleType("__main__")
         self.module.__dict__["__builtins__"] = builtins
         self.variables: dict[str, object] = self.module.__dict__
@@ -95,7 +96,7 @@ class Namespace:
         self._filled.clear()
         self.variables.clear()
         self.variables.update(self._initial)
-        self.variables.update(id=self._engine_id, mpi=None, In=self._inputs, Out=self._outputs)
+        self.variables.update(id=self._engine_id, mpi=self._mpi, In=self._inputs, Out=self._outputs)
         self.variables.update(dict.fromkeys(("_", "__", "___"), ""))
 
     def repair(self) -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 from functools import partial
 from time import perf_counter, time  # as they are now: user code may put others into `time`
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from engine_service.kernel import on_import, process
 from engine_service.kernel.awaiting import Awaiting
@@ -44,7 +44,11 @@ class Kernel:
         self._interrupts = interrupts
         self._reports = reports
         self._pid = os.getpid()
-        self._namespace = Namespace(start.engine_id)
+        mpi: Any = None
+        if start.mpi:
+            from mpi4py import MPI as mpi  # starts MPI  # noqa: N811
+        self._rank = mpi.COMM_WORLD.Get_rank() if start.mpi else -1
+        self._namespace = Namespace(self._rank if start.engine_id < 0 else start.engine_id, mpi)
         self._properties = Properties(start.properties)
         self._progress = ProgressReports(reports.progress)
         self._awaiting = Awaiting(interrupts)
@@ -79,7 +83,7 @@ class Kernel:
             sources += [(Path(file).read_text(encoding="utf-8"), file) for file in start.exec_files]
         for source, filename in sources:
             self._shell.start(source, filename)
-        self._link.send(write_ready(Ready(PYTHON_VERSION, self._properties.snapshot())))
+        self._link.send(write_ready(Ready(PYTHON_VERSION, self._properties.snapshot(), self._rank)))
 
     def serve(self) -> None:
         """Answer commands until the host closes its end."""

@@ -49,6 +49,7 @@ class FakeKernel:
         self.incarnation = _ids.new_incarnation()
         self.pid = 4711
         self.python_version = "3.11.0"
+        self.rank = -1
         self.properties: dict[str, Encoded] = dict(options.properties)
         self.exited: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
         self.commands: list[Command] = []

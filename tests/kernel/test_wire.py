@@ -127,7 +127,7 @@ def test_a_reply_reads_back() -> None:
     """Everything that a reply can hold survives."""
     reply = _reply()
     assert wire.read_from_kernel(_carried(wire.write_reply(4, reply)), 4) == reply
-    ready = messages.Ready("3.11.7", {"p": Encoded(Codec.JSON, (b"1",))})
+    ready = messages.Ready("3.11.7", {"p": Encoded(Codec.JSON, (b"1",))}, 3)
     assert wire.read_from_kernel(_carried(wire.write_ready(ready)), 0) == ready
     progress = messages.Progress(0.5, "half")
     assert wire.read_from_kernel(_carried(wire.write_progress(progress)), 4) == progress
