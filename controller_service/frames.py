@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from enginery._wire import embed, tag
+from enginery._wire import embed, sole_field, tag
 from enginery.v1 import cluster_pb2, engine_pb2, frame_pb2
 
 if TYPE_CHECKING:
@@ -32,12 +32,5 @@ def function_fragment(function: Function) -> bytes:
 
 def transferred(data: bytes) -> bytes | None:
     """Return the `message` of a serialized TransferRequest that holds nothing else, None if it is another."""
-    if data[:1] != _FROM_HOST:
-        return None
-    length = shift = 0
-    for position in range(1, min(len(data), 6)):
-        length |= (data[position] & 0x7F) << shift
-        shift += 7
-        if data[position] < 0x80:
-            return data[position + 1 :] if length == len(data) - position - 1 else None
-    return None
+    message = sole_field(_FROM_HOST, data)
+    return None if message is None else bytes(message)

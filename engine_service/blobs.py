@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from enginery._encoded import Buffer
+    from enginery._pieces import Piece
     from enginery.v1 import value_pb2
 
 TIME_TO_LIVE = 600.0
@@ -278,23 +278,22 @@ class Upload:
         self._is_refused = False
         incoming.upload = self
 
-    def write(self, chunk: value_pb2.Chunk) -> None:
-        """Append the next chunk, of at most 1 MiB: short enough for the event loop. What is there stays."""
-        incoming, data = self._incoming, chunk.data
+    def write(self, piece: Piece) -> None:
+        """Append the next piece, of at most 1 MiB: short enough for the event loop. What is there stays."""
+        incoming, offset, data = self._incoming, piece.offset, piece.data
         if incoming.upload is not self:
             raise DeliveryError("SUPERSEDED")
         if not 1 <= len(data) <= MAX_CHUNK:
             raise self._refuse("data", f"a chunk has 1 to {MAX_CHUNK} bytes, not {len(data)}")
-        if chunk.offset > incoming.received:
-            raise self._refuse("offset", f"{chunk.offset} came, {incoming.received} is next")
-        if chunk.offset + len(data) > incoming.blob.size:
+        if offset > incoming.received:
+            raise self._refuse("offset", f"{offset} came, {incoming.received} is next")
+        if offset + len(data) > incoming.blob.size:
             raise self._refuse("data", f"it goes past the blob's {incoming.blob.size} bytes")
-        if chunk.HasField("crc32") and chunk.crc32 != zlib.crc32(data):
-            raise DeliveryError("CHECKSUM_MISMATCH", offset=chunk.offset, blob_id=incoming.blob.blob_id)
-        known = incoming.received - chunk.offset
+        piece.check(incoming.blob.blob_id)
+        known = incoming.received - offset
         if known < len(data):
             _write_all(incoming.fd, memoryview(data)[known:] if known else data)
-            incoming.received = chunk.offset + len(data)
+            incoming.received = offset + len(data)
 
     def finish(self, now: float) -> value_pb2.Blob:
         """Put the blob into the store and return its description; UPLOAD_INCOMPLETE if bytes are missing."""

@@ -4,40 +4,45 @@ from __future__ import annotations
 
 import os
 import time
-import zlib
 from typing import TYPE_CHECKING
 
 from engine_service.blobs import read_chunks
+from enginery import _pieces
 from enginery._reasons import DeliveryError
 from enginery._requests import parse
-from enginery.v1 import engine_pb2, value_pb2
+from enginery.v1 import engine_pb2
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
     from engine_service.blobs import BlobStore
+    from enginery._encoded import Buffer
 
 
-async def upload(store: BlobStore, requests: AsyncIterator[bytes]) -> bytes:
+async def upload(store: BlobStore, requests: AsyncIterator[Buffer]) -> bytes:
     """Take in a blob from the messages of an Upload and return the serialized response."""
     first = await anext(requests, None)
     if first is None:
         raise DeliveryError("PROTOCOL_ERROR", cause="the upload ended before its blob was described")
-    message = parse(engine_pb2.UploadRequest, first)
+    message = parse(engine_pb2.UploadRequest, bytes(first))
     if message.WhichOneof("kind") != "blob":
         raise DeliveryError("PROTOCOL_ERROR", cause="the first message of an upload must hold `blob`")
     incoming = store.start_upload(message.blob, time.time())
     try:
         async for data in requests:
-            message = parse(engine_pb2.UploadRequest, data)
-            if message.WhichOneof("kind") != "chunk":
-                raise DeliveryError("PROTOCOL_ERROR", cause="only the first message of an upload holds `blob`")
-            incoming.write(message.chunk)
+            incoming.write(_pieces.from_message(data) or _parsed(data))
         blob = incoming.finish(time.time())
     finally:
         incoming.end(time.time())
     response: bytes = engine_pb2.UploadResponse(blob=blob).SerializeToString()
     return response
+
+
+def _parsed(data: Buffer) -> _pieces.Piece:
+    message = parse(engine_pb2.UploadRequest, bytes(data))
+    if message.WhichOneof("kind") != "chunk":
+        raise DeliveryError("PROTOCOL_ERROR", cause="only the first message of an upload holds `blob`")
+    return _pieces.from_chunk(message.chunk)
 
 
 async def download(store: BlobStore, request: bytes) -> AsyncGenerator[bytes]:
@@ -54,8 +59,7 @@ async def download(store: BlobStore, request: bytes) -> AsyncGenerator[bytes]:
             data = os.pread(fd, size, offset)
             if len(data) != size:
                 raise DeliveryError("INTERNAL", cause="a blob's file is too short", process="engine host")
-            chunk = value_pb2.Chunk(offset=offset, crc32=zlib.crc32(data), data=data)
-            yield engine_pb2.DownloadResponse(chunk=chunk).SerializeToString()
+            yield _pieces.to_message(offset, data)
         if message.release:
             store.release(message.blob_id)
     finally:

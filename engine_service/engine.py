@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
     from engine_service.known_functions import KnownFunction
-    from enginery._encoded import Encoded
+    from enginery._encoded import Buffer, Encoded
 
 logger = logging.getLogger(__name__)
 
@@ -441,7 +441,7 @@ class Engine:
 
     # ---- streams
 
-    async def upload(self, requests: AsyncIterator[bytes]) -> bytes:
+    async def upload(self, requests: AsyncIterator[Buffer]) -> bytes:
         """Take in a blob from the messages of an Upload; returns its response."""
         return await chunks.upload(self.blobs, requests)
 

@@ -15,6 +15,8 @@ from google.rpc import status_pb2
 from enginery import _logs, _status
 from enginery._channel import open_channel
 from enginery._reasons import DeliveryError
+from enginery._requests import parse
+from enginery._wire import embed, sole_field, tag
 from enginery.v1 import engine_pb2, frame_pb2
 
 if TYPE_CHECKING:
@@ -22,12 +24,15 @@ if TYPE_CHECKING:
 
     from engine_service.engine import Engine
     from enginery._connection_file import ConnectionInfo
+    from enginery._encoded import Buffer
 
-    Call = grpc.aio.StreamStreamCall[Any, engine_pb2.TransferResponse]
+    Call = grpc.aio.StreamStreamCall[Any, Any]  # of serialized TransferRequest and TransferResponse
 
 logger = logging.getLogger(__name__)
 
 METHOD = "/enginery.v1.ControllerService/Transfer"
+_FROM_CALLER = tag(engine_pb2.TransferResponse.MESSAGE_FIELD_NUMBER)
+_TO_CALLER = tag(engine_pb2.TransferRequest.MESSAGE_FIELD_NUMBER)
 MAX_RUNNING = 64
 MAX_OFFERS = 1_000
 """Transfers of values that run at a time; transfers that run or wait, attached callers among them."""
@@ -70,24 +75,25 @@ class Transfers:
     async def _run(self, offer: engine_pb2.TransferOffer) -> None:
         if self._channel is None:
             self._channel = open_channel(self._info)
-        open_stream = self._channel.stream_stream(
+        open_stream: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(
             METHOD,
-            request_serializer=engine_pb2.TransferRequest.SerializeToString,
-            response_deserializer=engine_pb2.TransferResponse.FromString,
+            request_serializer=None,
+            response_deserializer=None,
         )
         call: Call = open_stream(metadata=self._info.metadata)
         try:
             # At once, since the controller takes one that is not accepted for a host that is not there.
             accept = engine_pb2.TransferAccept(transfer_id=offer.transfer_id)
-            await call.write(engine_pb2.TransferRequest(accept=accept))
+            await call.write(engine_pb2.TransferRequest(accept=accept).SerializeToString())
             if offer.method == frame_pb2.METHOD_ATTACH:  # lasts as long as its operation, and moves little
                 status = await self._serve(offer, call)
             else:
                 async with self._slots:
                     status = await self._serve(offer, call)
-            await call.write(engine_pb2.TransferRequest(status=status.SerializeToString()))
+            ended = engine_pb2.TransferRequest(status=status.SerializeToString())
+            await call.write(ended.SerializeToString())
             await call.done_writing()
-            while isinstance(await call.read(), engine_pb2.TransferResponse):
+            while isinstance(await call.read(), bytes):
                 pass  # what the caller sent after it was refused
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
             about = _logs.about(engine=offer.engine_id)
@@ -105,7 +111,7 @@ class Transfers:
             requests = _requests(call)
             if offer.method == frame_pb2.METHOD_UPLOAD:
                 response = await engine.upload(requests)
-                await call.write(engine_pb2.TransferRequest(message=response))
+                await call.write(embed(_TO_CALLER, response))
             elif offer.method == frame_pb2.METHOD_DOWNLOAD:
                 await _answer(engine.download, requests, call)
             elif offer.method == frame_pb2.METHOD_ATTACH:
@@ -124,25 +130,29 @@ class Transfers:
         return status_pb2.Status()  # code 0 is OK
 
 
-async def _requests(call: Call) -> AsyncIterator[bytes]:
-    while True:
-        message = await call.read()
-        if not isinstance(message, engine_pb2.TransferResponse) or message.end:
-            return
-        yield message.message
+async def _requests(call: Call) -> AsyncIterator[Buffer]:
+    while isinstance(data := await call.read(), bytes):
+        message = sole_field(_FROM_CALLER, data)
+        if message is None:
+            response = parse(engine_pb2.TransferResponse, data)
+            if response.end:
+                return
+            yield response.message
+        else:
+            yield message
 
 
 async def _answer(
-    respond: Callable[[bytes], AsyncGenerator[bytes]], requests: AsyncIterator[bytes], call: Call
+    respond: Callable[[bytes], AsyncGenerator[bytes]], requests: AsyncIterator[Buffer], call: Call
 ) -> None:
     """Serve a call of one request and a stream of responses."""
     request, more = await anext(requests, None), await anext(requests, None)
     if request is None or more is not None:
         raise DeliveryError("PROTOCOL_ERROR", cause="the call has one request")
-    responses = respond(request)
+    responses = respond(bytes(request))
     try:
         async for message in responses:
-            await call.write(engine_pb2.TransferRequest(message=message))
+            await call.write(embed(_TO_CALLER, message))
     finally:
         await responses.aclose()
 

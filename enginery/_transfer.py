@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import zlib
 from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
 
-from enginery import _status, _values
+from enginery import _pieces, _status, _values
 from enginery._methods import ENGINE_ID_KEY, ENGINE_IDS_KEY
 from enginery._reasons import DeliveryError
 from enginery.v1 import engine_pb2, engine_pb2_grpc, value_pb2
@@ -18,11 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from enginery._encoded import Encoded
+    from enginery._pieces import Piece
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 512 << 10
-"""Bytes in one message: larger ones are slower, and hold up what shares the connection."""
 _SLOWEST = 1 << 20  # bytes a second: a transfer below that is given up
 _PATIENCE = 60.0  # seconds on top
 _RELEASE_PATIENCE = 5.0  # seconds that an answer may wait until its engine's host has forgotten a value
@@ -38,16 +36,15 @@ class Arriving:
         self.received = 0
         self._data = bytearray(blob.size)
 
-    def place(self, chunk: value_pb2.Chunk) -> None:
-        """Take the next chunk; DeliveryError if it is another, or damaged."""
-        piece, position = chunk.data, self.received
-        if chunk.offset != position or position + len(piece) > len(self._data):
-            cause = f"a chunk at {chunk.offset} came where {position} was next"
+    def place(self, piece: Piece) -> None:
+        """Take the next piece; DeliveryError if it is another, or damaged."""
+        position, end = self.received, self.received + len(piece.data)
+        if piece.offset != position or end > len(self._data):
+            cause = f"a chunk at {piece.offset} came where {position} was next"
             raise DeliveryError("BAD_VALUE", field=f"blob {self.blob.blob_id}", cause=cause)
-        if chunk.HasField("crc32") and zlib.crc32(piece) != chunk.crc32:
-            raise DeliveryError("CHECKSUM_MISMATCH", offset=position, blob_id=self.blob.blob_id)
-        self._data[position : position + len(piece)] = piece
-        self.received += len(piece)
+        piece.check(self.blob.blob_id)
+        self._data[position:end] = piece.data
+        self.received = end
 
     def check(self) -> None:
         """Be refused with BAD_VALUE if bytes are missing."""
@@ -66,6 +63,18 @@ class Transfers:
     def __init__(self, channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ...]) -> None:
         """Use `channel`; `metadata` goes with every call."""
         self._stub = engine_pb2_grpc.EngineServiceStub(channel)
+        self._upload_stream: grpc.aio.StreamUnaryMultiCallable[bytes, engine_pb2.UploadResponse]
+        self._upload_stream = channel.stream_unary(  # of bytes: protobuf would copy them
+            "/enginery.v1.EngineService/Upload",
+            request_serializer=None,
+            response_deserializer=engine_pb2.UploadResponse.FromString,
+        )
+        self._download_stream: grpc.aio.UnaryStreamMultiCallable[engine_pb2.DownloadRequest, bytes]
+        self._download_stream = channel.unary_stream(
+            "/enginery.v1.EngineService/Download",
+            request_serializer=engine_pb2.DownloadRequest.SerializeToString,
+            response_deserializer=None,
+        )
         self._metadata = metadata
 
     def _to(self, engine_id: int) -> tuple[tuple[str, str], ...]:
@@ -90,14 +99,14 @@ class Transfers:
         return await self._upload(engine_ids, _messages(blob, encoded, offset), _deadline(blob.size))
 
     async def _upload(
-        self, engine_ids: Sequence[int], messages: AsyncIterator[engine_pb2.UploadRequest], timeout: float
+        self, engine_ids: Sequence[int], messages: AsyncIterator[bytes], timeout: float
     ) -> frozenset[int]:
         if len(engine_ids) == 1:
             metadata = self._to(engine_ids[0])
         else:
             metadata = (*self._metadata, (ENGINE_IDS_KEY, ",".join(map(str, engine_ids))))
         try:
-            response = await self._stub.Upload(messages, metadata=metadata, timeout=timeout)
+            response = await self._upload_stream(messages, metadata=metadata, timeout=timeout)
         except grpc.aio.AioRpcError as error:
             if _status.hides_status(error):  # it will be told why when it asks what is there
                 raise DeliveryError("NOT_SENT", cause="the upload of a value broke off") from None
@@ -108,10 +117,11 @@ class Transfers:
         """Fetch what is missing of a blob; `release` lets the engine's host forget it, once it is here."""
         blob = arriving.blob
         request = engine_pb2.DownloadRequest(blob_id=blob.blob_id, offset=arriving.received)
-        call = self._stub.Download(request, metadata=self._to(engine_id), timeout=_deadline(blob.size))
-        async for response in call:
-            if response.WhichOneof("kind") == "chunk":
-                arriving.place(response.chunk)
+        call = self._download_stream(request, metadata=self._to(engine_id), timeout=_deadline(blob.size))
+        async for data in call:
+            piece = _pieces.from_message(data) or _parsed(data)
+            if piece is not None:
+                arriving.place(piece)
         arriving.check()
         if release:
             await self._release(engine_id, blob)
@@ -133,14 +143,17 @@ def _deadline(size: int) -> float:
 
 async def _messages(
     blob: value_pb2.Blob, encoded: Encoded | None = None, offset: int = 0
-) -> AsyncIterator[engine_pb2.UploadRequest]:
+) -> AsyncIterator[bytes]:
     """Yield the description of a blob, and its bytes from `offset` on; without `encoded` none."""
-    yield engine_pb2.UploadRequest(blob=blob)
+    yield engine_pb2.UploadRequest(blob=blob).SerializeToString()
     start = 0  # of a part
     for part in encoded.parts if encoded is not None else ():
         view = memoryview(part).cast("B")
-        for position in range(max(0, offset - start), view.nbytes, CHUNK):
-            data = bytes(view[position : position + CHUNK])
-            chunk = value_pb2.Chunk(offset=start + position, crc32=zlib.crc32(data), data=data)
-            yield engine_pb2.UploadRequest(chunk=chunk)
+        for position in range(max(0, offset - start), view.nbytes, _pieces.SIZE):
+            yield _pieces.to_message(start + position, view[position : position + _pieces.SIZE])
         start += view.nbytes
+
+
+def _parsed(data: bytes) -> Piece | None:
+    response = engine_pb2.DownloadResponse.FromString(data)
+    return _pieces.from_chunk(response.chunk) if response.WhichOneof("kind") == "chunk" else None

@@ -50,9 +50,9 @@ def test_an_upload_that_breaks_off_goes_on(
 ) -> None:
     """From where it was: each chunk is taken once, however often the stream breaks."""
     array = big()
-    controller.cut_uploads = {2, 4, 5, 6}
+    controller.cut_uploads = {1, 2, 3}
     client[targets].push({"a": array})
-    assert controller.chunks_taken == 7, "the pickle and six of its buffer"
+    assert controller.chunks_taken == 4, "the pickle and three of its buffer"
     back = client[targets].pull("a")
     assert all((one == array).all() for one in ([back] if targets == 0 else back))
 

@@ -11,6 +11,7 @@ import pytest
 
 from engine_service.blobs import TIME_TO_LIVE, BlobStore, load, read_chunks, save
 from enginery._encoded import Codec, Encoded, Stored
+from enginery._pieces import Piece
 from enginery._reasons import DeliveryError
 from enginery.v1 import value_pb2
 
@@ -36,7 +37,7 @@ def blob(blob_id: str = "a", size: int = 6, **fields: object) -> value_pb2.Blob:
     return value_pb2.Blob(blob_id=blob_id, codec=1, size=size, part_sizes=parts, **fields)  # type: ignore[arg-type]
 
 
-def upload(store: BlobStore, description: value_pb2.Blob, *chunks: value_pb2.Chunk, now: float = 0.0) -> None:
+def upload(store: BlobStore, description: value_pb2.Blob, *chunks: Piece, now: float = 0.0) -> None:
     incoming = store.start_upload(description, now)
     try:
         for chunk in chunks:
@@ -46,8 +47,8 @@ def upload(store: BlobStore, description: value_pb2.Blob, *chunks: value_pb2.Chu
         incoming.end(now)
 
 
-def chunk(data: bytes, offset: int = 0) -> value_pb2.Chunk:
-    return value_pb2.Chunk(offset=offset, crc32=zlib.crc32(data), data=data)
+def chunk(data: bytes, offset: int = 0) -> Piece:
+    return Piece(offset, zlib.crc32(data), data)
 
 
 def test_an_upload_is_consumed_once(store: BlobStore) -> None:
@@ -67,14 +68,14 @@ def test_an_upload_is_consumed_once(store: BlobStore) -> None:
     [
         ([chunk(b"abc", 3)], "BAD_REQUEST"),
         ([chunk(b"abcdefg")], "BAD_REQUEST"),
-        ([value_pb2.Chunk()], "BAD_REQUEST"),
+        ([Piece(0, None, b"")], "BAD_REQUEST"),
         ([], "UPLOAD_INCOMPLETE"),
-        ([value_pb2.Chunk(data=b"abcdef", crc32=1)], "CHECKSUM_MISMATCH"),
+        ([Piece(0, 1, b"abcdef")], "CHECKSUM_MISMATCH"),
         ([chunk(bytes((1 << 20) + 1))], "BAD_REQUEST"),
     ],
     ids=["gap", "long", "empty chunk", "nothing", "damaged", "large chunk"],
 )
-def test_a_refused_upload_leaves_nothing(store: BlobStore, chunks: list[value_pb2.Chunk], reason: str) -> None:
+def test_a_refused_upload_leaves_nothing(store: BlobStore, chunks: list[Piece], reason: str) -> None:
     """Gapped, long, empty or damaged: refused by name, and its room is free again."""
     with pytest.raises(DeliveryError) as caught:
         upload(store, blob(), *chunks)
@@ -97,7 +98,7 @@ def test_uploads_over_a_limit_are_refused_before_a_byte_is_sent(store: BlobStore
     store.start_upload(blob("b", size=51), 0.0).end(0.0)
 
 
-def offset_of(store: BlobStore, description: value_pb2.Blob, *chunks: value_pb2.Chunk, now: float = 0.0) -> int:
+def offset_of(store: BlobStore, description: value_pb2.Blob, *chunks: Piece, now: float = 0.0) -> int:
     """Upload too little and return what the host says is there."""
     with pytest.raises(DeliveryError) as caught:
         upload(store, description, *chunks, now=now)
@@ -109,7 +110,7 @@ def test_an_upload_that_broke_off_goes_on(store: BlobStore) -> None:
     """From where it was, or from before that; a damaged chunk costs only itself; what is whole stays whole."""
     assert offset_of(store, blob(), chunk(b"ab")) == 2
     with pytest.raises(DeliveryError):
-        upload(store, blob(), value_pb2.Chunk(offset=2, data=b"xx", crc32=1))
+        upload(store, blob(), Piece(2, 1, b"xx"))
     assert offset_of(store, blob(), chunk(b"xbcd", 0)) == 4, "the bytes that were there first stay"
     assert offset_of(store, blob()) == 4
     assert store.size == 6
