@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 CHECKS := format lint types stubs imports protos
 
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos soak run-controller run-engine setup protos package bench clean verify fix \
+.PHONY: help run test chaos soak fuzz run-controller run-engine setup protos package bench clean verify fix \
 	$(addprefix verify-,$(CHECKS)) $(addprefix fix-,$(CHECKS))
 
 help:  ## List the targets.
@@ -27,6 +27,9 @@ chaos: $(STAMP)  ## Kill, freeze and cut off everything for MINUTES= (30); SEED=
 
 soak: $(STAMP)  ## Load everything steadily for MINUTES= (30). Memory must stay flat.
 	$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1)
+
+fuzz: $(STAMP)  ## Try COUNT= (300000) spoilt inputs on everything that reads bytes of others; SEED= says which.
+	$(BIN)/python -m tests.fuzz --count $(or $(COUNT),300000) --seed $(or $(SEED),1)
 
 run-controller: $(STAMP)  ## Run a controller in the foreground; prints a ready grpcurl line.
 	$(BIN)/enginery controller

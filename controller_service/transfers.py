@@ -28,7 +28,7 @@ from enginery._status import DETAILS_KEY, to_proto
 from enginery.v1 import engine_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Sequence
 
     from controller_service.reference import EngineFromReference
 
@@ -92,11 +92,17 @@ class Transfers:
         return len(self._pumps)
 
     async def relay(
-        self, engine: EngineFromReference, method: int, caller: _Context, *, first: bytes | None = None
+        self,
+        engine: EngineFromReference,
+        method: int,
+        caller: _Context,
+        *,
+        first: bytes | None = None,
+        other_engine_ids: Sequence[int] = (),
     ) -> None:
         """Serve one streaming call of `caller` by the host of `engine`; DeliveryError if that cannot be.
 
-        `first` is a request that was read already.
+        `first` is a request that was read already. An upload may be for other engines of the same host, too.
         """
         if self._closed is not None:
             raise self._closed
@@ -107,7 +113,7 @@ class Transfers:
         self._offered[transfer_id] = transfer
         self.running.add(transfer)
         try:
-            await engine.offer(transfer_id, method)
+            await engine.offer(transfer_id, method, other_engine_ids)
             try:
                 host = await asyncio.wait_for(transfer.host, _ACCEPTANCE)
             except TimeoutError:
@@ -233,9 +239,9 @@ async def _from_host(
         transfer.moved(data)
         message = frames.transferred(data)
         if message is None:
-            request = engine_pb2.TransferRequest.FromString(data)
+            request = parse(engine_pb2.TransferRequest, data)
             if request.WhichOneof("kind") == "status":
-                return status_pb2.Status.FromString(request.status)
+                return parse(status_pb2.Status, request.status)
             if request.WhichOneof("kind") != "message":
                 raise DeliveryError("PROTOCOL_ERROR", cause="a transfer carries messages, then a status")
             message = request.message

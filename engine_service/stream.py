@@ -20,6 +20,7 @@ from enginery import _status
 from enginery._engine import CallReply
 from enginery._outcomes import STATES, outcome_of
 from enginery._reasons import DeliveryError
+from enginery._requests import parse
 from enginery.v1 import engine_pb2, frame_pb2
 
 if TYPE_CHECKING:
@@ -63,12 +64,12 @@ class RegistrationStream:
         engine_count: int = 1,
     ) -> None:
         """Open the stream of so many engines; `receive` is called with each message that comes down."""
-        open_stream = channel.stream_stream(
+        open_stream: Any = channel.stream_stream(
             METHOD,
             request_serializer=engine_pb2.EngineMessage.SerializeToString,
-            response_deserializer=engine_pb2.ControllerMessage.FromString,
+            response_deserializer=None,  # gRPC would keep for itself what cannot be read
         )
-        self._call: grpc.aio.StreamStreamCall[Any, engine_pb2.ControllerMessage]
+        self._call: grpc.aio.StreamStreamCall[Any, bytes]
         self._call = open_stream(metadata=metadata)
         self._receive = receive
         self._pending = [engine_pb2.EngineMessage()]  # all but answers, which go with the last
@@ -241,10 +242,10 @@ class RegistrationStream:
 
     async def _read(self) -> None:
         while True:
-            message = await self._call.read()
-            if not isinstance(message, engine_pb2.ControllerMessage):
+            data = await self._call.read()
+            if not isinstance(data, bytes):
                 return
-            self._receive(message)
+            self._receive(parse(engine_pb2.ControllerMessage, data))
             if not self._drained.is_set():
                 await self._drained.wait()
 

@@ -135,7 +135,7 @@ class Authority:
             request = x509.load_pem_x509_csr(request_pem)
             key = request.public_key()
             valid = request.is_signature_valid
-        except ValueError as error:
+        except Exception as error:  # what is damaged has many types there, without a base of their own
             raise CertificateError(f"the certificate request is damaged: {error}") from error
         if not valid or not isinstance(key, ec.EllipticCurvePublicKey):
             raise CertificateError("the certificate request is not signed by its own P-256 key")

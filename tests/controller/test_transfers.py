@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -208,6 +209,24 @@ async def test_hosts_status_reaches_the_caller(cluster: FakeCluster) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await cluster.engines.Upload(uploads(*[b"x" * 100_000] * 100), metadata=cluster.to(0))
     assert _status.from_rpc(error.value).reason == "BLOB_EXISTS"
+    await hosting
+
+
+async def test_a_host_that_says_what_cannot_be_read(cluster: FakeCluster) -> None:
+    """The caller learns that by its name: it is no defect of the controller."""
+    host = cluster.host()
+    await host.hello()
+
+    async def stammer(side: HostSide) -> None:
+        await side.read()
+        await side.call.write(engine_pb2.TransferRequest(status=b"\xff"))
+        with contextlib.suppress(grpc.aio.AioRpcError):  # it learns that there is no transfer any more
+            await side.call.read()
+
+    hosting = asyncio.create_task(serve(cluster, host, stammer))
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await cluster.engines.Upload(uploads(b"abc"), metadata=cluster.to(0))
+    assert _status.from_rpc(error.value).reason == "MALFORMED_MESSAGE"
     await hosting
 
 

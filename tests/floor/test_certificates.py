@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,23 @@ def test_damaged_requests(tmp_path: Path, request_pem: bytes) -> None:
     """They are refused by name."""
     with pytest.raises(CertificateError, match="certificate request"):
         Authority.load_or_create(tmp_path).sign_request(request_pem, "x")
+
+
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [
+        (bytes.fromhex("2a8648ce3d030107"), bytes.fromhex("2a8648ce3d030163")),  # P-256, and no known curve
+        (bytes.fromhex("020100"), bytes.fromhex("020140")),  # the version
+    ],
+)
+def test_requests_of_unknown_kinds(tmp_path: Path, part: bytes, other: bytes) -> None:
+    """They are refused as others are: what cannot be verified is not a defect."""
+    head, _, rest = make_request()[1].decode().partition("\n")
+    body, _, _ = rest.partition("-----")
+    damaged = base64.b64decode(body).replace(part, other, 1)
+    pem = f"{head}\n{base64.encodebytes(damaged).decode()}-----END CERTIFICATE REQUEST-----\n"
+    with pytest.raises(CertificateError, match="certificate request"):
+        Authority.load_or_create(tmp_path).sign_request(pem.encode(), "x")
 
 
 def test_damaged_or_mixed_files(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from enginery._outcomes import outcome_of
 from enginery._reasons import DeliveryError
 from enginery.v1 import engine_pb2, frame_pb2
 from tests.host.fakes import FakeStream, running_controller, until
+from tests.machines.wire import Channel, Wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -238,3 +239,19 @@ async def test_many_small_replies_pause_the_reading_of_calls(monkeypatch: pytest
         await pair.receive(101)
         await until(stream._drained.is_set)
         assert stream.statistics()["unsent_replies"] == 0
+
+
+async def test_what_cannot_be_read_ends_the_stream_by_its_name() -> None:
+    """Bytes that are no message of the contract: the host says so, and connects again."""
+
+    async def silent(_: object, context: Any) -> None:
+        await context.read()
+
+    wire = Wire(silent)
+    stream = RegistrationStream(Channel(wire), (), lambda message: None)  # type: ignore[arg-type]
+    running = asyncio.ensure_future(stream.run())
+    await asyncio.sleep(0)
+    wire.down.append(b"\xff")
+    assert wire.deliver_down()
+    assert (await running).reason == "MALFORMED_MESSAGE"
+    await wire.break_handler()

@@ -114,10 +114,10 @@ class Channel:
         self._wire = wire
 
     def stream_stream(
-        self, _: str, request_serializer: Callable[[Any], bytes], response_deserializer: Callable[[bytes], Any]
+        self, _: str, request_serializer: Callable[[Any], bytes], response_deserializer: None
     ) -> Callable[..., _Call]:
         """Return what makes the call."""
-        return lambda metadata: _Call(self._wire, request_serializer, response_deserializer)
+        return lambda metadata: _Call(self._wire, request_serializer)
 
     async def close(self) -> None:
         """End the call."""
@@ -125,18 +125,15 @@ class Channel:
 
 
 class _Call:
-    def __init__(
-        self, wire: Wire, serialize: Callable[[Any], bytes], deserialize: Callable[[bytes], Any]
-    ) -> None:
+    def __init__(self, wire: Wire, serialize: Callable[[Any], bytes]) -> None:
         self._wire = wire
         self._serialize = serialize
-        self._deserialize = deserialize
 
     async def read(self) -> Any:
         data = await self._wire.to_caller.get()
         if data is _END:
             raise DeliveryError("CONTROLLER_LOST", cause="the wire broke")
-        return self._deserialize(data)
+        return data
 
     async def write(self, message: Any) -> None:
         if not self._wire.is_calling:

@@ -1,0 +1,26 @@
+"""All that is fuzzed, by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.fuzz.file_target import FileTarget
+from tests.fuzz.kernel_target import KernelTarget
+from tests.fuzz.request_target import RequestTarget
+from tests.fuzz.stream_target import HostTarget, RegistrationTarget, SessionTarget, TransferTarget
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.fuzz.campaign import Target
+    from tests.fuzz.rules import Watch
+
+TARGETS: dict[str, Callable[[Watch], Target]] = {
+    KernelTarget.name: KernelTarget,
+    RequestTarget.name: RequestTarget,
+    SessionTarget.name: SessionTarget,
+    RegistrationTarget.name: RegistrationTarget,
+    HostTarget.name: HostTarget,
+    TransferTarget.name: TransferTarget,
+    FileTarget.name: FileTarget,
+}
