@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from engine_service import endings, plain_response
+from engine_service.kernel_frames import WireError
 from engine_service.kernel_page import AHEAD
 from engine_service.kernel_process import Command, KernelExited, Reply
 from engine_service.ladder import Action, Ladder
@@ -169,6 +170,8 @@ class Runner:
             self._engine.kernel.begin(command, functools.partial(self._receive, run))
         except KernelExited as exited:
             asyncio.get_running_loop().call_soon(self._receive, run, exited)  # as from where it is read
+        except WireError as error:  # over the bounds of a frame, which are wider than any sensible request
+            return DeliveryError("BAD_REQUEST", field=PYTHON_NAMES[operation.method], cause=error)
         except Exception as error:
             return self._explain(error, operation)
         self._line.append(run)

@@ -9,7 +9,16 @@ import pytest
 
 from engine_service import blobs, endings, plain_response
 from engine_service.engine import Engine, EngineOptions
-from engine_service.kernel_process import Command, DisplayData, ExitStatus, KernelOptions, Reply
+from engine_service.kernel_frames import MAX_PARTS
+from engine_service.kernel_process import (
+    Command,
+    DisplayData,
+    ExitStatus,
+    KernelListener,
+    KernelOptions,
+    KernelProcess,
+    Reply,
+)
 from enginery._encoded import Codec, Encoded
 from enginery._engine import CallContext
 from enginery._methods import METHODS
@@ -304,6 +313,28 @@ async def test_large_requests_are_translated_off_the_loop() -> None:
         assert bytes(value.parts[0]).startswith(b'{"a":[0,1,2,')
         request.json["b"] = float("nan")
         assert await refused(call(engine, request, engine_pb2.PushResponse)) == "BAD_VALUE"
+
+
+async def test_what_no_frame_can_hold_is_refused() -> None:
+    """A request of more values than go to a kernel at once is the caller's to correct, and no defect."""
+    kernels: list[KernelProcess] = []
+
+    async def start(options: KernelOptions, listener: KernelListener) -> KernelProcess:
+        kernels.append(await KernelProcess.start(options, listener))
+        return kernels[-1]
+
+    engine = Engine(start_kernel=start)
+    await engine.start()
+    try:
+        request = engine_pb2.PushSerializedRequest()
+        for number in range(MAX_PARTS + 1):
+            request.values[str(number)].text = "x"
+        assert await refused(call(engine, request, engine_pb2.PushSerializedResponse)) == "BAD_REQUEST"
+        assert (await execute(engine, "1 + 1")).text == "2"
+        assert len(kernels) == 1
+    finally:
+        engine.stop("the test ends")
+        await engine.wait_stopped()
 
 
 async def test_an_upload_must_begin_with_its_blob() -> None:
