@@ -21,6 +21,7 @@ prepare_grpc()  # before anything imports grpc
 from controller_service import config as options  # noqa: E402
 from controller_service.app import Controller  # noqa: E402
 from enginery import _logs  # noqa: E402
+from enginery._malloc import keep_freed  # noqa: E402
 from enginery._stopping import StopReason, StopRequest  # noqa: E402
 from enginery.errors import EngineryError  # noqa: E402
 
@@ -33,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a controller until it is told to stop; return the exit code."""
     arguments = options.parser().parse_args(argv)
     _raise_descriptor_limit()
+    keep_freed()
     try:
         return asyncio.run(_run(arguments))
     except (EngineryError, OSError) as error:  # OSError: a full disk, for one

@@ -26,7 +26,7 @@ from enginery._status import from_bytes
 from enginery.v1 import engine_pb2, frame_pb2, operation_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from controller_service.events import Registration
     from controller_service.link import Link
@@ -166,8 +166,15 @@ class EngineFromReference(EngineBase):
         """Keep no answers of these: they are only given to the calls that wait for them."""
         self._router.released(operation_ids)
 
-    async def offer(self, transfer_id: str, method: int) -> None:
-        """Ask the host to open a transfer, as soon as the engine is connected; DeliveryError if it is lost."""
+    def shares_host_with(self, other: EngineFromReference) -> bool:
+        """Return whether both engines are connected, by the same stream."""
+        return self._link is not None and self._link is other._link
+
+    async def offer(self, transfer_id: str, method: int, other_engine_ids: Sequence[int] = ()) -> None:
+        """Ask the host to open a transfer, as soon as the engine is connected; DeliveryError if it is lost.
+
+        `other_engine_ids` are those of the same host that an upload is for as well.
+        """
         while self._link is None:
             if self._lost is not None:
                 raise self._lost
@@ -177,6 +184,7 @@ class EngineFromReference(EngineBase):
             transfer_id=transfer_id,
             engine_id=self.engine_id,
             method=method,  # type: ignore[arg-type]
+            other_engine_ids=other_engine_ids,
         )
         self._link.send(engine_pb2.ControllerMessage(transfers=(transfer,)).SerializeToString())
 

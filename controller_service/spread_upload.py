@@ -1,6 +1,6 @@
-"""One upload for several engines: each message of the caller goes to all of them.
+"""One upload for several engines: each message of the caller goes once to each of their hosts.
 
-Each engine has a transfer of its own, whose caller is a leg of this one. The slowest engine sets the pace. One
+Each host has a transfer of its own, whose caller is a leg of this one. The slowest host sets the pace. One
 that takes nothing for too long is left behind: whom the response does not name is to be sent the value alone.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,6 +17,7 @@ import grpc.aio
 from enginery._methods import METHODS
 from enginery._reasons import DeliveryError
 from enginery._serving import abort
+from enginery._status import from_parts
 from enginery.v1 import engine_pb2
 
 if TYPE_CHECKING:
@@ -41,10 +43,11 @@ class _Refused(grpc.aio.AbortError):  # what `abort` of a caller raises
 
 
 class Leg:
-    """The caller of one engine's transfer: what the real caller sends is put here."""
+    """The caller of one host's transfer: what the real caller sends is put here."""
 
-    def __init__(self) -> None:
-        """Begin with nothing."""
+    def __init__(self, engine_ids: Sequence[int]) -> None:
+        """Begin with nothing, for engines of one host."""
+        self.engine_ids = engine_ids
         self.response = b""
         self.is_over = False
         """Whether nobody reads any more."""
@@ -105,19 +108,20 @@ async def spread(
 ) -> None:
     """Serve an upload of `caller` for engines, and answer which of them have it.
 
-    `find` returns an engine or raises DeliveryError. If none has it, this ends as the upload to the first does.
+    `find` returns an engine or raises DeliveryError. If none has it, this ends as the upload to the first does,
+    or, if some have a part of it, by saying how much all of those have.
     """
-    legs = [Leg() for _ in engine_ids]
+    legs = [Leg(ids) for ids in _by_host(find, engine_ids)]
     calls = [
-        asyncio.create_task(_carry(transfers, find, engine_id, leg), name=f"upload to engine {engine_id}")
-        for engine_id, leg in zip(engine_ids, legs, strict=True)
+        asyncio.create_task(_carry(transfers, find, leg), name=f"upload to engines {leg.engine_ids}")
+        for leg in legs
     ]
     try:
         while isinstance(data := await caller.read(), bytes):
             left_behind = await asyncio.gather(*(leg.put(data) for leg in legs), return_exceptions=True)
-            for engine_id, leg, call, error in zip(engine_ids, legs, calls, left_behind, strict=True):
+            for leg, call, error in zip(legs, calls, left_behind, strict=True):
                 if error is not None:
-                    logger.warning("engine %d took nothing of an upload for %g s", engine_id, _PATIENCE)
+                    logger.warning("engines %s took nothing of an upload for %g s", leg.engine_ids, _PATIENCE)
                     leg.over()
                     call.cancel()
             if all(leg.is_over for leg in legs):
@@ -131,26 +135,61 @@ async def spread(
             leg.over()
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
-    there = [engine_id for engine_id, failure in zip(engine_ids, failures, strict=True) if failure is None]
-    if there:
-        whole = next(leg.response for leg, failure in zip(legs, failures, strict=True) if failure is None)
-        # Joined, serialized messages are one.
-        await caller.write(whole + engine_pb2.UploadResponse(engine_ids=there).SerializeToString())
+    whole = [leg.response for leg, failure in zip(legs, failures, strict=True) if failure is None]
+    if whole:
+        there = [
+            id_ for leg, failure in zip(legs, failures, strict=True) if failure is None for id_ in _have_it(leg)
+        ]
+        response = engine_pb2.UploadResponse.FromString(whole[0])
+        del response.engine_ids[:]
+        response.engine_ids.extend(sorted(there, key=engine_ids.index))
+        await caller.write(response.SerializeToString())
         return
-    first = failures[0]
-    if isinstance(first, _Refused):
-        await abort(caller, *first.status)
-    if isinstance(first, asyncio.CancelledError):
+    failure = min(failures, key=_offset)
+    if isinstance(failure, _Refused):
+        await abort(caller, *failure.status)
+    if isinstance(failure, asyncio.CancelledError):
         raise DeliveryError("ENGINE_AWAY", engine_id=engine_ids[0])
-    assert isinstance(first, BaseException)
-    raise first
+    assert isinstance(failure, BaseException)
+    raise failure
 
 
-async def _carry(
-    transfers: Transfers, find: Callable[[int], EngineFromReference], engine_id: int, leg: Leg
-) -> None:
-    """Relay one leg to its engine."""
+def _by_host(find: Callable[[int], EngineFromReference], engine_ids: Sequence[int]) -> list[list[int]]:
+    """Return the engines, those together to which one transfer goes."""
+    groups: list[tuple[EngineFromReference | None, list[int]]] = []
+    for engine_id in engine_ids:
+        try:
+            engine = find(engine_id)
+        except DeliveryError:
+            groups.append((None, [engine_id]))  # its leg will say so
+            continue
+        for first, ids in groups:
+            if first is not None and first.shares_host_with(engine):
+                ids.append(engine_id)
+                break
+        else:
+            groups.append((engine, [engine_id]))
+    return [ids for _, ids in groups]
+
+
+def _have_it(leg: Leg) -> Sequence[int]:
+    named = engine_pb2.UploadResponse.FromString(leg.response).engine_ids
+    return [one for one in leg.engine_ids if one in named] if named else leg.engine_ids[:1]
+
+
+def _offset(failure: object) -> float:
+    """Return how much of the blob is where an upload failed so; infinity if that is not why it failed."""
+    if isinstance(failure, _Refused):
+        error = from_parts(*failure.status)
+        if error.reason == "UPLOAD_INCOMPLETE":
+            return int(error.metadata["offset"])
+    return math.inf
+
+
+async def _carry(transfers: Transfers, find: Callable[[int], EngineFromReference], leg: Leg) -> None:
+    """Relay one leg to its host."""
+    first, *others = leg.engine_ids
     try:
-        await transfers.relay(find(engine_id), METHODS["Upload"], leg)  # type: ignore[arg-type]  # as one that calls
+        await transfers.relay(find(first), METHODS["Upload"], leg, other_engine_ids=others)  # type: ignore[arg-type]  # as one that calls
     finally:
         leg.over()

@@ -19,6 +19,7 @@ from engine_service.config import HostConfig, parse  # noqa: E402
 from engine_service.kernel_exit import KernelExited  # noqa: E402
 from enginery import _logs  # noqa: E402
 from enginery._alive import HostLock  # noqa: E402
+from enginery._malloc import keep_freed  # noqa: E402
 from enginery._state_dir import StateDirectory  # noqa: E402
 from enginery._stopping import StopReason, StopRequest  # noqa: E402
 from enginery.errors import EngineryError  # noqa: E402
@@ -32,6 +33,7 @@ logger = logging.getLogger("engine_service")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a host until it is told to stop or all of its engines have left; return the exit code."""
     config = parse(argv)
+    keep_freed()
     directory = config.connection_file.absolute().parent
     is_local = (directory / "processes").is_dir()
     file, held = config.log_file, -1

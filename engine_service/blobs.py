@@ -5,6 +5,8 @@ Bookkeeping is done on the event loop and takes no lock; `save` may run in a thr
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import os
 import tempfile
 import uuid
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from enginery._pieces import Piece
     from enginery.v1 import value_pb2
 
+logger = logging.getLogger(__name__)
+
 TIME_TO_LIVE = 600.0
 """Seconds for which an unused blob is kept."""
 MAX_BLOBS = 1_000
@@ -32,9 +36,15 @@ MAX_BLOBS = 1_000
 def anonymous_file() -> int:
     """Return a new file without a name, in memory where the system can do that."""
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("enginery", os.MFD_CLOEXEC)
+        return os.memfd_create("enginery", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
+
+
+def _seal(fd: int) -> None:
+    """Let nobody change the bytes of a file any more, where the system can do that."""
+    if hasattr(fcntl, "F_ADD_SEALS"):
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
 
 
 def save(value: Encoded) -> Stored:
@@ -221,6 +231,25 @@ class BlobStore:
         held.used_at = now
         return _values.describe(blob_id, held.value), os.dup(held.value.fd)
 
+    def share(self, blob_id: str, others: Iterable[BlobStore], now: float) -> list[BlobStore]:
+        """Give a blob to other stores, without a copy of its bytes; return those that took it."""
+        blob, fd = self.open(blob_id, now)
+        took: list[BlobStore] = []
+        try:
+            _seal(fd)
+            for store in others:
+                try:
+                    upload = store.start_upload(blob, now)
+                    upload.use_file(fd)
+                    upload.finish(now)
+                except DeliveryError as error:
+                    logger.info("engine %d does not take a value for several: %s", store.engine_id, error.text)
+                else:
+                    took.append(store)
+        finally:
+            os.close(fd)
+        return took
+
     def find(self, blob_id: str, now: float) -> value_pb2.Blob | None:
         """Return the description of a blob, which is kept for another while; None if it is not there."""
         held = self._held.get(blob_id)
@@ -294,6 +323,13 @@ class Upload:
         if known < len(data):
             _write_all(incoming.fd, memoryview(data)[known:] if known else data)
             incoming.received = offset + len(data)
+
+    def use_file(self, fd: int) -> None:
+        """Use the whole file of another store, whose seal keeps the kernels that get it from changing it."""
+        incoming = self._incoming
+        if incoming.received < incoming.blob.size:
+            os.close(incoming.fd)
+            incoming.fd, incoming.received = os.dup(fd), incoming.blob.size
 
     def finish(self, now: float) -> value_pb2.Blob:
         """Put the blob into the store and return its description; UPLOAD_INCOMPLETE if bytes are missing."""

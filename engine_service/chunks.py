@@ -13,14 +13,17 @@ from enginery._requests import parse
 from enginery.v1 import engine_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from engine_service.blobs import BlobStore
     from enginery._encoded import Buffer
 
 
-async def upload(store: BlobStore, requests: AsyncIterator[Buffer]) -> bytes:
-    """Take in a blob from the messages of an Upload and return the serialized response."""
+async def upload(store: BlobStore, requests: AsyncIterator[Buffer], others: Sequence[BlobStore] = ()) -> bytes:
+    """Take in a blob from the messages of an Upload and return the serialized response.
+
+    `others` get it as well; the response names those that have it.
+    """
     first = await anext(requests, None)
     if first is None:
         raise DeliveryError("PROTOCOL_ERROR", cause="the upload ended before its blob was described")
@@ -34,7 +37,10 @@ async def upload(store: BlobStore, requests: AsyncIterator[Buffer]) -> bytes:
         blob = incoming.finish(time.time())
     finally:
         incoming.end(time.time())
-    response: bytes = engine_pb2.UploadResponse(blob=blob).SerializeToString()
+    engine_ids: list[int] = []
+    if others:
+        engine_ids = [one.engine_id for one in (store, *store.share(blob.blob_id, others, time.time()))]
+    response: bytes = engine_pb2.UploadResponse(blob=blob, engine_ids=engine_ids).SerializeToString()
     return response
 
 

@@ -34,7 +34,7 @@ from enginery._requests import parse
 from enginery.v1 import engine_pb2, frame_pb2, operation_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 
     from engine_service.known_functions import KnownFunction
     from enginery._encoded import Buffer, Encoded
@@ -441,9 +441,9 @@ class Engine:
 
     # ---- streams
 
-    async def upload(self, requests: AsyncIterator[Buffer]) -> bytes:
-        """Take in a blob from the messages of an Upload; returns its response."""
-        return await chunks.upload(self.blobs, requests)
+    async def upload(self, requests: AsyncIterator[Buffer], others: Sequence[Engine] = ()) -> bytes:
+        """Take in a blob from the messages of an Upload, for other engines too; returns its response."""
+        return await chunks.upload(self.blobs, requests, [other.blobs for other in others])
 
     def download(self, request: bytes) -> AsyncGenerator[bytes]:
         """Return the messages of a Download; close it if it is not read to its end."""

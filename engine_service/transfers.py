@@ -110,7 +110,8 @@ class Transfers:
                 raise DeliveryError("INVALID_ENGINE_ID", engine_id=offer.engine_id, engine_ids=ids)
             requests = _requests(call)
             if offer.method == frame_pb2.METHOD_UPLOAD:
-                response = await engine.upload(requests)
+                others = [self._engines[one] for one in offer.other_engine_ids if one in self._engines]
+                response = await engine.upload(requests, others)
                 await call.write(embed(_TO_CALLER, response))
             elif offer.method == frame_pb2.METHOD_DOWNLOAD:
                 await _answer(engine.download, requests, call)

@@ -2451,22 +2451,30 @@ class TransferOffer(_message.Message):
     TRANSFER_ID_FIELD_NUMBER: _builtins.int
     ENGINE_ID_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
+    OTHER_ENGINE_IDS_FIELD_NUMBER: _builtins.int
     transfer_id: _builtins.str
     """(Required) Names the transfer: 32 hexadecimal digits, unguessable. Sent back in TransferAccept."""
     engine_id: _builtins.int
     """(Required) The engine."""
     method: _frame_pb2.Method.ValueType
     """(Required) The streaming method."""
+    @_builtins.property
+    def other_engine_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """(Optional) For an Upload: further engines of the host that are to have the blob. `engine_ids` of the response says
+        which of all have it; a host that does not know this field leaves that empty, and only `engine_id` has it.
+        """
+
     def __init__(
         self,
         *,
         transfer_id: _builtins.str = ...,
         engine_id: _builtins.int = ...,
         method: _frame_pb2.Method.ValueType = ...,
+        other_engine_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine_id", b"engine_id", "method", b"method", "transfer_id", b"transfer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine_id", b"engine_id", "method", b"method", "other_engine_ids", b"other_engine_ids", "transfer_id", b"transfer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -151,6 +151,56 @@ async def test_an_upload_that_none_of_several_engines_takes(cluster: FakeCluster
         await hosting
 
 
+async def test_one_upload_travels_once_to_each_host(cluster: FakeCluster) -> None:
+    """The offer names its engines. One that the host's response leaves out does not have it; an old host names
+    none, and only the first has it."""
+    hosts = [cluster.host(), cluster.host()]
+    for host in hosts:
+        for slot in range(3):
+            await host.hello(slot)
+    offers: list[list[int]] = []
+
+    async def take(side: HostSide) -> None:
+        ids = [side.offer.engine_id, *side.offer.other_engine_ids]
+        offers.append(ids)
+        while (await side.read()).WhichOneof("kind") == "message":
+            pass
+        named = [0, 2] if 0 in ids else []
+        await side.send(engine_pb2.UploadResponse(blob=value_pb2.Blob(blob_id="b"), engine_ids=named))
+        await side.finish()
+
+    hostings = [asyncio.create_task(serve(cluster, host, take)) for host in hosts]
+    several = (*cluster.to(None), ("enginery-engine-ids", "4,0,1,5,2"))
+    response = await cluster.engines.Upload(uploads(b"abc"), metadata=several)
+    assert (response.blob.blob_id, list(response.engine_ids)) == ("b", [4, 0, 2])
+    assert sorted(offers) == [[0, 1, 2], [4, 5]]
+    await asyncio.gather(*hostings)
+
+
+async def test_an_upload_for_several_engines_that_broke_off(cluster: FakeCluster) -> None:
+    """Says how much of it all have that have any."""
+    hostings = []
+    for behaviour in (
+        DeliveryError("ENGINE_AWAY", engine_id=0),
+        DeliveryError("UPLOAD_INCOMPLETE", blob_id="b", offset=20, size=99),
+        DeliveryError("UPLOAD_INCOMPLETE", blob_id="b", offset=7, size=99),
+    ):
+        host = cluster.host()
+        await host.hello()
+        status = engine_pb2.TransferRequest(status=_status.to_bytes(behaviour))
+
+        async def refuse(side: HostSide, status: engine_pb2.TransferRequest = status) -> None:
+            await side.finish(status)
+
+        hostings.append(asyncio.create_task(serve(cluster, host, refuse)))
+    several = (*cluster.to(None), ("enginery-engine-ids", "0,1,2"))
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await cluster.engines.Upload(uploads(), metadata=several)
+    found = _status.from_rpc(error.value)
+    assert (found.reason, found.metadata["offset"]) == ("UPLOAD_INCOMPLETE", "7")
+    await asyncio.gather(*hostings)
+
+
 async def test_a_host_that_answers_before_it_has_read(
     cluster: FakeCluster, caplog: pytest.LogCaptureFixture
 ) -> None:

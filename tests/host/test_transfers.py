@@ -15,6 +15,8 @@ from tests.host.fakes import IDS, FakeStream, until
 from tests.host.linked import Linked, code, linked
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pytest
 
 
@@ -43,10 +45,33 @@ async def test_a_transfer_carries_an_upload_and_a_download() -> None:
         stream.end()
 
 
+async def test_an_upload_for_several_engines_of_a_host() -> None:
+    """Comes once, and the response names the engines that have it."""
+    blob = _values.describe("up", Encoded(Codec.TEXT, (b"abc",)))
+    uploads = [
+        engine_pb2.UploadRequest(blob=blob),
+        engine_pb2.UploadRequest(chunk=value_pb2.Chunk(data=b"abc")),
+    ]
+    async with linked(2) as host:
+        stream, _ = await host.registered()
+        others = [1, 7]
+        messages, status = await _transfer(host, stream, frame_pb2.METHOD_UPLOAD, uploads, others)
+        response = engine_pb2.UploadResponse.FromString(messages[0])
+        assert (list(response.engine_ids), status) == ([0, 1], None)
+        for engine in host.engines:
+            assert engine.blobs.find("up", 0.0) == blob
+        stream.end()
+
+
 async def _transfer(
-    host: Linked, stream: FakeStream, method: frame_pb2.Method.ValueType, requests: list[Any]
+    host: Linked,
+    stream: FakeStream,
+    method: frame_pb2.Method.ValueType,
+    requests: list[Any],
+    others: Sequence[int] = (),
 ) -> tuple[list[bytes], str | None]:
-    stream.send(transfers=[engine_pb2.TransferOffer(transfer_id="t" * 32, engine_id=0, method=method)])
+    offer = engine_pb2.TransferOffer(transfer_id="t" * 32, engine_id=0, method=method, other_engine_ids=others)
+    stream.send(transfers=[offer])
     async with asyncio.timeout(10):
         incoming, outgoing = await host.controller.transfers.get()
         assert (await anext(incoming)).accept.transfer_id == "t" * 32

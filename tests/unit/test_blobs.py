@@ -209,3 +209,20 @@ def test_chunks_cover_the_rest() -> None:
     assert list(read_chunks(2 * mib + 1, 0)) == [(0, mib), (mib, mib), (2 * mib, 1)]
     assert list(read_chunks(10, 4)) == [(4, 6)]
     assert list(read_chunks(10, 10)) == []
+
+
+def test_a_blob_is_shared_without_a_copy(store: BlobStore) -> None:
+    """Other stores take it in the same file, which nobody can change then; one that has no room does not."""
+    upload(store, blob(), chunk(b"abcdef"))
+    roomy, partial, full, again = BlobStore(1), BlobStore(2), BlobStore(3, value_limit=5), BlobStore(4)
+    assert offset_of(partial, blob(), chunk(b"ab")) == 2
+    upload(again, blob(), chunk(b"abcdef"))
+    assert store.share("a", [roomy, partial, full, again], 0.0) == [roomy, partial, again]
+    taken = [one.take("a", 0.0) for one in (store, roomy, partial, again)]
+    assert [load(one).parts for one in taken] == [(b"abcdef",)] * 4
+    assert len({os.fstat(one.fd).st_ino for one in taken[:3]}) == 1
+    with pytest.raises(PermissionError):
+        os.pwrite(taken[0].fd, b"x", 0)
+    for one in taken:
+        one.close()
+    assert [one.size for one in (store, roomy, partial, full, again)] == [0] * 5
