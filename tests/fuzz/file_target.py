@@ -13,7 +13,7 @@ from enginery._channel import open_channel
 from enginery.errors import ConnectionFileError
 from tests.fuzz import mutator
 from tests.fuzz.loop import Loop
-from tests.fuzz.rules import SECRET, BrokenRule, Watch, check_secret, in_time
+from tests.fuzz.rules import SECRET, BrokenRule, Watch, check_secret
 
 if TYPE_CHECKING:
     from random import Random
@@ -64,7 +64,7 @@ class FileTarget:
     def run(self, data: bytes) -> str:
         """Read this."""
         self._path.write_bytes(data)
-        with in_time():
+        with self._watch.in_time():
             try:
                 info = _connection_file.read(self._path, "client")
             except ConnectionFileError as error:

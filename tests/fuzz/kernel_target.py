@@ -40,7 +40,7 @@ from enginery.errors import RaisedError, RemoteFrame
 from enginery.v1 import engine_pb2, frame_pb2
 from tests.fuzz import mutator
 from tests.fuzz.loop import Loop, turns
-from tests.fuzz.rules import BrokenRule, Watch, check_error, check_message, in_time
+from tests.fuzz.rules import BrokenRule, Watch, check_error, check_message
 
 if TYPE_CHECKING:
     from random import Random
@@ -232,7 +232,7 @@ class KernelTarget:
 
     def run(self, data: bytes) -> str:
         """Let a kernel say this."""
-        with in_time():
+        with self._watch.in_time():
             outcome = self._loop.run(self._try(data))
         self._watch.check()
         return outcome

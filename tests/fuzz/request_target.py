@@ -26,7 +26,7 @@ from enginery._reasons import DeliveryError
 from enginery.v1 import engine_pb2, frame_pb2, operation_pb2
 from tests.fuzz import mutator
 from tests.fuzz.loop import Loop, turns
-from tests.fuzz.rules import BrokenRule, Watch, check_error, check_message, in_time
+from tests.fuzz.rules import BrokenRule, Watch, check_error, check_message
 from tests.host.fakes import Kernels, failure
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class RequestTarget:
         """Call what this says."""
         which, how = (*data[:2], 0, 0)[:2]
         records = mutator.unpack(data[2:])
-        with in_time():
+        with self._watch.in_time():
             if which % (METADATA + 1) == METADATA:
                 outcome = _read_metadata(records)
             else:

@@ -36,7 +36,7 @@ from enginery.v1 import cluster_pb2, engine_pb2, frame_pb2
 from tests.fuzz import mutator
 from tests.fuzz.loop import Loop, turns
 from tests.fuzz.request_target import RequestTarget, answering
-from tests.fuzz.rules import BrokenRule, Watch, check_error, check_message, in_time
+from tests.fuzz.rules import BrokenRule, Watch, check_error, check_message
 from tests.host.fakes import Kernels
 from tests.machines.wire import Channel, Wire
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-_IDLE_TURNS = 40
+_IDLE_TURNS = 15
 _RENEWAL = 300  # inputs after which all is made anew
 _SESSION = bytes(8)
 _OPERATION = _ids.OperationIds().mint()
@@ -224,7 +224,7 @@ class _StreamTarget:
 
     def run(self, data: bytes) -> str:
         """Send these messages."""
-        with in_time():
+        with self._watch.in_time():
             outcome = self._loop.run(self._renewed(mutator.unpack(data)))
         self._watch.check()
         return outcome
