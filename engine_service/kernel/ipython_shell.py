@@ -8,10 +8,10 @@ import linecache
 import traceback
 import warnings
 from collections import deque
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from IPython.core import async_helpers, interactiveshell, page
-from IPython.core.compilerop import CachingCompiler
+from IPython.core import async_helpers, compilerop, interactiveshell, page
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.error import UsageError
@@ -55,7 +55,7 @@ class IPythonShell:
         warnings.filterwarnings("ignore", "To exit: use 'exit'", UserWarning)
         shell.display_formatter.formatters["image/png"].for_type("matplotlib.figure.Figure", figure_of)
         on_import.install(ipython=True)
-        failure.leave_out(interactiveshell.__file__, async_helpers.__file__)
+        failure.leave_out(interactiveshell.__file__, async_helpers.__file__, compilerop.__file__)
         shell.hide_builtin()
 
     def start(self, source: str, _filename: str) -> None:
@@ -115,7 +115,7 @@ def _config() -> Config:
     return config
 
 
-class _Compiler(CachingCompiler):
+class _Compiler(compilerop.CachingCompiler):
     """Names cells as an engine's commands are named, and keeps the source of the last ones alone."""
 
     def __init__(self) -> None:
@@ -226,6 +226,12 @@ class _Shell(InteractiveShell):
         if not self._hold(None):
             super().showsyntaxerror(*args, **options)
 
+    def _format_exception_for_storage(self, *_args: object, **_options: object) -> dict[str, object]:
+        return {}  # the history keeps no exceptions; their texts may be anything, even another exception
+
+    def _tee(self, *_args: object, **_options: object) -> Any:
+        return nullcontext()  # nor output, which is the host's
+
     def _hold(self, exc_tuple: Any) -> bool:
         if self._depth > 1:
             return False
@@ -297,6 +303,8 @@ class _Shell(InteractiveShell):
         self.user_ns_hidden.clear()
         self.history_manager.reset(new_session=False)
         self.history_manager.output_hist.clear()
+        for inputs in (self.history_manager.input_hist_parsed, self.history_manager.input_hist_raw):
+            inputs[:] = [""]
         hook = self.displayhook
         hook._, hook.__, hook.___ = "", "", ""
         self.compile.reset_compiler_flags()

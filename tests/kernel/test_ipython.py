@@ -59,7 +59,8 @@ async def test_history(kernel: Driver) -> None:
     assert (await kernel.run("keys")).keys == ("a", "id", "mpi")
     await kernel.run("reset")
     assert (await kernel.run("keys")).keys == ("id", "mpi")
-    assert (await kernel.ok("len(Out), get_ipython().__class__.__mro__[1].__name__")).text == (
+    assert (await kernel.ok("In[:-1] == [''] * len(In[:-1])")).text == "True"
+    assert (await kernel.ok("len(Out) - 1, get_ipython().__class__.__mro__[1].__name__")).text == (
         "(0, 'InteractiveShell')"
     )
 
@@ -165,6 +166,35 @@ async def test_interrupts(kernel: Driver) -> None:
             "KeyboardInterrupt",
         )
     assert await kernel.raises("after") == "NameError"
+
+
+async def test_nothing_grows() -> None:
+    """Of thousands of cells the last thousand are kept, names of IPython's and sources of tracebacks too."""
+    code = "len(get_ipython().user_ns), len(get_ipython().user_ns_hidden), len(__import__('linecache').cache)"
+    async with running(KernelOptions(shell="ipython")) as kernel:
+        kernel.number = 10_000
+        for number in range(1005):
+            await kernel.ok(f"{number}")
+        sizes = (await kernel.ok(code)).text
+        for number in range(10):
+            await kernel.ok(f"print({number})\n{number}")
+        assert (await kernel.ok(code)).text == sizes
+
+
+@pytest.mark.parametrize("how", ["= 5", "= None", "= open('/dev/null', 'w')"])
+async def test_replaced_streams(kernel: Driver, how: str) -> None:
+    """User code may put anything in the place of stdout."""
+    await kernel.ok(f"import sys; kept = sys.stdout; sys.stdout {how}")
+    await kernel.ok("1 + 1")
+    assert await kernel.raises("1/0") == "ZeroDivisionError"
+    assert await kernel.output("sys.stdout = kept; print('back')") == "back\n"
+
+
+@pytest.mark.parametrize("body", ["raise SystemExit", "return 5", "return self.__str__()"])
+async def test_hostile_exceptions(kernel: Driver, body: str) -> None:
+    """An exception whose text cannot be had arrives nevertheless."""
+    await kernel.ok(f"class Bad(Exception):\n    def __str__(self): {body}")
+    assert await kernel.raises("raise Bad") == "Bad"
 
 
 async def test_start_up_code() -> None:
