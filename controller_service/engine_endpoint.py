@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LONGEST_DURATION = 315_576_000_000  # seconds: the bound of google.protobuf.Duration
+_LAST_SECOND = 253_402_300_799  # of the year 9999: the bound of google.protobuf.Timestamp
+_NANOS = 1_000_000_000
 _REFUSALS = frozenset({"FENCED", "BAD_REQUEST", "WRONG_CLUSTER"})  # of one engine; the stream goes on
 
 
@@ -118,6 +120,11 @@ class _Connection:
         self._link.send(message.SerializeToString())
 
     def _heartbeat(self, heartbeat: engine_pb2.Heartbeat) -> None:
+        for status in heartbeat.engines:
+            begun = status.start_time
+            if not (0 <= begun.seconds <= _LAST_SECOND and 0 <= begun.nanos < _NANOS):
+                cause = f"{begun.seconds} s is no time that clients could show"
+                raise DeliveryError("BAD_REQUEST", field="heartbeat.engines.start_time", cause=cause)
         self._switchboard.heartbeat(self._link, heartbeat.engines)
         acknowledgement = engine_pb2.HeartbeatAck(sequence=heartbeat.sequence)
         self._send(engine_pb2.ControllerMessage(heartbeat_ack=acknowledgement))

@@ -7,6 +7,7 @@ asked. Every function raises DeliveryError: BAD_VALUE for a malformed value, UNK
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -191,6 +192,8 @@ def _fill(value: struct_pb2.Value, plain: Any, room: int) -> None:
             raise DeliveryError("BAD_VALUE", field="json", cause="an integer beyond 2^53; accept CODEC_PICKLE")
         value.number_value = plain
     elif isinstance(plain, float):
+        if not math.isfinite(plain):  # as 1e999 becomes when it is read
+            raise DeliveryError("BAD_VALUE", field="json", cause=f"{plain} is not JSON")
         value.number_value = plain
     elif isinstance(plain, list):
         items = value.list_value.values

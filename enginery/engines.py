@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from dataclasses import dataclass, field
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from enginery import _codec, _loop, _values
 from enginery._encoded import Codec
+from enginery._reasons import DeliveryError
+from enginery.errors import SerializationError
 from enginery.serialized import Serialized
-from enginery.v1 import cluster_pb2, value_pb2
+from enginery.v1 import cluster_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -80,7 +83,7 @@ def from_message(engine: cluster_pb2.Engine) -> EngineInfo:
         pid=engine.pid,
         registered_at=engine.register_time.ToDatetime(UTC),
         python_version=engine.python_version,
-        properties={key: _property(value) for key, value in engine.properties.items()},
+        properties=_properties(engine),
         queued_count=engine.queued_count,
         resident_bytes=engine.resident_bytes,
         operation_id=engine.operation_id,
@@ -103,9 +106,14 @@ _STATES: dict[int, str] = {
 }
 
 
-def _property(value: value_pb2.Value) -> object:
-    encoded = _values.from_value(value)
-    return Serialized(encoded) if encoded.codec is Codec.PICKLE else _codec.decode(encoded)
+def _properties(engine: cluster_pb2.Engine) -> dict[str, object]:
+    """Return the properties that can be read: what one host says wrong must not hide all engines."""
+    properties: dict[str, object] = {}
+    for key, value in engine.properties.items():
+        with contextlib.suppress(DeliveryError, SerializationError):
+            encoded = _values.from_value(value)
+            properties[key] = Serialized(encoded) if encoded.codec is Codec.PICKLE else _codec.decode(encoded)
+    return properties
 
 
 class Roster:

@@ -179,6 +179,21 @@ async def test_heartbeats_show_in_the_list(cluster: FakeCluster) -> None:
     )
 
 
+@pytest.mark.parametrize("begun", [{"seconds": 1 << 60}, {"seconds": -1}, {"nanos": -5}])
+async def test_times_that_nobody_can_show(cluster: FakeCluster, begun: dict[str, int]) -> None:
+    """A host that tells such a time is refused: every client that lists the engines would fail."""
+    host = cluster.host()
+    await host.hello()
+    status = engine_pb2.EngineStatus(engine_id=0)
+    status.start_time.SetInParent()
+    for name, value in begun.items():
+        setattr(status.start_time, name, value)
+    host.send(heartbeat=engine_pb2.Heartbeat(sequence=9, engines=[status]))
+    code, details = await host.status()
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "no time that clients could show" in details
+
+
 async def test_properties_are_there_before_the_reply(cluster: FakeCluster) -> None:
     """The mirror has the new properties when the caller sees the result of the call that changed them."""
     host = cluster.host()

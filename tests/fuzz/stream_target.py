@@ -15,6 +15,7 @@ import grpc.aio
 
 from controller_service.any_engine import AnyEngine
 from controller_service.engine_endpoint import ClusterFacts, EngineEndpoint
+from controller_service.listing import show
 from controller_service.no_journal import NoJournal
 from controller_service.operations import Operations
 from controller_service.registry import Registry
@@ -32,6 +33,7 @@ from enginery._function_window import digest
 from enginery._methods import METHODS
 from enginery._reasons import DeliveryError
 from enginery._status import from_bytes, to_bytes
+from enginery.engines import from_message
 from enginery.v1 import cluster_pb2, engine_pb2, frame_pb2
 from tests.fuzz import mutator
 from tests.fuzz.loop import Loop, turns
@@ -389,6 +391,11 @@ class RegistrationTarget(_StreamTarget):
             message = check_message(engine_pb2.ControllerMessage, data)
             said += [check_error(from_bytes(refusal.error)) for refusal in message.refusals]
             said += [field.name for field, _ in message.ListFields()]
+        for engine in world.controller.registry:  # whatever it says of itself, clients can list the engines
+            try:
+                from_message(show(engine))
+            except Exception as error:
+                raise BrokenRule(f"an engine that cannot be listed: {error!r}") from error
         for engine in list(world.controller.registry):  # nobody holds their ids any more
             if engine.engine_id not in world.host.link.registered:
                 world.controller.registry.unregister(

@@ -50,6 +50,7 @@ def test_whole_numbers_become_int() -> None:
     [
         b"NaN",
         b"Infinity",
+        b"[-1e999]",
         b"{",
         b"\xff",
         b"9007199254740993",
