@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import re
 import shlex
 from typing import NoReturn
@@ -11,8 +10,6 @@ from typing import NoReturn
 from IPython.core.error import UsageError
 
 from enginery._cell import GROUPINGS
-
-_NOT_PYTHON = re.compile(r"^[ \t]*[%!]", re.MULTILINE)
 
 
 class Parser(argparse.ArgumentParser):
@@ -68,18 +65,3 @@ def split(line: str) -> tuple[list[str], str]:
             options += [value] if value else []
             rest = rest.lstrip()
     return options, rest
-
-
-def check_is_python(code: str) -> None:
-    """UsageError if a line of it is a magic or a shell command, which engines do not know."""
-    if not _NOT_PYTHON.search(code):
-        return
-    try:
-        compile(code, "<cell>", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-    except SyntaxError as error:
-        line = (error.text or "").strip()
-        if _NOT_PYTHON.match(line):
-            raise UsageError(
-                f"engines run Python, which has no `{line}`: of IPython's own lines they take "
-                "%matplotlib inline alone"
-            ) from None

@@ -23,7 +23,7 @@ from enginery._autopx import AutoPx
 from enginery._cell import Cell
 from enginery._presenter import presenter
 from enginery._px_engines import PxEngines
-from enginery._px_options import check_is_python, parser, split
+from enginery._px_options import parser, split
 from enginery._rendered import render_interrupt, render_remotely
 from enginery.errors import OperationNotFound
 from enginery.group import Group
@@ -108,7 +108,6 @@ class EngineryMagics(Magics):
     def _px(self, args: argparse.Namespace, code: str) -> Group[ExecuteResult] | None:
         __tracebackhide__ = True
         code = _MATPLOTLIB.sub("", code)  # figures come back without it
-        check_is_python(code)
         timeout = self._timeout if args.timeout is None else args.timeout
         view = self._engines.view(args.targets)
         try:

@@ -267,7 +267,7 @@ class _Shell(InteractiveShell):
 
     def enable_gui(self, gui: str | None = None) -> None:
         """Refuse windows: there is no screen here."""
-        if gui is not None:
+        if gui not in (None, "inline"):  # as older IPythons call it
             raise UsageError(f"an engine has no screen for {gui}: say %matplotlib inline")
 
     def system(self, cmd: str) -> None:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from engine_service.kernel_messages import DisplayData
 
 
+_NOT_PYTHON = ("%", "!", "?")
+
+
 class Shell(Protocol):
     """Everything here runs user code, which may raise anything, but for `render` and `reset`."""
 
@@ -54,7 +57,13 @@ class PythonShell:
     def execute(self, source: str, number: int) -> object:
         """Run a command; `In`, `Out`, `_`, `__` and `___` are the namespace's."""
         self._namespace.entered(number, source)
-        value = plain(self._interpreter.run(source, f"<execute {number}>", self._namespace.variables))
+        try:
+            value = plain(self._interpreter.run(source, f"<execute {number}>", self._namespace.variables))
+        except SyntaxError as error:
+            line = (error.text or "").strip()
+            if line.startswith(_NOT_PYTHON) or line.endswith("?"):
+                error.msg = f"engines run Python, which has no `{line}`: those of --shell ipython take it"
+            raise
         if value is not None:
             self._namespace.shown(number, value)
         return value

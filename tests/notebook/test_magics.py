@@ -169,7 +169,7 @@ def test_errors_show_their_remote_tracebacks(notebook: Notebook) -> None:
 
 
 def test_mistakes_are_told_in_one_line(notebook: Notebook, tmp_path: Path) -> None:
-    """Engines and clusters that are not there, and lines that are IPython's and not Python's."""
+    """Engines and clusters that are not there, and options that are none."""
     empty = tmp_path / "client.json"
     empty.touch(0o600)
     for mistake, told in (
@@ -177,12 +177,18 @@ def test_mistakes_are_told_in_one_line(notebook: Notebook, tmp_path: Path) -> No
         (f"%pxconfig --connect {empty}", f"{empty} is not a connection file"),
         ("%px --timeout -1 1", "timeout of -1 s is not within"),
         ("%pxresult 'open", "%pxresult: No closing quotation"),
-        ("%px !ls", "engines run Python, which has no `!ls`"),
-        ("%%px\nif True:\n    %time 1", "engines run Python, which has no `%time 1`"),
     ):
         outputs = notebook.run(mistake)
         assert stream(outputs, "stderr").startswith(f"UsageError: {told}"), outputs
         assert len(stream(outputs, "stderr").splitlines()) == 1
+
+
+def test_engines_say_that_they_run_python(notebook: Notebook) -> None:
+    """Lines that are IPython's and not Python's are for engines of IPython's shell, and no others know them."""
+    for code, line in (("%px !ls", "!ls"), ("%%px\nif True:\n    %time 1", "%time 1")):
+        assert f"SyntaxError: engines run Python, which has no `{line}`" in error(
+            notebook.run(code, fails=True)
+        )
     assert stream(notebook.run("%%px -t 0\nprint('''\n%time\n'''.strip(), 7\n% 4)")) == "[stdout:0] %time 3\n"
 
 
