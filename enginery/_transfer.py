@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import mmap
 from typing import TYPE_CHECKING
 
 import grpc
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_LARGE = 1 << 20  # bytes of a value for which pages of its own pay
 _SLOWEST = 1 << 20  # bytes a second: a transfer below that is given up
 _PATIENCE = 60.0  # seconds on top
 _RELEASE_PATIENCE = 5.0  # seconds that an answer may wait until its engine's host has forgotten a value
@@ -34,7 +37,7 @@ class Arriving:
         _values.check_blob(blob)
         self.blob = blob
         self.received = 0
-        self._data = bytearray(blob.size)
+        self._data = _room(blob.size)
 
     def place(self, piece: Piece) -> None:
         """Take the next piece; DeliveryError if it is another, or damaged."""
@@ -135,6 +138,21 @@ class Transfers:
                 pass
         except grpc.aio.AioRpcError as error:
             logger.debug("blob %s is left to its ten minutes: %s", blob.blob_id, error.details())
+
+
+def _room(size: int) -> memoryview:
+    """Return writable memory for a value.
+
+    Large ones get pages of their own, which the system makes as they are written: to make a gigabyte of zeros
+    first would hold up the loop, and every call.
+    """
+    if size < _LARGE:
+        return memoryview(bytearray(size))
+    pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a system without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(pages)
 
 
 def _deadline(size: int) -> float:
