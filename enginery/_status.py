@@ -8,6 +8,7 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+from enginery import _times
 from enginery._reasons import DOMAIN, TABLE, Code, DeliveryError, Retry
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ DETAILS_KEY = "grpc-status-details-bin"
 _MAX_TEXT = 1024  # bytes: trailers over 8 KB fail at random (gRPC's default limit of metadata)
 _MAX_METADATA = 2048
 _RETRY_HINT_MS = 100
+_LONGEST_HINT = 60.0  # seconds
 _FAILED_WRITE = "Internal error from Core"  # gRPC's text where a write met the end of its stream
 
 
@@ -72,12 +74,15 @@ def from_bytes(data: bytes) -> DeliveryError:
 
 def retry_delay(data: bytes) -> float:
     """Return how long the error in the bytes of a frame asks to wait before calling again, in seconds; 0 if it
-    does not say."""
-    hint = error_details_pb2.RetryInfo()
+    does not say. At most a minute: whoever is told to wait for longer asks before."""
     for detail in status_pb2.Status.FromString(data).details:
-        if detail.Is(hint.DESCRIPTOR):
-            detail.Unpack(hint)
-            return float(hint.retry_delay.ToTimedelta().total_seconds())
+        if detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            hint = error_details_pb2.RetryInfo()
+            try:
+                detail.Unpack(hint)
+            except Exception:  # as above: a hint that cannot be read is none
+                return 0.0
+            return min(max(_times.seconds(hint.retry_delay), 0.0), _LONGEST_HINT)
     return 0.0
 
 

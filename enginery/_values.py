@@ -6,6 +6,7 @@ asked. Every function raises DeliveryError: BAD_VALUE for a malformed value, UNK
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -131,6 +132,15 @@ def from_struct(struct: struct_pb2.Struct, field: str = "json") -> Encoded:
     """Return protobuf's JSON object as UTF-8 JSON."""
     plain = {key: _json_object(item, field) for key, item in struct.fields.items()}
     return Encoded(Codec.JSON, (_dump_json(plain, field),))
+
+
+def hints(struct: struct_pb2.Struct) -> dict[str, object]:
+    """Return the hints of a display as Python has them; those that hold no value are left out."""
+    plain: dict[str, object] = {}
+    for key, item in struct.fields.items():
+        with contextlib.suppress(DeliveryError):
+            plain[key] = _json_object(item, "metadata")
+    return plain
 
 
 def from_json_arguments(args: Iterable[struct_pb2.Value], kwargs: struct_pb2.Struct) -> Encoded:

@@ -6,10 +6,9 @@ import contextlib
 import threading
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from enginery import _codec, _loop, _values
+from enginery import _codec, _loop, _times, _values
 from enginery._encoded import Codec
 from enginery._reasons import DeliveryError
 from enginery.errors import SerializationError
@@ -18,6 +17,7 @@ from enginery.v1 import cluster_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from datetime import datetime
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -81,7 +81,7 @@ def from_message(engine: cluster_pb2.Engine) -> EngineInfo:
         ip=engine.ip,
         port=engine.port,
         pid=engine.pid,
-        registered_at=engine.register_time.ToDatetime(UTC),
+        registered_at=_times.moment(engine.register_time),
         python_version=engine.python_version,
         properties=_properties(engine),
         queued_count=engine.queued_count,
@@ -89,12 +89,12 @@ def from_message(engine: cluster_pb2.Engine) -> EngineInfo:
         operation_id=engine.operation_id,
         operation_method=engine.operation_method,
         operation_started_at=(
-            engine.operation_start_time.ToDatetime(UTC) if engine.HasField("operation_start_time") else None
+            _times.moment(engine.operation_start_time) if engine.HasField("operation_start_time") else None
         ),
         last_failure=engine.last_failure,
         epoch=engine.epoch,
         reason=engine.reason,
-        state_since=engine.state_time.ToDatetime(UTC) if engine.HasField("state_time") else None,
+        state_since=_times.moment(engine.state_time) if engine.HasField("state_time") else None,
         memory_limit=engine.memory_limit,
     )
 

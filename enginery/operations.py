@@ -6,16 +6,16 @@ import asyncio
 import weakref
 from collections import deque
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal, Self, cast
 
-from enginery import _loop, result
+from enginery import _loop, _times, result
 from enginery._methods import ANY_ENGINE
 from enginery._reasons import DeliveryError, public
 from enginery.v1 import engine_pb2, operation_pb2
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from datetime import datetime
 
     from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -119,7 +119,7 @@ def from_message(operation: operation_pb2.Operation) -> OperationInfo:
 
 def _time(operation: operation_pb2.Operation, name: str) -> datetime | None:
     stamp: Timestamp = getattr(operation, name)
-    return stamp.ToDatetime(UTC) if operation.HasField(name) else None  # type: ignore[arg-type]
+    return _times.moment(stamp) if operation.HasField(name) else None  # type: ignore[arg-type]
 
 
 EventKind = Literal["started", "stdout", "stderr", "display", "progress", "dropped", "outcome"]
@@ -163,7 +163,7 @@ def event_from_message(event: operation_pb2.OperationEvent) -> Event | None:
     kind = event.WhichOneof("kind")
     if kind is None:
         return None
-    made = {"sequence": event.sequence, "time": event.event_time.ToDatetime(UTC), "kind": kind}
+    made = {"sequence": event.sequence, "time": _times.moment(event.event_time), "kind": kind}
     match kind:
         case "started":
             made["incarnation"] = event.started.incarnation

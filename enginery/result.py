@@ -6,12 +6,9 @@ import base64
 import contextlib
 import json
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf import json_format
-
-from enginery import _codec, _values
+from enginery import _codec, _decode, _times, _values
 from enginery._decode import Errors, to_exception
 from enginery._display_hint import without
 from enginery._output import as_text
@@ -19,6 +16,7 @@ from enginery.errors import BlobNotFound, SerializationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
 
     from enginery._encoded import Encoded
     from enginery.v1 import engine_pb2, value_pb2
@@ -217,17 +215,17 @@ class ExecuteResult(_ByName):
     @property
     def started_at(self) -> datetime:
         """When it began to run, UTC."""
-        return self._message.start_time.ToDatetime(UTC)
+        return _times.moment(self._message.start_time)
 
     @property
     def duration(self) -> float:
         """How long it ran, in seconds."""
-        return self._message.duration.ToTimedelta().total_seconds()
+        return _times.seconds(self._message.duration)
 
     def __repr__(self) -> str:
         """Show where it ran, its number, and the outcome in short."""
         if self._error is not None:
-            outcome = f"raised {self._message.error.errors[0].type_name}"
+            outcome = f"raised {_decode.to_remote_error(self._message.error).type_name}"
         elif self.text is not None:
             outcome = short(self.text)
         else:
@@ -298,8 +296,8 @@ def _queued(call: engine_pb2.QueuedCall) -> QueuedCall:
         operation_id=call.operation_id,
         method=call.method,
         arguments=call.arguments,
-        submitted_at=call.submit_time.ToDatetime(UTC),
-        started_at=call.start_time.ToDatetime(UTC) if call.HasField("start_time") else None,
+        submitted_at=_times.moment(call.submit_time),
+        started_at=_times.moment(call.start_time) if call.HasField("start_time") else None,
         progress_fraction=call.progress_fraction if call.HasField("progress_fraction") else None,
         progress_text=call.progress_text,
     )
@@ -316,7 +314,7 @@ def display(message: value_pb2.Display, blobs: Mapping[str, Encoded]) -> Display
                 data[form.mime_type] = form.data
             case "blob" if form.blob.blob_id in blobs:
                 data[form.mime_type] = b"".join(blobs[form.blob.blob_id].parts)
-    return Display(data, json_format.MessageToDict(message.metadata))
+    return Display(data, _values.hints(message.metadata))
 
 
 def short(text: str, room: int = 60) -> str:

@@ -12,10 +12,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from engine_service import kernel_wire as wire
+from engine_service import responses
 from engine_service.engine import Engine, EngineOptions
 from engine_service.kernel_frames import Frame
 from engine_service.kernel_messages import Command, Reply
-from engine_service.responses import RESPONSES
 from enginery import _ids, _methods
 from enginery._encoded import Codec, Encoded
 from enginery._engine import CallContext, context_options, read_context
@@ -50,7 +50,7 @@ def _kind(full_name: str) -> type[Message]:
 
 
 REQUESTS = {number: _kind(rpc.input_type.full_name) for number, rpc in _RPCS.items()}
-_KINDS = {number: _kind(rpc.output_type.full_name) for number, rpc in _RPCS.items()}
+RESPONSES = {number: _kind(rpc.output_type.full_name) for number, rpc in _RPCS.items()}
 _IDLE_TURNS = 12
 _RENEWAL = 400  # inputs after which another engine is made
 _OPERATION = bytes(16)
@@ -177,7 +177,7 @@ class RequestTarget:
         await turns(lambda: self._engine.keeper.is_ready, 200)
         is_said = how & 4 or method != frame_pb2.METHOD_EXECUTE  # what code says the kernel does, otherwise
         self._kernels.started[-1].reply = _answer if is_said else None
-        name, kind = NAMES[method], _KINDS[method]
+        name, kind = NAMES[method], RESPONSES[method]
         try:
             if name == "Upload":
                 answer = await self._engine.upload(_each(records))
@@ -210,7 +210,7 @@ class RequestTarget:
         return self._check(method, await call)
 
     def _check(self, method: int, reply: CallReply) -> str:
-        message = check_message(RESPONSES.get(method, _KINDS[method]), reply.response)
+        message = check_message(responses.RESPONSES.get(method, RESPONSES[method]), reply.response)
         fields = [field.name for field, _ in message.ListFields()]
         return f"{frame_pb2.Outcome.Name(reply.outcome)} {fields}"  # type: ignore[arg-type]
 

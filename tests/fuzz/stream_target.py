@@ -490,7 +490,7 @@ class TransferTarget(_StreamTarget):
         class Offered:
             engine_id = 1
 
-            async def offer(self, transfer_id: str, method: int) -> None:
+            async def offer(self, transfer_id: str, *_: object) -> None:
                 accept = _ENGINE.TransferRequest(accept={"transfer_id": transfer_id})
                 host._records = [accept.SerializeToString(), *records[1:]]
                 accepting.append(asyncio.ensure_future(transfers.accept(None, host)))  # type: ignore[arg-type]

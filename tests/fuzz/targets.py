@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tests.fuzz.file_target import FileTarget
 from tests.fuzz.kernel_target import KernelTarget
+from tests.fuzz.reply_target import ReplyTarget
 from tests.fuzz.request_target import RequestTarget
 from tests.fuzz.stream_target import HostTarget, RegistrationTarget, SessionTarget, TransferTarget
 
@@ -22,5 +23,6 @@ TARGETS: dict[str, Callable[[Watch], Target]] = {
     RegistrationTarget.name: RegistrationTarget,
     HostTarget.name: HostTarget,
     TransferTarget.name: TransferTarget,
+    ReplyTarget.name: ReplyTarget,
     FileTarget.name: FileTarget,
 }
