@@ -70,8 +70,8 @@ def prepare_grpc() -> None:
     # User code and the launchers fork; gRPC's fork handlers print noise then, and have crashed the child.
     _set_default("GRPC_ENABLE_FORK_SUPPORT", "0")
     _set_default("GRPC_VERBOSITY", "ERROR")
-    # Names as the rest of the system resolves them. gRPC's own resolver knows no mDNS, and waits for minutes for a
-    # name server that does not answer although the name is in /etc/hosts.
+    # Names as the rest of the system resolves them. gRPC's own resolver knows no mDNS, and waits for minutes
+    # for a name server that does not answer although the name is in /etc/hosts.
     _set_default("GRPC_DNS_RESOLVER", "native")
     if _experiments_known():
         # Halves the round trip. Unknown names would make gRPC complain, hence the guard.
