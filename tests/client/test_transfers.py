@@ -34,6 +34,31 @@ def test_large_values_go_there_and_back(client: enginery.Client, controller: Fak
     assert len(controller.engines[0].released) == 1
 
 
+@pytest.mark.parametrize("size", [8, 400_000], ids=["in the call", "by upload and download"])
+def test_arrays_come_back_as_they_were(client: enginery.Client, size: int) -> None:
+    """Type, order and shape; and writable, whichever way they came, unless their sender made them read-only."""
+    numbers = np.arange(size * 2)
+    fields = np.zeros(size, dtype=[("a", "<i4"), ("b", ">f8")])
+    frozen = numbers.astype("f4")
+    frozen.flags.writeable = False
+    for array in (
+        numbers.reshape(2, -1),
+        np.asfortranarray(numbers.reshape(2, -1)),
+        numbers.astype(">i2"),
+        numbers.astype("complex64"),
+        fields,
+        frozen,
+        numbers[::2],
+        numbers.reshape(2, -1).T,
+    ):
+        client[0].push({"a": array})
+        back = client[0].pull("a")
+        assert (back.dtype, back.shape) == (array.dtype, array.shape)
+        assert back.flags.f_contiguous >= array.flags.f_contiguous
+        assert np.array_equal(back, array)
+        assert back.flags.writeable == array.flags.writeable
+
+
 def test_a_download_that_breaks_off_goes_on(client: enginery.Client, controller: FakeController) -> None:
     """From where it was. The engine's host forgets a value when the client says that it is there."""
     array = big()
