@@ -69,12 +69,9 @@ def _death(engine: Engine, operation: Operation) -> DeliveryError | None:
             operation_id=_ids.show(operation.operation_id),
         )
     if operation.stop_cause is not None and engine.keeper.kill_cause:
-        return _stopped(
-            engine,
-            operation,
-            "lost",
-            "it did not stop when it was interrupted, so its kernel was killed; the engine has a new one",
-        )
+        after = "the engine ends" if engine.options.kernel.mpi else "the engine has a new one"
+        cause = f"it did not stop when it was interrupted, so its kernel was killed; {after}"
+        return _stopped(engine, operation, "lost", cause)
     return None
 
 
