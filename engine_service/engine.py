@@ -269,7 +269,7 @@ class Engine:
             if isinstance(answer, CallReply):
                 future.set_result(answer)
             else:
-                future.set_exception(answer)
+                future.set_exception(answer.again())
 
         self.submit(method, request, context, done)
         try:
@@ -375,6 +375,8 @@ class Engine:
 
     def end(self, operation: Operation, answer: Answer) -> None:
         """Give an operation its answer, and everybody who waits for it."""
+        if isinstance(answer, DeliveryError):
+            answer.forget_frames()
         waiting = operation.end(answer, time.time_ns())
         self.operations.ended(operation)
         if logger.isEnabledFor(logging.DEBUG):

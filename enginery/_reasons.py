@@ -132,6 +132,14 @@ class DeliveryError(Exception):
         self.metadata = {key: str(value)[:500] for key, value in metadata.items()}
         super().__init__(f"{reason}: {self.text}")
 
+    def forget_frames(self) -> None:
+        """Let go of where it was raised and from what: frames hold whatever was in them, while it is kept."""
+        self.__traceback__ = self.__cause__ = self.__context__ = None
+
+    def again(self) -> DeliveryError:
+        """Return the same error, to be raised: what is raised holds the frames of who hears of it."""
+        return DeliveryError(self.reason, **self.metadata)
+
     @property
     def code(self) -> Code:
         """Its status code."""

@@ -11,7 +11,7 @@ import pytest
 
 from engine_service import events as events_module
 from engine_service.engine import Engine, EngineOptions
-from engine_service.kernel_process import DisplayData, ExitStatus, Reply
+from engine_service.kernel_process import DisplayData, ExitStatus, Failure, Reply
 from engine_service.servicer import engine_handlers
 from enginery import _ids
 from enginery._encoded import Codec, Encoded
@@ -698,3 +698,17 @@ async def test_who_hangs_up_cancels_only_if_the_call_says_so(asked: str) -> None
                 assert operation.outcome == frame_pb2.OUTCOME_CANCELLED
             await server.stop(0)  # so that the host, too, knows that the caller is gone
             assert kernels.started[0].interrupts == (asked == "true")
+
+
+@pytest.mark.parametrize("code", ["die", "large"])
+async def test_a_kept_error_holds_nothing_else(code: str) -> None:
+    """Not the frames in which it was raised, which hold the reply, nor those of who heard of it."""
+    async with running_engine() as (engine, kernels):
+        if code == "large":
+            kernels.started[0].reply = lambda _: Reply(failure=Failure((), "x" * (5 << 20)))
+        operation_id = IDS.mint()
+        with pytest.raises(DeliveryError):
+            await execute(engine, code, operation_id=operation_id)
+        answer = engine.operations.find(operation_id).answer
+        assert isinstance(answer, DeliveryError)
+        assert (answer.__traceback__, answer.__cause__, answer.__context__) == (None, None, None)
