@@ -36,6 +36,7 @@ OUTPUT_INLINE = 1 << 20
 _TEXT_INLINE = 128 << 10  # of repr and pprint, each
 _CODE_INLINE = 512 << 10  # of the source, which a record shows twice
 _DISPLAY_INLINE = 256 << 10  # of one MIME form
+_MAX_BLOBS = 512  # of one response: each holds a file, and what needs more of them does not fit in any case
 
 
 @dataclass(slots=True)
@@ -89,6 +90,8 @@ class Composer:
         target.blob.CopyFrom(self._keep(value))
 
     def _keep(self, value: Encoded | Stored) -> value_pb2.Blob:
+        if len(self.blobs) >= _MAX_BLOBS:
+            raise DeliveryError("REPLY_TOO_LARGE", size=f"of over {_MAX_BLOBS} large parts", limit=MAX_RESPONSE)
         stored = value if isinstance(value, Stored) else save(value)
         blob_id = new_blob_id()
         self.blobs.append((blob_id, stored))

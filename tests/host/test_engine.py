@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_service import blobs, endings, plain_response
+from engine_service import blobs, endings, plain_response, responses
 from engine_service.engine import Engine, EngineOptions
 from engine_service.kernel_frames import MAX_PARTS
 from engine_service.kernel_process import (
@@ -19,7 +19,7 @@ from engine_service.kernel_process import (
     KernelProcess,
     Reply,
 )
-from enginery._encoded import Codec, Encoded
+from enginery._encoded import Codec, Encoded, Stored
 from enginery._engine import CallContext
 from enginery._methods import METHODS
 from enginery.v1 import engine_pb2, error_pb2, frame_pb2, value_pb2
@@ -313,6 +313,23 @@ async def test_large_requests_are_translated_off_the_loop() -> None:
         assert bytes(value.parts[0]).startswith(b'{"a":[0,1,2,')
         request.json["b"] = float("nan")
         assert await refused(call(engine, request, engine_pb2.PushResponse)) == "BAD_VALUE"
+
+
+async def test_a_reply_of_too_many_parts_opens_few_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many small displays do not fit a message: they are not made files of, one by one, until none is left."""
+    made: list[Encoded] = []
+
+    def save(value: Encoded) -> Stored:
+        made.append(value)
+        return blobs.save(value)
+
+    monkeypatch.setattr(responses, "save", save)
+    async with running_engine() as (engine, kernels):
+        shown = [DisplayData({"text/plain": "x" * 1_000})] * 20_000
+        kernels.started[0].reply = lambda _: Reply(displays=shown)
+        assert await refused(execute(engine, "x")) == "REPLY_TOO_LARGE"
+        assert len(made) <= 512
+        assert len(engine.blobs) == 0
 
 
 async def test_what_no_frame_can_hold_is_refused() -> None:
