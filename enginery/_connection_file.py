@@ -97,6 +97,8 @@ def _parse(fields: object, path: Path) -> ConnectionInfo:
         expected = _TYPES[field.name]
         if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
             raise TypeError(f"{field.name} is a {type(value).__name__}")
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError(f"{field.name} is no text")  # JSON can spell halves of characters
         known[field.name] = value
     if known["role"] not in ("engine", "client"):
         raise ValueError("role is neither engine nor client")

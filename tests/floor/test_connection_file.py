@@ -106,6 +106,8 @@ def _fields() -> dict[str, object]:
                 _fields() | {"address": 5},
                 _fields() | {"address": "h:70000"},
                 _fields() | {"address": "h:\u0663"},
+                _fields() | {"address": "h\ud800:1"},
+                _fields() | {"ca_pem": "\udfff"},
                 _fields() | {"token": ""},
                 _fields() | {"token": "two\nlines"},
                 _fields() | {"server_name": ""},
