@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 
-_GRACE = 1.0  # seconds from SIGINT to SIGKILL
+import psutil
+
+_GRACE = 0.5  # seconds from SIGINT to SIGKILL
 
 
 def call(command: str) -> int:
@@ -27,18 +30,33 @@ def _run(command: str, stdout: int | None) -> tuple[int, str]:
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=None if stdout is None else subprocess.STDOUT,
-        start_new_session=False,
-        process_group=0,  # so that it can be interrupted with what it starts
     )
     try:
         output = process.communicate()[0]
     except BaseException:
-        os.killpg(process.pid, signal.SIGINT)
-        try:
-            process.wait(_GRACE)
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            raise
+        _end(process)
         raise
     return process.returncode, (output or b"").decode("utf-8", "backslashreplace")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a command with what it has started; all are of the kernel's process group, and end with it too."""
+    try:
+        started = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        started = []
+    _signal(process, started, signal.SIGINT)
+    try:
+        process.wait(_GRACE)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        _signal(process, started, signal.SIGKILL)
+        process.wait()
+
+
+def _signal(process: subprocess.Popen[bytes], started: list[psutil.Process], number: int) -> None:
+    process.send_signal(number)
+    for one in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.send_signal(number)

@@ -153,7 +153,12 @@ async def test_interrupts(kernel: Driver) -> None:
     """An interrupt ends a cell, what it awaits, and a command of `!` with what follows it."""
     import asyncio
 
-    for code in ("while True: pass", "import asyncio; await asyncio.sleep(60)", "!sleep 60\nafter = True"):
+    for code in (
+        "while True: pass",
+        "import asyncio; await asyncio.sleep(60)",
+        "!trap '' INT; sleep 60\nafter = True",
+        "x = !sleep 60\nafter = True",
+    ):
         running_cell = asyncio.create_task(kernel.execute(f"print('up', flush=True)\n{code}"))
         await asyncio.sleep(0)  # the command is sent
         while not kernel.stdout and not running_cell.done():  # noqa: ASYNC110
