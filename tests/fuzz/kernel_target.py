@@ -40,6 +40,7 @@ from enginery.errors import RaisedError, RemoteFrame
 from enginery.v1 import engine_pb2, frame_pb2
 from tests.fuzz import mutator
 from tests.fuzz.loop import Loop, turns
+from tests.fuzz.reply_target import show
 from tests.fuzz.rules import BrokenRule, Watch, check_error, check_message
 
 if TYPE_CHECKING:
@@ -285,6 +286,7 @@ class KernelTarget:
         if len(reply.response) > MAX_RESPONSE:
             raise BrokenRule(f"a response of {len(reply.response)} bytes")
         message = check_message(RESPONSES[method], reply.response)
+        show(method, message)
         fields = sorted(field.name for field, _ in message.ListFields())
         return f"{frame_pb2.Outcome.Name(reply.outcome)} {fields}"  # type: ignore[arg-type]
 

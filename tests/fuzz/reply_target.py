@@ -109,7 +109,7 @@ class ReplyTarget:
             except Exception:  # which the client's link answers with MALFORMED_MESSAGE
                 return f"{said}; no response"
             try:
-                self._show(method, message)
+                show(method, message)
             except (DeliveryError, EngineryError) as error:
                 return f"{said}; {error}"
         fields = [field.name for field, _ in message.ListFields()]
@@ -125,31 +125,33 @@ class ReplyTarget:
                 raise BrokenRule(f"a pause of {pause} s")
         return failure.reason
 
-    def _show(self, method: int, message: Message) -> None:
-        _answer.blobs_of(method, message)
-        answer = Answer(1, 1, message, {}, _no_blob, "wrap")
-        for shown in answer.displays():
-            shown._repr_mimebundle_()
-            repr(shown)
-        answer.duration()
-        if isinstance(message, engine_pb2.QueueStatusResponse):
-            repr(result.queue_status(1, message))
-            return
-        holder = message.result if isinstance(message, engine_pb2.ExecuteResponse) else message
-        remote = getattr(holder, "error", None)
-        if remote is not None:
-            error = _decode.to_exception(remote, "wrap")
-            traceback.format_exception(error)
-            repr(error)
-        if isinstance(message, engine_pb2.ExecuteResponse):
-            record = result.ExecuteResult(message.result, [], _no_blob, "wrap")
-            repr(record)
-            str(record)
-            record._repr_mimebundle_()
-            _ = record.started_at, record.duration
-
     def close(self) -> None:
         """Nothing runs."""
+
+
+def show(method: int, message: Message) -> None:
+    """Show a response in every way that a client does; DeliveryError if it says that it cannot."""
+    _answer.blobs_of(method, message)
+    answer = Answer(1, 1, message, {}, _no_blob, "wrap")
+    for shown in answer.displays():
+        shown._repr_mimebundle_()
+        repr(shown)
+    answer.duration()
+    if isinstance(message, engine_pb2.QueueStatusResponse):
+        repr(result.queue_status(1, message))
+        return
+    holder = message.result if isinstance(message, engine_pb2.ExecuteResponse) else message
+    remote = getattr(holder, "error", None)
+    if remote is not None:
+        error = _decode.to_exception(remote, "wrap")
+        traceback.format_exception(error)
+        repr(error)
+    if isinstance(message, engine_pb2.ExecuteResponse):
+        record = result.ExecuteResult(message.result, [], _no_blob, "wrap")
+        repr(record)
+        str(record)
+        record._repr_mimebundle_()
+        _ = record.started_at, record.duration
 
 
 def _with_detail(random: Random, data: bytes) -> bytes:
