@@ -452,9 +452,10 @@ class Link:
         """Return what the controller says of itself."""
         stub, metadata = await self._cluster()
         try:
-            return await stub.GetClusterInfo(
-                cluster_pb2.GetClusterInfoRequest(), metadata=metadata, timeout=self.timeout
-            )
+            request = cluster_pb2.GetClusterInfoRequest()
+            info: cluster_pb2.GetClusterInfoResponse
+            info = await stub.GetClusterInfo(request, metadata=metadata, timeout=self.timeout)
+            return info
         except grpc.aio.AioRpcError as error:
             raise _status.from_rpc(error) from None
 
