@@ -265,6 +265,10 @@ class _Shell(InteractiveShell):
         """End as `exit()` of Python does: the engine goes on."""
         raise SystemExit
 
+    def safe_execfile(self, *args: Any, **options: Any) -> None:
+        """Run a file of `%run`. What it raises, or interrupts it, ends the cell: nobody watches its output."""
+        super().safe_execfile(*args, **{**options, "raise_exceptions": True})
+
     def enable_gui(self, gui: str | None = None) -> None:
         """Refuse windows: there is no screen here."""
         if gui not in (None, "inline"):  # as older IPythons call it

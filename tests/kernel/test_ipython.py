@@ -12,6 +12,7 @@ from tests.kernel.conftest import Driver, running, value
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -138,6 +139,17 @@ async def test_all_that_is_raised_is_the_failure(kernel: Driver, code: str, name
     assert await kernel.raises(code) == name
     assert (kernel.stdout, kernel.stderr) == (b"", b"")
     assert (await kernel.ok("1+1")).text == "2"
+
+
+async def test_a_script_that_raises_fails_its_cell(kernel: Driver, tmp_path: Path) -> None:
+    """`%run` leaves the script's names behind; what it raises is the cell's failure."""
+    script = tmp_path / "script.py"
+    script.write_text("made = 1\nprint('ran')\n")
+    assert await kernel.output(f"%run {script}") == "ran\n"
+    assert (await kernel.ok("made")).text == "1"
+    script.write_text("1 / 0")
+    assert await kernel.raises(f"%run {script}\nafter = True") == "ZeroDivisionError"
+    assert await kernel.raises("after") == "NameError"
 
 
 async def test_what_ends_no_cell_is_printed(kernel: Driver) -> None:
