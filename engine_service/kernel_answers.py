@@ -1,4 +1,4 @@
-"""What a kernel's answer may bring, beside its form (`kernel_wire`): what was asked for, and what can be told on.
+"""What an answer of a kernel may bring, beside its form (`kernel_wire`): what was asked for and can be told on.
 
 An answer that brings anything else breaks the protocol: nobody would close its files, or take its properties.
 """
