@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, TypeAlias
 from controller_service.journal_records import Result
 from enginery import _ids
 from enginery._methods import ENGINE_SERVICE, METHODS, PYTHON_NAMES
-from enginery._outcomes import STATES, failure_of, outcome_of
+from enginery._outcomes import STATES, failure_of
 from enginery._reasons import DeliveryError
-from enginery._status import from_bytes, to_bytes
+from enginery._replies import undelivered
+from enginery._status import from_bytes
 from enginery.v1 import engine_pb2, frame_pb2, operation_pb2
 
 if TYPE_CHECKING:
@@ -157,11 +158,6 @@ def reply_of(result: Result, method: int) -> frame_pb2.Reply:
         response = engine_pb2.SubmitResponse(operation=operation_of(result))
         return frame_pb2.Reply(outcome=frame_pb2.OUTCOME_OK, response=response.SerializeToString())
     return undelivered(0, DeliveryError("OPERATION_EXISTS", operation_id=_ids.show(result.operation_id)))
-
-
-def undelivered(call_id: int, error: DeliveryError) -> frame_pb2.Reply:
-    """Return the reply to a call that ended with `error` in the place of a response."""
-    return frame_pb2.Reply(call_id=call_id, outcome=outcome_of(error), error=to_bytes(error))
 
 
 def operation_of(result: Result) -> operation_pb2.Operation:

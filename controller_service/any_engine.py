@@ -6,7 +6,6 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from controller_service.answers import undelivered
 from controller_service.operations import UNARY, Operations
 from controller_service.reference import Future, Nobody, call_reply
 from controller_service.task_operations import INTERRUPT
@@ -16,6 +15,7 @@ from enginery import _ids
 from enginery._engine import CallContext, CallReply, context_options
 from enginery._methods import ANY_ENGINE, METHODS, OPERATIONS, PYTHON_NAMES
 from enginery._reasons import TABLE, DeliveryError, Retry
+from enginery._replies import undelivered
 from enginery._requests import parse, read_operation_id
 from enginery._status import from_bytes
 from enginery.v1 import engine_pb2, frame_pb2, operation_pb2

@@ -27,7 +27,6 @@ from controller_service.no_journal import NoJournal
 from controller_service.operations import Operations
 from controller_service.registry import Registry
 from controller_service.session_endpoint import SessionEndpoint
-from controller_service.streams import OpenStreams
 from controller_service.switchboard import Switchboard
 from controller_service.transfers import Transfers
 from enginery import _address, _alive, _connection_file, _logs
@@ -35,6 +34,7 @@ from enginery._certificates import Authority, controller_name, host_name
 from enginery._channel import SERVER_OPTIONS
 from enginery._connection_file import ConnectionInfo
 from enginery._methods import ENGINE_SERVICE
+from enginery._open_streams import OpenStreams
 from enginery._reasons import DeliveryError
 from enginery._serving import (
     CLIENT,

@@ -15,9 +15,9 @@ from google.protobuf import timestamp_pb2
 
 from controller_service.engine_endpoint import lease_duration
 from controller_service.listing import LostEngines, show
-from controller_service.stream import Stream
 from enginery._engine import MAX_SECONDS
 from enginery._reasons import DeliveryError
+from enginery._server_stream import Stream
 from enginery.v1 import cluster_pb2
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from controller_service.events import EngineEvent, Registration
     from controller_service.registry import Registry
     from controller_service.scheduler import Scheduler
-    from controller_service.streams import OpenStreams
+    from enginery._open_streams import OpenStreams
 
 _DEFAULT_PAGE = 100
 _LARGEST_PAGE = 1_000

@@ -12,9 +12,9 @@ from google.protobuf import duration_pb2
 
 from controller_service.events import Facts, HelloReceived, Registration
 from controller_service.link import Link
-from controller_service.stream import Stream
 from enginery._reasons import DeliveryError
 from enginery._requests import parse
+from enginery._server_stream import Stream
 from enginery._status import to_bytes
 from enginery.errors import CertificateError
 from enginery.v1 import engine_pb2
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     import grpc.aio
 
-    from controller_service.streams import OpenStreams
     from controller_service.switchboard import Switchboard
+    from enginery._open_streams import OpenStreams
 
 logger = logging.getLogger(__name__)
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from enginery._wire import embed, sole_field, tag
-from enginery.v1 import cluster_pb2, engine_pb2, frame_pb2
+from enginery.v1 import engine_pb2, frame_pb2
 
 if TYPE_CHECKING:
     from enginery._function_window import Function
 
-__all__ = ["CALL", "REPLY", "TO_HOST", "embed", "function_fragment", "transferred"]
+__all__ = ["CALL", "TO_HOST", "embed", "function_fragment", "transferred"]
 
 CALL = tag(engine_pb2.ControllerMessage.CALLS_FIELD_NUMBER)
-REPLY = tag(cluster_pb2.SessionResponse.REPLIES_FIELD_NUMBER)
 TO_HOST = tag(engine_pb2.TransferResponse.MESSAGE_FIELD_NUMBER)
 _FUNCTION = tag(engine_pb2.ControllerMessage.FUNCTIONS_FIELD_NUMBER)
 _DIGEST = tag(frame_pb2.Function.DIGEST_FIELD_NUMBER)

@@ -16,12 +16,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from controller_service import frames
-from controller_service.answers import FINAL, Answer, Answers, reply_of, undelivered
+from controller_service.answers import FINAL, Answer, Answers, reply_of
 from controller_service.router import SUBMIT, Receiver, RoutedCall, Router, Statistics
 from enginery import _ids, _logs
 from enginery._engine import CallContext, CallReply, EngineBase, context_options
 from enginery._methods import OPERATIONS
 from enginery._reasons import DeliveryError
+from enginery._replies import undelivered
 from enginery._status import from_bytes
 from enginery.v1 import engine_pb2, frame_pb2, operation_pb2
 

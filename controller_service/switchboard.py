@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from controller_service.answers import Answer, Answers, reply_of, undelivered
+from controller_service.answers import Answer, Answers, reply_of
 from controller_service.config import DEFAULT_WAITING_LIMIT
 from controller_service.events import EngineEvent, EventKind, HelloReceived, Registration
 from controller_service.no_journal import NoJournal
@@ -17,6 +17,7 @@ from controller_service.reference import EngineFromReference, call_reply
 from controller_service.tasks import Tasks
 from enginery._methods import OPERATIONS
 from enginery._reasons import DeliveryError
+from enginery._replies import undelivered
 from enginery.v1 import frame_pb2
 
 if TYPE_CHECKING:

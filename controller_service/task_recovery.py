@@ -13,11 +13,12 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from controller_service.answers import Answer, Answers, reply_of, undelivered
+from controller_service.answers import Answer, Answers, reply_of
 from controller_service.scheduler import LOST, NOT_DELIVERED, OK, USER_ERROR, VERDICTS, Verdict
 from controller_service.task import State
 from enginery import _ids
 from enginery._reasons import DeliveryError
+from enginery._replies import undelivered
 from enginery._status import from_bytes
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
 from controller_service import placement, task_errors
-from controller_service.answers import FINAL, undelivered
+from controller_service.answers import FINAL
 from controller_service.gates import Gates
 from controller_service.lease import State as LeaseState
 from controller_service.scheduler import Action, Place, Scheduler, TakeBack
@@ -22,6 +22,7 @@ from enginery import _ids, _logs
 from enginery._methods import ANY_ENGINE, METHODS
 from enginery._outcomes import has_not_run
 from enginery._reasons import DeliveryError
+from enginery._replies import undelivered
 from enginery._status import from_bytes
 from enginery.v1 import frame_pb2
 

@@ -1,4 +1,4 @@
-"""The host's own port: EngineService for its engines, for clients that can reach the host directly.
+"""The host's own port: EngineService and Session for its engines, for clients that can reach the host directly.
 
 The port is reserved at once, so that hellos can name it, and serves nothing before the controller has signed
 its certificate and said by which digest clients are known.
@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING
 import grpc
 import grpc.aio
 
+from engine_service.direct_sessions import DirectSessions
 from engine_service.servicer import engine_handlers
 from enginery import _address
 from enginery._certificates import issuer, make_request
 from enginery._channel import SERVER_OPTIONS
 from enginery._methods import ENGINE_SERVICE
+from enginery._open_streams import OpenStreams
+from enginery._reasons import DeliveryError
 from enginery._serving import (
     CLIENT,
     Authorizer,
@@ -28,6 +31,7 @@ from enginery._serving import (
     server_credentials,
     service_roles,
 )
+from enginery._session_server import METHOD as SESSION
 from enginery.errors import CertificateError
 
 if TYPE_CHECKING:
@@ -65,6 +69,7 @@ class DirectPort:
         self._is_draining = False
         self._reporting: asyncio.Task[None] | None = None
         self._known: tuple[str, bytes, bytes] | None = None
+        self._streams = OpenStreams()
 
     async def addresses(self, controller: str) -> list[str]:
         """Return where clients can reach it, `host:port`; `controller` is the controller's address."""
@@ -92,17 +97,19 @@ class DirectPort:
         if self._known == known or self._is_draining:
             return
         if self._server is not None:
+            self.engine_changed()
             await self._server.stop(_GRACE)
             self._server = None
         guard = Guard(
             Authorizer({CLIENT: client_token_digest}),
-            service_roles(ENGINE_SERVICE, CLIENT),
+            {**service_roles(ENGINE_SERVICE, CLIENT), SESSION: frozenset({CLIENT})},
             process="engine host",
         )
         # The reserved socket lets go only when the server has the port.
         options = [option for option in SERVER_OPTIONS if option[0] != "grpc.so_reuseport"]
         server = grpc.aio.server(interceptors=(guard,), options=[*options, ("grpc.so_reuseport", 1)])
-        server.add_generic_rpc_handlers((engine_handlers(self._engines),))
+        sessions = DirectSessions(self._engines, self._streams, cluster_id)
+        server.add_generic_rpc_handlers((engine_handlers(self._engines), sessions.handlers()))
         health = await add_introspection(server, [ENGINE_SERVICE.full_name])
         address = _address.join(self._bind, self.port)
         try:
@@ -123,6 +130,11 @@ class DirectPort:
         self._let_go()
         logger.info("direct calls at %s", address)
 
+    def engine_changed(self) -> None:
+        """An engine has another id or registration: end all Sessions, so that clients ask anew who is here."""
+        for stream in self._streams:
+            stream.end(DeliveryError("SUPERSEDED"))
+
     def drain(self) -> None:
         """Report NOT_SERVING from here on; calls are answered as before. Needs a running loop."""
         self._is_draining = True
@@ -135,6 +147,8 @@ class DirectPort:
         if self._reporting is not None:
             await self._reporting
         if self._server is not None:
+            for stream in self._streams:
+                stream.end_behind(DeliveryError("SHUTTING_DOWN", process="engine host"))
             await self._server.stop(_GRACE)
             self._server = None
 

@@ -88,6 +88,8 @@ class Engine:
         self.options = options or EngineOptions()
         self.slot = slot
         self.registered = False
+        self.epoch = 0
+        """Its registration; 0 while it has none."""
         self.listener: EngineListener | None = None
         self.queue = OperationQueue(self.options.queue_calls, self.options.queue_bytes)
         self.operations = Operations()
@@ -149,9 +151,10 @@ class Engine:
         """Why it stops or drains, empty while it does not."""
         return self._stop_reason or self._drain_reason
 
-    def set_id(self, engine_id: int, *, registered: bool) -> None:
-        """Take the id that was assigned; user code sees it with the next operation."""
+    def set_id(self, engine_id: int, *, registered: bool, epoch: int = 0) -> None:
+        """Take the id that was assigned, and the registration; user code sees it with the next operation."""
         self._engine_id = engine_id
+        self.epoch = epoch
         self.blobs.engine_id = engine_id
         self.registered = registered
 

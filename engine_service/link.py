@@ -387,7 +387,10 @@ class Link:
     def _take_id(self, member: _Member, engine_id: int) -> None:
         engine = member.engine
         self._welcomes += 1
-        engine.set_id(engine_id, registered=True)
+        was, epoch = engine.epoch, member.session.epoch or 0
+        engine.set_id(engine_id, registered=True, epoch=epoch)
+        if self._direct is not None and was not in (0, epoch):
+            self._direct.engine_changed()
         self._by_id[engine_id] = engine
         self._end_orphanhood()
         logger.info("registered: kernel pid %d", engine.kernel.pid, extra=_logs.about(engine=engine_id))

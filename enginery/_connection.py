@@ -50,9 +50,7 @@ async def open_connection(
 ) -> Connection:
     """Connect within `timeout` seconds, to `cluster_id` if it is not empty; DeliveryError if that fails."""
     channel, bulk = open_channel(info), open_channel(info)
-    stream: Any = channel.stream_stream(
-        _SESSION, request_serializer=None, response_deserializer=cluster_pb2.SessionResponse.FromString
-    )(metadata=info.metadata)
+    stream = open_session(channel, info)
     watch: Any = cluster_pb2_grpc.ClusterServiceStub(channel).WatchEngines(
         cluster_pb2.WatchEnginesRequest(), metadata=info.metadata
     )
@@ -67,7 +65,7 @@ async def open_connection(
     )
     try:
         async with asyncio.timeout(timeout):
-            connection.welcome = await _greet(stream, session_id)
+            connection.welcome = await greet(stream, session_id)
             if cluster_id and connection.welcome.cluster_id != cluster_id:
                 raise DeliveryError("WRONG_CLUSTER", cluster_id=connection.welcome.cluster_id)
             snapshot = await watch.read()
@@ -82,7 +80,16 @@ async def open_connection(
     return connection
 
 
-async def _greet(stream: Any, session_id: bytes) -> cluster_pb2.SessionWelcome:
+def open_session(channel: grpc.aio.Channel, info: ConnectionInfo) -> Any:
+    """Return a new Session stream, of bytes and SessionResponse."""
+    stream: Any = channel.stream_stream(
+        _SESSION, request_serializer=None, response_deserializer=cluster_pb2.SessionResponse.FromString
+    )
+    return stream(metadata=info.metadata)
+
+
+async def greet(stream: Any, session_id: bytes) -> cluster_pb2.SessionWelcome:
+    """Open the session on a new stream and return the welcome; DeliveryError or AioRpcError if none comes."""
     version = f"enginery {enginery.__version__}"
     hello = cluster_pb2.SessionHello(session_id=session_id, client_version=version)
     with contextlib.suppress(asyncio.InvalidStateError):  # it is over already: reading tells why

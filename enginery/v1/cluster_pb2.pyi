@@ -630,7 +630,7 @@ class SessionWelcome(_message.Message):
     cluster_id: _builtins.str
     """(Required) The cluster, as a UUID."""
     controller_epoch: _builtins.int
-    """(Required) Rises with each start of the controller."""
+    """(Required from a controller) Rises with each start of the controller. Absent from a host."""
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """(Optional) Capabilities of the controller, lower_snake. Unknown ones are ignored."""

@@ -61,6 +61,12 @@ class ClusterServiceStub:
     an older stream of the same session with ABORTED and reason SUPERSEDED.
     RESOURCE_EXHAUSTED and reason SLOW_READER: replies were not read; open it
     again. UNAVAILABLE: open it again.
+
+    A host serves this one rpc too, on its own port and for its own engines: the same frames, with a welcome whose
+    `controller_epoch` is absent. It ends streams with ABORTED and reason SUPERSEDED when one of its engines is registered
+    anew. What it does not know it refuses with INVALID_ENGINE_ID, ENGINE_LOST or OPERATION_RELEASED, and the
+    controller may know: the same call, sent there with `sent_epoch`, joins or is answered. Calls of one engine sent by one
+    client both ways at the same time have no order.
     """
 
 @_typing.type_check_only
@@ -96,6 +102,12 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     an older stream of the same session with ABORTED and reason SUPERSEDED.
     RESOURCE_EXHAUSTED and reason SLOW_READER: replies were not read; open it
     again. UNAVAILABLE: open it again.
+
+    A host serves this one rpc too, on its own port and for its own engines: the same frames, with a welcome whose
+    `controller_epoch` is absent. It ends streams with ABORTED and reason SUPERSEDED when one of its engines is registered
+    anew. What it does not know it refuses with INVALID_ENGINE_ID, ENGINE_LOST or OPERATION_RELEASED, and the
+    controller may know: the same call, sent there with `sent_epoch`, joins or is answered. Calls of one engine sent by one
+    client both ways at the same time have no order.
     """
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -158,6 +170,12 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         an older stream of the same session with ABORTED and reason SUPERSEDED.
         RESOURCE_EXHAUSTED and reason SLOW_READER: replies were not read; open it
         again. UNAVAILABLE: open it again.
+
+        A host serves this one rpc too, on its own port and for its own engines: the same frames, with a welcome whose
+        `controller_epoch` is absent. It ends streams with ABORTED and reason SUPERSEDED when one of its engines is registered
+        anew. What it does not know it refuses with INVALID_ENGINE_ID, ENGINE_LOST or OPERATION_RELEASED, and the
+        controller may know: the same call, sent there with `sent_epoch`, joins or is answered. Calls of one engine sent by one
+        client both ways at the same time have no order.
         """
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -20,7 +20,6 @@ from controller_service.no_journal import NoJournal
 from controller_service.operations import Operations
 from controller_service.registry import Registry
 from controller_service.session_endpoint import SessionEndpoint
-from controller_service.streams import OpenStreams
 from controller_service.switchboard import Switchboard
 from controller_service.transfers import Transfers
 from engine_service import link as link_module
@@ -31,6 +30,7 @@ from enginery import _ids
 from enginery._certificates import Authority, make_request
 from enginery._function_window import digest
 from enginery._methods import METHODS
+from enginery._open_streams import OpenStreams
 from enginery._reasons import DeliveryError
 from enginery._status import from_bytes, to_bytes
 from enginery.engines import from_message

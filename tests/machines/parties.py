@@ -19,12 +19,12 @@ from controller_service.no_journal import NoJournal
 from controller_service.operations import Operations
 from controller_service.registry import Registry
 from controller_service.session_endpoint import SessionEndpoint
-from controller_service.streams import OpenStreams
 from controller_service.switchboard import Switchboard
 from engine_service.engine import Engine, EngineOptions
 from engine_service.kernel_process import ExitStatus, KernelExited, Reply
 from engine_service.link import Link
 from enginery import _answer, _calls, _ids, _options, _status
+from enginery._open_streams import OpenStreams
 from enginery._session import RETRIED, Session
 from enginery.v1 import cluster_pb2, frame_pb2
 from tests.host.fakes import FakeKernel

@@ -1,4 +1,4 @@
-"""All open streams, so that a controller that stops can end them with a reason."""
+"""All open streams of a server, so that one that stops can end them with a reason."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import contextlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
-    from controller_service.stream import Stream
     from enginery._reasons import DeliveryError
+    from enginery._server_stream import Stream
 
 
 class OpenStreams:
@@ -23,6 +23,10 @@ class OpenStreams:
     def __len__(self) -> int:
         """Return how many are open."""
         return len(self._streams)
+
+    def __iter__(self) -> Iterator[Stream]:
+        """Return those that are open now."""
+        return iter(list(self._streams))
 
     @contextlib.asynccontextmanager
     async def opened(self, stream: Stream) -> AsyncIterator[Stream]:
@@ -39,5 +43,5 @@ class OpenStreams:
     def end_all(self, error: DeliveryError) -> None:
         """End every stream, and refuse new ones, with `error`."""
         self._closed = error
-        for stream in list(self._streams):
+        for stream in self:
             stream.end(error)

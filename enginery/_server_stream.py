@@ -1,4 +1,4 @@
-"""The controller's end of one long-lived stream: one reader, one writer, any number of senders."""
+"""A server's end of one long-lived stream: one reader, one writer, any number of senders."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ class Stream:
         self._waiting_bytes = 0
         self._wake = asyncio.Event()
         self._closing = False
+        self._last: DeliveryError | None = None
         self._writer: asyncio.Task[None] | None = None
         self._ender: asyncio.Task[None] | None = None
         self._is_over = False
@@ -78,6 +79,11 @@ class Stream:
         if not self.is_over and not self._closing:
             self._stop()
             self._ender = asyncio.create_task(self._abort(error))
+
+    def end_behind(self, error: DeliveryError) -> None:
+        """End the stream with the status of `error` when what was sent so far is written."""
+        self._last = error
+        self._wake.set()
 
     async def read_all(self, receive: Callable[[bytes], None]) -> None:
         """Pass on every message until the peer sends no more."""
@@ -131,6 +137,9 @@ class Stream:
                 while self._fragments:
                     await self._context.write(self._take())
                 if self._closing:
+                    return
+                if self._last is not None:
+                    self.end(self._last)
                     return
                 self._wake.clear()
                 await self._wake.wait()
