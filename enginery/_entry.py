@@ -11,6 +11,7 @@ from enginery.v1 import cluster_pb2
 
 if TYPE_CHECKING:
     from enginery._calls import Request, Uploads
+    from enginery._path import Path
     from enginery._shared_call import SharedCall
     from enginery.operation import Operation
 
@@ -60,6 +61,8 @@ class Entry:
     """What it has in common with the same call on other engines; those with call ids in a row go as one."""
     sendings: int = 0
     """How often it was sent; 0 while the engine cannot have it."""
+    path: Path | None = None
+    """The one on which it was sent last."""
 
     @property
     def size(self) -> int:

@@ -1,8 +1,9 @@
 """A client's connection: the asyncio side of `_session`, on the loop's thread.
 
-One stream carries all small calls; another tells of engines; a channel of its own carries large values. When
-the connection breaks, it is opened again with growing delays, reading the connection file anew; calls wait for
-that, at most `reconnect_timeout` seconds, and those that were not answered are sent again.
+One stream carries all small calls, but those that go directly to hosts (`_direct`); another tells of engines; a
+channel of its own carries large values. When the connection breaks, it is opened again with growing delays,
+reading the connection file anew; calls wait for that, at most `reconnect_timeout` seconds, and those that were
+not answered are sent again.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import grpc.aio  # noqa: E402
 
 from enginery import _answer, _calls, _loop, _outcomes, _status  # noqa: E402
 from enginery._connection import Connection, cause_of, open_connection, translated  # noqa: E402
+from enginery._direct import DirectPaths  # noqa: E402
+from enginery._methods import ENGINE_ID_KEY, METHODS  # noqa: E402
 from enginery._modules import Modules  # noqa: E402
 from enginery._operation_calls import OperationCalls  # noqa: E402
 from enginery._reasons import Code, DeliveryError, public  # noqa: E402
@@ -33,7 +36,14 @@ from enginery._transfer import Arriving  # noqa: E402
 from enginery._uploading import Uploading  # noqa: E402
 from enginery.engines import Roster  # noqa: E402
 from enginery.errors import EngineError, EngineryError, OperationNotFound  # noqa: E402
-from enginery.v1 import cluster_pb2, cluster_pb2_grpc, frame_pb2, value_pb2  # noqa: E402
+from enginery.v1 import (  # noqa: E402
+    cluster_pb2,
+    cluster_pb2_grpc,
+    engine_pb2,
+    engine_pb2_grpc,
+    frame_pb2,
+    value_pb2,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -43,6 +53,7 @@ if TYPE_CHECKING:
     from enginery._connection_file import ConnectionInfo
     from enginery._decode import Errors
     from enginery._encoded import Encoded
+    from enginery._path import Path
     from enginery._transfer import Transfers
     from enginery.operation import Operation
 
@@ -59,6 +70,10 @@ _ANSWERED = frozenset({frame_pb2.OUTCOME_OK, *_outcomes.RAISED})
 _STOPPED = frozenset({frame_pb2.OUTCOME_CANCELLED, frame_pb2.OUTCOME_TIMED_OUT})
 _BROKEN = frozenset({"CONTROLLER_LOST", "NOT_SENT", "ENGINE_AWAY", "SHUTTING_DOWN", "UPLOAD_INCOMPLETE"})
 """Why transfers go on from where they were."""
+_NOT_THERE = frozenset({"INVALID_ENGINE_ID", "NO_ENGINES_REGISTERED", "ENGINE_LOST", "OPERATION_RELEASED"})
+"""What a host says that knows less than the controller."""
+_TELLING = frozenset(METHODS[name] for name in ("SetProperties", "DelProperties", "ClearProperties", "Reset"))
+"""Calls of which the controller must have heard before they are answered: it places tasks by properties."""
 
 logger = logging.getLogger("enginery")
 
@@ -66,14 +81,22 @@ logger = logging.getLogger("enginery")
 class Link:
     """The connection of one client to its controller."""
 
-    def __init__(self, source: Callable[[], ConnectionInfo], timeout: float, reconnect_timeout: float) -> None:
+    def __init__(
+        self,
+        source: Callable[[], ConnectionInfo],
+        timeout: float,
+        reconnect_timeout: float,
+        *,
+        direct: bool = True,
+    ) -> None:
         """`source` reads the connection file. `timeout` bounds each attempt to connect, `reconnect_timeout` how
-        long a call waits for a connection; both in seconds."""
+        long a call waits for a connection; both in seconds. `direct` lets calls go directly to hosts."""
         self.roster = Roster()
         self.session = Session(self.roster.epochs)
         self.operations = OperationCalls(self)
         self.modules = Modules(self)
         self._uploading = Uploading(self)
+        self._direct = DirectPaths(self, is_allowed=direct)
         self.thread = _loop.get()
         self.timeout = timeout
         self.reconnect_timeout = reconnect_timeout
@@ -146,9 +169,8 @@ class Link:
     async def _open(self) -> Connection:
         info = self._source()
         connection = await open_connection(info, self.session.session_id, self.cluster_id, self.timeout)
-        self.roster.apply(connection.snapshot)
-        self.modules.engines_changed()
         self.info = info
+        self._engines_changed(connection.snapshot)
         return connection
 
     async def _keep(self, connection: Connection) -> None:
@@ -190,7 +212,7 @@ class Link:
         self._ready.set()
         self._sendable.set()
         self._retry()
-        reader = asyncio.create_task(self._read(connection))
+        reader = asyncio.create_task(self.read_replies(connection.stream, self.session.relay))
         watcher = asyncio.create_task(self._watch(connection))
         writer = asyncio.create_task(self._write(connection))
         try:
@@ -198,6 +220,7 @@ class Link:
         finally:
             self._ready.clear()
             self._connection = None
+            self._is_awake = False
             ended = [task for task in (reader, watcher) if task.done()]
             writer.cancel()  # the streams are over; nothing of them can be saved
             await connection.close()
@@ -206,7 +229,7 @@ class Link:
 
     async def _reopen(self, cause: str, delay: float) -> Connection:
         while True:
-            self._accept()
+            self.accept()
             self.session.expire(time.monotonic(), self.reconnect_timeout, cause)
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - spreads clients, hides nothing
             delay = min(delay * _GROWTH, _LONGEST_DELAY)
@@ -217,25 +240,30 @@ class Link:
                     error.text if isinstance(error, DeliveryError) else str(error)
                 )
 
-    async def _read(self, connection: Connection) -> None:
-        while (response := await connection.stream.read()) is not grpc.aio.EOF:
+    async def read_replies(self, stream: Any, path: Path) -> None:
+        """Take the replies of a path until its stream ends."""
+        while (response := await stream.read()) is not grpc.aio.EOF:
             for reply in response.replies:
-                self._reply(reply)
+                self._reply(reply, path)
             if self.session.is_holding:
                 self._plan_retry()
 
     async def _watch(self, connection: Connection) -> None:
         while (response := await connection.watch.read()) is not grpc.aio.EOF:
-            self.roster.apply(response)
-            self.modules.engines_changed()
+            self._engines_changed(response)
+
+    def _engines_changed(self, response: cluster_pb2.WatchEnginesResponse) -> None:
+        self.roster.apply(response)
+        self.modules.engines_changed()
+        self._direct.engines_changed(response)
 
     async def _write(self, connection: Connection) -> None:
         try:
             while True:
-                self._accept()
+                self.accept()
                 while (message := self.session.take()) is not None:
                     await connection.stream.write(message)
-                    self._accept()  # what piled up meanwhile, for which nobody had to wake this thread
+                    self.accept()  # what piled up meanwhile, for which nobody had to wake this thread
                 self._is_awake = False
                 if self.session.has_submitted:  # looked at after that: the next to submit wakes it
                     continue
@@ -251,22 +279,34 @@ class Link:
     # ---- calls out
 
     def wake_writer(self) -> None:
-        """Have the writer look for what is to be sent."""
+        """Have the writers look for what is to be sent."""
         self._sendable.set()
+        self._direct.wake()
 
     def _wake(self) -> None:
-        self._accept()
-        self._sendable.set()
+        self._is_awake = False  # who submits from here on wakes this thread
+        self.accept()
+        if self._connection is not None and self.session.relay.outbox:
+            self._is_awake = True  # or need not: the writer looks again before it rests
 
-    def _accept(self) -> None:
+    def accept(self) -> None:
+        """Look at what was submitted, and wake the writers of the ways that it takes."""
         self._uploading.start(self.session.accept())
+        if self.session.relay.outbox:
+            self._sendable.set()
+        self._direct.wake()
+
+    def leave(self, engine_ids: Sequence[int], cause: str) -> None:
+        """Let the calls of engines go by the controller again."""
+        self.session.leave(engine_ids, cause, time.monotonic())
+        self._retry()
 
     def _retry(self) -> None:
-        """Send what was refused again when it is time, for as long as there is a connection."""
-        if self._connection is None:
+        """Send what was refused again when it is time, for as long as there is a connection to its engine."""
+        if self._closing:
             return
         self._uploading.start(self.session.retry(time.monotonic()))
-        self._sendable.set()
+        self.wake_writer()
         self._plan_retry()
 
     def _plan_retry(self) -> None:
@@ -368,8 +408,8 @@ class Link:
 
     # ---- replies in
 
-    def _reply(self, reply: frame_pb2.Reply) -> None:
-        entry = self.session.replied(reply.call_id)
+    def _reply(self, reply: frame_pb2.Reply, path: Path) -> None:
+        entry = self.session.replied(reply.call_id, path)
         if entry is None:
             return  # it was given up
         operation, request = entry.operation, entry.request
@@ -378,6 +418,10 @@ class Link:
             operation.ran(reply.engine_id if reply.HasField("engine_id") else None, reply.attempts)
         if outcome not in _ANSWERED and not (outcome in _STOPPED and not reply.error):
             failure = _status.from_bytes(reply.error)
+            if path.is_direct and failure.reason in _NOT_THERE:
+                self.session.not_there(entry, time.monotonic())
+                self.wake_writer()
+                return
             if failure.reason in RETRIED:
                 hint = _status.retry_delay(reply.error)
                 self.session.refuse(entry, failure, hint, time.monotonic())
@@ -391,7 +435,23 @@ class Link:
         except Exception as error:  # DecodeError, whose class differs between protobuf's implementations
             operation.fail(DeliveryError("MALFORMED_MESSAGE", message=f"{request.response.__name__} ({error})"))
             return
-        self.answer(operation, outcome, message)
+        if path.is_direct and request.method in _TELLING:
+            self.start_task(self._answer_when_told(operation, outcome, message))
+        else:
+            self.answer(operation, outcome, message)
+
+    async def _answer_when_told(self, operation: Operation[Any], outcome: int, message: Any) -> None:
+        """Hand an answer over when the controller has heard of what changed: a host tells it before it answers
+        what the controller asks."""
+        try:
+            connection = await self.connection()
+            stub = engine_pb2_grpc.EngineServiceStub(connection.channels[0])
+            metadata = (*connection.info.metadata, (ENGINE_ID_KEY, str(operation.engine_id)))
+            await stub.GetId(engine_pb2.GetIdRequest(), metadata=metadata, timeout=self.timeout)
+        except (DeliveryError, grpc.aio.AioRpcError) as error:
+            logger.debug("the controller may not have heard of a change: %s", translated(error).text)
+        finally:
+            self.answer(operation, outcome, message)
 
     def answer(self, operation: Operation[Any], outcome: int, message: Any) -> None:
         """Hand an answer to its operation, after downloading what it names. On the loop's thread."""
@@ -493,8 +553,9 @@ class Link:
             await self._flush()
             self._closing = True
             self._sendable.set()
-            if self.session.waiting_count:  # or the controller might never see the last calls
-                await asyncio.wait({keeper}, timeout=_LINGER)
+            direct = self._direct.finish()
+            if self.session.waiting_count:  # or nobody might ever see the last calls
+                await asyncio.wait({keeper, *direct}, timeout=_LINGER)
         finally:  # Ctrl-C ends the waiting, not the closing
             await self._end(keeper)
 
@@ -503,6 +564,7 @@ class Link:
         if self._retrying is not None:
             self._retrying.cancel()
         keeper.cancel()
+        await self._direct.close()
         await asyncio.gather(keeper, return_exceptions=True)
         self.session.close()
         others = [task for task in self._tasks if task is not asyncio.current_task()]  # see `abandon`

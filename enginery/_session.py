@@ -2,7 +2,8 @@
 
 Calls are submitted by any thread; everything else happens on the loop's thread. Calls of one engine are sent in
 the order in which they were submitted: one whose values are still being uploaded, and one that the engine did
-not take, hold back those behind them, on their engine alone. Control calls pass. A call is kept until it is
+not take, hold back those behind them, on their engine alone. Control calls pass. The calls of one engine go one
+way, to the controller or to its host, and change over when none is unanswered. A call is kept until it is
 answered: when the connection breaks, what was not answered is sent again on the next one, under the same id, in
 order. Time is an argument. docs/machines/session.md tells all of it.
 """
@@ -20,12 +21,13 @@ from enginery._entry import Entry, State
 from enginery._function_window import FunctionWindow
 from enginery._lane import Hold, Lane, by_call_id
 from enginery._methods import ANY_ENGINE, METHODS, OPERATIONS, PYTHON_NAMES
+from enginery._path import Path, Ways
 from enginery._reasons import DeliveryError
 from enginery._shared_call import SharedCall
 from enginery.operation import Operation
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from enginery._calls import Request
     from enginery._decode import Errors
@@ -85,12 +87,12 @@ class Session:
         self._ended_bytes = 0
         self._closed = False
         self._inbox: deque[Entry] = deque()
-        self._outbox: deque[Entry] = deque()
+        self.ways = Ways()
+        self.relay = self.ways.relay
         self._lanes: dict[int, Lane] = {}
         self._waiting: dict[int, Entry] = {}
         self._broken_at: float | None = None
         self._controller_epoch = 0
-        self._functions = FunctionWindow()  # what this connection's stream has carried
 
     # ---- any thread
 
@@ -178,15 +180,16 @@ class Session:
         while self._inbox:
             entry = self._inbox.popleft()
             engine_id = entry.operation.target
+            self.ways.begin(engine_id)
             if entry.request.method in CONTROL:
-                self._outbox.append(entry)
+                self.ways.of(engine_id).outbox.append(entry)
             elif engine_id in self._lanes:
                 self._lanes[engine_id].entries.append(entry)
             elif entry.uploads:
                 lane = self._lanes[engine_id] = Lane([entry])
                 starting += lane.next_upload()
             else:
-                self._outbox.append(entry)
+                self.ways.of(engine_id).outbox.append(entry)
         return starting
 
     def uploaded(self, entry: Entry) -> list[Entry]:
@@ -222,27 +225,29 @@ class Session:
         lane.uploading = None
         if lane.hold is not None:
             return []  # the next round does both
-        self._outbox.extend(lane.release())
+        self.ways.of(engine_id).outbox.extend(lane.release())
         if not lane.entries:
             del self._lanes[engine_id]
         return lane.next_upload()
 
-    def take(self) -> bytes | None:
-        """Return the next message to send, None if there is none. Its calls wait for their replies from now
-        on."""
+    def take(self, path: Path | None = None) -> bytes | None:
+        """Return the next message to send on a path, by default the relay's; None if there is none. Its calls
+        wait for their replies from now on."""
+        path = path or self.relay
+        outbox = path.outbox
         frames: list[bytes] = []
         calls = size = 0
-        while self._outbox and calls < BATCH_CALLS and (not frames or size < BATCH_BYTES):
-            entry = self._outbox.popleft()
+        while outbox and calls < BATCH_CALLS and (not frames or size < BATCH_BYTES):
+            entry = outbox.popleft()
             function = entry.request.function
-            if function is not None and function not in self._functions:
-                self._functions.add(function)
+            if function is not None and function not in path.functions:
+                path.functions.add(function)
                 frames.append(_call_frame.function_frame(function))
                 size += len(frames[-1])
             if entry.shared is not None:
-                together = self._take_together(entry, entry.shared)
+                together = self._take_together(entry, entry.shared, outbox)
                 calls += len(together)
-                frames.append(self._shared_frame(together, entry.shared))
+                frames.append(self._shared_frame(together, entry.shared, path))
                 size += len(frames[-1])
                 continue
             frame = entry.frame
@@ -254,32 +259,33 @@ class Session:
             elif entry.epoch != self._epochs.get(entry.operation.target, 0):
                 frame = entry.again()  # it goes to the engine that was meant, or to none
             entry.sendings += 1
+            entry.path = path
             calls += 1
             frames.append(frame)
             size += len(frame)
             self._waiting[entry.call_id] = entry
         if not frames:
             return None
-        self._functions.trim()
+        path.functions.trim()
         self.counters.calls += calls
         self.counters.messages += 1
         if self._stalled:
             self._make_room()
         return b"".join(frames)
 
-    def _take_together(self, entry: Entry, shared: SharedCall) -> list[Entry]:
+    def _take_together(self, entry: Entry, shared: SharedCall, outbox: deque[Entry]) -> list[Entry]:
         """Return `entry` and those behind it in the outbox that are the same call on other engines."""
         together = [entry]
         while (
-            self._outbox
+            outbox
             and len(together) < BATCH_CALLS
-            and self._outbox[0].shared is shared
-            and self._outbox[0].call_id == together[-1].call_id + 1
+            and outbox[0].shared is shared
+            and outbox[0].call_id == together[-1].call_id + 1
         ):
-            together.append(self._outbox.popleft())
+            together.append(outbox.popleft())
         return together
 
-    def _shared_frame(self, together: list[Entry], shared: SharedCall) -> bytes:
+    def _shared_frame(self, together: list[Entry], shared: SharedCall, path: Path) -> bytes:
         targets = []
         for entry in together:
             engine_id = entry.operation.target
@@ -287,6 +293,7 @@ class Session:
             targets.append((engine_id, 0 if is_current else entry.epoch))
             self.counters.resent += bool(entry.sendings)
             entry.sendings += 1
+            entry.path = path
             self._waiting[entry.call_id] = entry
         return shared.frame(together[0].call_id, targets)
 
@@ -296,25 +303,30 @@ class Session:
         One that was sent on an earlier connection is on its way, unless it is known not to have `arrived`.
         """
         lane = self._lanes.get(operation.target, Lane())
-        for entry in (*self._outbox, *lane.entries):
+        outbox = self.ways.of(operation.target).outbox
+        for entry in (*outbox, *lane.entries):
             if entry.operation is operation and (not entry.sendings or not arrived):
                 break
         else:
             return None
         self._fail(entry, entry.withdrawn())
-        if entry in self._outbox:
-            self._outbox.remove(entry)
+        if entry in outbox:
+            outbox.remove(entry)
             return []
         lane.entries.remove(entry)
         return self._go_on(lane, operation.target) if lane.uploading is entry else []
 
     # ---- the loop's thread: replies in
 
-    def replied(self, call_id: int) -> Entry | None:
-        """Return the call that a reply answers, None if nobody waits for it; `done` or `refuse` comes next."""
+    def replied(self, call_id: int, path: Path | None = None) -> Entry | None:
+        """Return the call that a reply answers, None if nobody waits for it on that path, by default the
+        relay's; `done`, `refuse` or `not_there` comes next."""
         self.counters.replies += 1
-        entry = self._waiting.pop(call_id, None)
-        if entry is not None and self._lanes:
+        entry = self._waiting.get(call_id)
+        if entry is None or entry.path is not (path or self.relay):
+            return None
+        del self._waiting[call_id]
+        if self._lanes:
             lane = self._lanes.get(entry.operation.target)
             if lane is not None and lane.hold is not None:
                 lane.hold.behind.discard(call_id)
@@ -324,6 +336,7 @@ class Session:
         """Let go of a call that was answered."""
         self._ended_calls += 1
         self._ended_bytes += entry.size
+        self.ways.end(entry.operation.target)
         if self._lanes:
             lane = self._lanes.get(entry.operation.target)
             if lane is not None and lane.hold is not None:
@@ -360,23 +373,24 @@ class Session:
 
     def _recall(self, engine_id: int, lane: Lane) -> None:
         """Move what is about to be sent to an engine behind what it refused."""
+        path = self.ways.of(engine_id)
         staying: deque[Entry] = deque()
-        for entry in self._outbox:
+        for entry in path.outbox:
             if entry.operation.target == engine_id and entry.request.method not in CONTROL:
                 lane.insert(entry)
             else:
                 staying.append(entry)
-        self._outbox = staying
+        path.outbox = staying
 
     def retry(self, now: float) -> list[Entry]:
         """Send again what is due; return the calls whose uploads are to be started now."""
         starting = []
         for engine_id, lane in list(self._lanes.items()):
             hold = lane.hold
-            if hold is None or now < hold.next_at:
+            if hold is None or now < hold.next_at or not self._has_way(engine_id):
                 continue
             if now < hold.due:
-                self._outbox.extend(lane.release(hold.room))
+                self.ways.of(engine_id).outbox.extend(lane.release(hold.room))
                 starting += lane.next_upload()
                 hold.room = 0
             elif self._is_stuck(engine_id, hold, now):
@@ -389,7 +403,7 @@ class Session:
                 del self._lanes[engine_id]
             else:
                 hold.begin_round(now)
-                self._outbox.extend(lane.release(hold.window))
+                self.ways.of(engine_id).outbox.extend(lane.release(hold.window))
                 starting += lane.next_upload()
         return starting
 
@@ -406,17 +420,29 @@ class Session:
 
     def next_retry(self) -> float | None:
         """Return when `retry` is to be called, None if nothing waits for that."""
-        return min((lane.hold.next_at for lane in self._lanes.values() if lane.hold is not None), default=None)
+        holds = [(lane.hold, self._has_way(engine_id)) for engine_id, lane in self._lanes.items()]
+        return min((hold.next_at for hold, has_way in holds if hold is not None and has_way), default=None)
+
+    def _has_way(self, engine_id: int) -> bool:
+        return self._broken_at is None or self.ways.is_direct(engine_id)
 
     # ---- the loop's thread: connections
 
     def disconnected(self, cause: str, now: float) -> int:
-        """Queue what was sent and not answered again, in its order, before all else; return how many calls
-        there are now that wait for the next connection."""
-        waiting, self._waiting = self._waiting, {}
+        """Queue what was sent by the relay and not answered again, in its order, before all else; return how
+        many calls there are now that wait for the next connection."""
         self._broken_at = now
+        self._send_again([entry for entry in self._waiting.values() if entry.path is self.relay], cause)
+        for engine_id, lane in self._lanes.items():
+            if lane.hold is not None and not self.ways.is_direct(engine_id):
+                self._recall(engine_id, lane)
+        return self.unsent_count
+
+    def _send_again(self, sent: list[Entry], cause: str) -> None:
+        """Queue these, which were sent on a stream that is not used any more, for the relay."""
         again = []
-        for entry in sorted(waiting.values(), key=by_call_id):
+        for entry in sorted(sent, key=by_call_id):
+            del self._waiting[entry.call_id]
             lane = self._lanes.get(entry.operation.target)
             if entry.request.method in ONCE:
                 self._fail(entry, DeliveryError("CONTROLLER_LOST", cause=cause))
@@ -424,19 +450,41 @@ class Session:
                 lane.insert(entry)
             else:
                 again.append(entry)
-        self._outbox.extendleft(reversed(again))
-        for engine_id, lane in self._lanes.items():
-            if lane.hold is not None:
+        self.relay.outbox.extendleft(reversed(again))
+
+    # ---- the loop's thread: ways
+
+    def leave(self, engine_ids: Collection[int], cause: str, now: float) -> None:
+        """Let the calls of engines go by the relay from now on: those that were sent too, if they are not
+        answered."""
+        leaving = self.ways.leave(engine_ids)
+        sent = [entry for entry in self._waiting.values() if entry.operation.target in leaving]
+        for path in set(leaving.values()):
+            staying: deque[Entry] = deque()
+            for entry in path.outbox:
+                (self.relay.outbox if entry.operation.target in leaving else staying).append(entry)
+            path.outbox = staying
+        self._send_again(sent, cause)
+        for engine_id in leaving:
+            lane = self._lanes.get(engine_id)
+            if lane is not None and lane.hold is not None:
                 self._recall(engine_id, lane)
-        return self.unsent_count
+                lane.hold.behind = set()
+                lane.hold.due = now
+
+    def not_there(self, entry: Entry, now: float) -> None:
+        """Send a call again by the relay, with all others of its engine: the host of its path knows no such
+        engine."""
+        self._waiting[entry.call_id] = entry
+        self.leave([entry.operation.target], "its host does not have the engine", now)
 
     def connected(self, now: float, controller_epoch: int = 0) -> None:
         """There is a connection again: what was refused on the old one may be taken now."""
         self._broken_at = None
         self._controller_epoch = controller_epoch
-        self._functions = FunctionWindow()
-        for lane in self._lanes.values():
-            if lane.hold is not None:
+        self.relay.functions = FunctionWindow()
+        for engine_id, lane in self._lanes.items():
+            if lane.hold is not None and not self.ways.is_direct(engine_id):
                 lane.hold.behind = set()
                 lane.hold.since = lane.hold.due = now
 
@@ -446,13 +494,15 @@ class Session:
         if self._broken_at is None or now - self._broken_at < timeout:
             return
         latest = now - timeout
-        outbox, self._outbox = self._outbox, deque()
+        outbox, self.relay.outbox = self.relay.outbox, deque()
         for entry in outbox:
             if entry.submitted_at <= latest:
                 self._fail(entry, entry.lost(cause))
             else:
-                self._outbox.append(entry)
+                self.relay.outbox.append(entry)
         for engine_id, lane in list(self._lanes.items()):
+            if self.ways.is_direct(engine_id):
+                continue
             while lane.entries and not lane.entries[0].uploads and lane.entries[0].submitted_at <= latest:
                 expired = lane.entries.pop(0)
                 self._fail(expired, expired.lost(cause))
@@ -466,8 +516,11 @@ class Session:
             self._room.notify_all()
         self.accept()
         lanes = itertools.chain.from_iterable(lane.entries for lane in self._lanes.values())
-        left = [*self._outbox, *lanes, *self._waiting.values()]
-        self._outbox.clear()
+        paths = self.ways.paths()
+        outboxes = itertools.chain.from_iterable(path.outbox for path in paths)
+        left = [*outboxes, *lanes, *self._waiting.values()]
+        for path in paths:
+            path.outbox.clear()
         self._lanes.clear()
         self._waiting.clear()
         for entry in left:
@@ -501,7 +554,7 @@ class Session:
             return State.ENDED
         if entry.call_id in self._waiting:
             return State.SENT
-        if entry in self._outbox:
+        if entry in self.ways.of(entry.operation.target).outbox:
             return State.READY
         return State.NEW if entry in self._inbox else State.LANE
 

@@ -31,13 +31,15 @@ def aconnect(
     timeout: float = 10.0,
     reconnect_timeout: float = 60.0,
     errors: Errors = "raise",
+    direct: bool = True,
 ) -> Connecting:
     """Return a client for asyncio of a running controller: by `async with aconnect() as client`, which closes
     it at the end, or by `client = await aconnect()`.
 
     Parameters and errors are those of `connect`.
     """
-    return Connecting(connection_file, timeout=timeout, reconnect_timeout=reconnect_timeout, errors=errors)
+    options = {"timeout": timeout, "reconnect_timeout": reconnect_timeout, "errors": errors, "direct": direct}
+    return Connecting(connection_file, **options)
 
 
 class Connecting:

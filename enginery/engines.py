@@ -154,6 +154,10 @@ class Roster:
         with self._changed:
             return [from_message(self._engines[engine_id]) for engine_id in sorted(self._engines)]
 
+    def reachable(self) -> list[cluster_pb2.Engine]:
+        """Return the engines whose hosts have a port of their own. On the loop's thread."""
+        return [engine for engine in self._engines.values() if engine.direct_addresses]
+
     def incarnations(self, ids: list[int]) -> dict[int, str]:
         """Return the kernels of those of `ids` that are there."""
         with self._changed:

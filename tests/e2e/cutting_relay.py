@@ -105,7 +105,11 @@ def _pass_on(counter: _Counter, direction: str, source: socket.socket, target: s
 def _accept(listener: socket.socket, target: tuple[str, int], counter: _Counter) -> None:
     while True:
         near, _ = listener.accept()
-        far = socket.create_connection(target)
+        try:
+            far = socket.create_connection(target)
+        except ConnectionRefusedError:  # it does not listen yet
+            near.close()
+            continue
         for pair in (("up", near, far), ("down", far, near)):
             threading.Thread(target=_pass_on, args=(counter, *pair), daemon=True).start()
 

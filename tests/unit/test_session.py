@@ -164,6 +164,7 @@ def test_a_refusal_says_nothing_of_an_earlier_sending() -> None:
     session.accept()
     assert [call.sent_epoch for call in calls(session)] == [0]
     session.disconnected("socket closed", 1.0)
+    session.connected(1.5)
     assert [call.sent_epoch for call in calls(session)] == [7]
     assert session.replied(entry.call_id) is entry
     session.refuse(entry, DeliveryError("ENGINE_AWAY", engine_id=0), 0.1, 2.0)
