@@ -25,9 +25,12 @@ from enginery._connection import cause_of, greet, open_session, translated
 from enginery._methods import ENGINE_ID_KEY
 from enginery._path import Path
 from enginery._reasons import DeliveryError
+from enginery._transfer import Transfers
 from enginery.v1 import cluster_pb2, engine_pb2, engine_pb2_grpc
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from enginery._connection_file import ConnectionInfo
     from enginery._link import Link
 
@@ -95,6 +98,13 @@ class DirectPaths:
                 self._tasks.add(host.task)
                 host.task.add_done_callback(self._tasks.discard)
 
+    def transfers(self, engine_ids: Sequence[int]) -> Transfers | None:
+        """Return what moves values to and from the host of an engine whose calls go there; None for several."""
+        path = self._link.session.ways.of(engine_ids[0])
+        if len(engine_ids) > 1 or not path.is_direct:
+            return None
+        return next((host.transfers for host in self._hosts.values() if host.path is path), None)
+
     def finish(self) -> set[asyncio.Task[None]]:
         """Send what is left and end the streams; return the tasks that end when all is answered."""
         for host in self._hosts.values():
@@ -127,6 +137,8 @@ class _Host:
         self.path = Path(is_direct=True)
         self.sendable = asyncio.Event()
         self.is_open = False
+        self.transfers: Transfers | None = None
+        """Over a channel of its own, while the stream is open."""
         self.task = asyncio.create_task(self._run(), name="enginery-direct")
 
     def is_to_have(self, engines: dict[int, _Who]) -> None:
@@ -161,21 +173,24 @@ class _Host:
         )
         if info.insecure and not _is_here(address):
             return "it is not on this machine, and nothing is encrypted"
-        channel = open_channel(info)
+        channel, bulk = open_channel(info), open_channel(info)
         stream = open_session(channel, info)
         try:
             async with asyncio.timeout(link.timeout):
                 welcome = await greet(stream, link.session.session_id)
             if welcome.cluster_id != link.cluster_id:
                 return f"it is of cluster {welcome.cluster_id}"
+            self.transfers = Transfers(bulk, info.metadata)
             return await self._serve_open(stream, channel, info)
         except TimeoutError:
             return f"no answer within {link.timeout:g} s"
         except (DeliveryError, grpc.aio.AioRpcError) as error:
             return translated(error).text
         finally:
+            self.transfers = None
             stream.cancel()
             await channel.close()
+            await bulk.close()
 
     async def _serve_open(self, stream: Any, channel: grpc.aio.Channel, info: ConnectionInfo) -> str:
         link = self._link

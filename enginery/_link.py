@@ -322,20 +322,27 @@ class Link:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def transfer(self, transfer: Callable[[Transfers], Coroutine[Any, Any, T]]) -> T:
-        """Return what `transfer` does; it is called again, on a new connection, if the old one broke."""
+    async def transfer(
+        self, engine_ids: Sequence[int], transfer: Callable[[Transfers], Coroutine[Any, Any, T]]
+    ) -> T:
+        """Return what `transfer` does with values of engines; it is called again, on a new connection, if the
+        old one broke, and with the controller if that was one to their host."""
         until = time.monotonic() + self.reconnect_timeout
         attempts = 0
+        direct = self._direct.transfers(engine_ids)
         while True:
             attempts += 1
             begun_at = math.inf
             try:
                 async with self.transfer_slots:
-                    transfers = (await self.connection()).transfers
+                    transfers = direct or (await self.connection()).transfers
                     begun_at = time.monotonic()
                     return await transfer(transfers)
             except (Exception, asyncio.CancelledError) as error:
                 failure = translated(error)
+            if direct is not None and failure.reason in _BROKEN | _NOT_THERE:
+                direct = None
+                continue
             now = time.monotonic()
             if now - begun_at > _LASTING:  # it had gone well so far
                 until, attempts = now + self.reconnect_timeout, 1
@@ -488,7 +495,9 @@ class Link:
 
     async def _download(self, engine_id: int, blob: value_pb2.Blob, *, release: bool) -> Encoded:
         arriving = Arriving(blob)
-        await self.transfer(lambda transfers: transfers.download(engine_id, arriving, release=release))
+        await self.transfer(
+            [engine_id], lambda transfers: transfers.download(engine_id, arriving, release=release)
+        )
         return arriving.value()
 
     # ---- the cluster

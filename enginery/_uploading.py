@@ -80,7 +80,7 @@ class Uploading:
             was_begun, is_begun = is_begun, True
             return await transfers.upload(engine_ids, blob, encoded, is_begun=was_begun)
 
-        return await self._link.transfer(attempt)
+        return await self._link.transfer(engine_ids, attempt)
 
     async def _upload(self, entry: Entry, uploads: Uploads, *, is_begun: bool = False) -> None:
         """Upload what is still to be uploaded of one call, and send it."""
