@@ -1,4 +1,4 @@
-"""The cases on Enginery with every default on: TLS, tokens, through the controller."""
+"""The cases on Enginery with every default on: TLS, tokens, calls that go directly to hosts."""
 
 from __future__ import annotations
 
@@ -45,6 +45,8 @@ def measure_enginery() -> measure.Numbers:
         one = client[0]
         numbers |= measure.round_trips(lambda: one.apply(nothing), "apply")
         numbers |= measure.round_trips(lambda: one.execute("1"), "execute")
+        with enginery.connect(cluster.state_dir, direct=False) as relayed:
+            numbers |= measure.round_trips(lambda: relayed[0].apply(nothing), "relayed")
         numbers["in flight"] = _in_flight(client, measure.CALLS_IN_FLIGHT)
         numbers["tasks"] = measure.rate(partial(_tasks, client), TASKS)
         numbers["tasks async"] = asyncio.run(_tasks_async(cluster.state_dir))
