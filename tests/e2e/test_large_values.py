@@ -47,7 +47,7 @@ def test_a_gigabyte_through_the_controller_by_connections_that_break(tmp_path: P
         with CuttingRelay(info.address) as relay:
             file = tmp_path / "client.json"
             _connection_file.write(file, dataclasses.replace(info, address=relay.address))
-            with enginery.connect(file) as client:
+            with enginery.connect(file, direct=False) as client:
                 _there_and_back(client[0], relay)
                 assert client.statistics()["reconnects"] == 0, "calls do not share the connection that broke"
 
