@@ -73,6 +73,7 @@ class EngineFromReference(EngineBase):
         self._again: deque[RoutedCall] = deque()  # which the stream is still to be told
         self._lost: DeliveryError | None = None
         self._changed = asyncio.Event()
+        self._called_directly = b""  # what it runs, if that was not called here
 
     def __repr__(self) -> str:
         """Show the counts."""
@@ -269,6 +270,21 @@ class EngineFromReference(EngineBase):
             self._router.submitted(call.operation_id, call.session_id)
         if logger.isEnabledFor(logging.DEBUG):
             self._log("ended", call)
+
+    def runs(self, shown: str) -> None:
+        """It says what it runs, as a UUID; empty if nothing. What was called past this controller is counted
+        with the other operations: tasks are not placed behind it."""
+        try:
+            operation_id = _ids.parse(shown) if shown else b""
+        except ValueError:
+            operation_id = b""
+        if self._called_directly and self._called_directly != operation_id:
+            self._router.ended(self._called_directly)
+            self._called_directly = b""
+            self._goes_on(self._engine_id)
+        if operation_id and not self._router.knows(operation_id):
+            self._router.submitted(operation_id, b"")
+            self._called_directly = operation_id
 
     def ended(self, ended: engine_pb2.OperationEnded, *, is_task: bool) -> None:
         """Keep how an operation of this engine ended that was not called on its present stream.

@@ -145,6 +145,10 @@ class Router:
         """Return the call of that operation that waits, the latest of several; None if there is none."""
         return self._operations.get(operation_id)
 
+    def knows(self, operation_id: bytes) -> bool:
+        """Return whether an operation is known to be on the engine, or on its way there."""
+        return operation_id in self._operations or operation_id in self._submitted
+
     # Calls
 
     def submitted(self, operation_id: bytes, session_id: bytes) -> None:

@@ -286,7 +286,12 @@ class Switchboard:
 
     def heartbeat(self, link: Link, statuses: Iterable[engine_pb2.EngineStatus]) -> None:
         """Note how the engines of `link` are."""
+        statuses = list(statuses)
         self.registry.heartbeat(link.number, statuses, now=time.monotonic())
+        for status in statuses:
+            reference = self.references.get(status.engine_id)
+            if reference is not None and reference.is_on(link):
+                reference.runs(status.operation_id)
 
     def close_link(self, link: Link) -> None:
         """Note that the stream has ended."""

@@ -35,7 +35,7 @@ from enginery._session_server import METHOD as SESSION
 from enginery.errors import CertificateError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from grpc_health.v1 import health
 
@@ -70,6 +70,8 @@ class DirectPort:
         self._reporting: asyncio.Task[None] | None = None
         self._known: tuple[str, bytes, bytes] | None = None
         self._streams = OpenStreams()
+        self.on_call: Callable[[], None] = lambda: None
+        """Called with each call of a Session."""
 
     async def addresses(self, controller: str) -> list[str]:
         """Return where clients can reach it, `host:port`; `controller` is the controller's address."""
@@ -108,7 +110,7 @@ class DirectPort:
         # The reserved socket lets go only when the server has the port.
         options = [option for option in SERVER_OPTIONS if option[0] != "grpc.so_reuseport"]
         server = grpc.aio.server(interceptors=(guard,), options=[*options, ("grpc.so_reuseport", 1)])
-        sessions = DirectSessions(self._engines, self._streams, cluster_id)
+        sessions = DirectSessions(self._engines, self._streams, cluster_id, self._called)
         server.add_generic_rpc_handlers((engine_handlers(self._engines), sessions.handlers()))
         health = await add_introspection(server, [ENGINE_SERVICE.full_name])
         address = _address.join(self._bind, self.port)
@@ -134,6 +136,9 @@ class DirectPort:
         """An engine has another id or registration: end all Sessions, so that clients ask anew who is here."""
         for stream in self._streams:
             stream.end(DeliveryError("SUPERSEDED"))
+
+    def _called(self) -> None:
+        self.on_call()
 
     def drain(self) -> None:
         """Report NOT_SERVING from here on; calls are answered as before. Needs a running loop."""

@@ -16,7 +16,7 @@ from enginery._session_server import ClientSession, SessionServer
 from enginery.v1 import cluster_pb2, frame_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from engine_service.engine import Engine
     from engine_service.operation import Answer
@@ -29,15 +29,22 @@ _CLUSTER_SERVICE = cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"].ful
 class DirectSessions(SessionServer):
     """Serves Session for the engines of this host. One object for all streams."""
 
-    def __init__(self, engines: Sequence[Engine], streams: OpenStreams, cluster_id: str) -> None:
-        """Call `engines`, as far as they are registered."""
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        streams: OpenStreams,
+        cluster_id: str,
+        on_call: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Call `engines`, as far as they are registered; `on_call` is told of each call."""
         super().__init__(streams, cluster_id=cluster_id, controller_epoch=0)
         self._engines = engines
+        self._on_call = on_call
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Return the handler of the one rpc of ClusterService that a host serves."""
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "Session": grpc.stream_stream_rpc_method_handler(self.session)  # type: ignore[arg-type]  # an asynchronous one
+            "Session": grpc.stream_stream_rpc_method_handler(self.session)
         }
         return grpc.method_handlers_generic_handler(_CLUSTER_SERVICE, handlers)
 
@@ -61,6 +68,7 @@ class DirectSessions(SessionServer):
             session.deliver(undelivered(call_id, error))
             return
         engine.submit(call.method, call.request, context, partial(_deliver, session, call_id))
+        self._on_call()
 
     def submit_task(self, call: frame_pb2.Call, session: ClientSession, function: Function | None) -> None:
         """Refuse it: whoever chooses an engine must know all of them."""

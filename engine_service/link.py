@@ -11,6 +11,7 @@ import functools
 import logging
 import random
 import socket
+import time
 import uuid
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -44,6 +45,9 @@ logger = logging.getLogger(__name__)
 
 HEARTBEAT = 5.0
 """Seconds between heartbeats."""
+LASTING = 0.01
+"""Seconds after which the controller is told of an operation that was called directly: tasks go elsewhere."""
+_NEXT_LOOK = 0.25  # seconds after which it is looked whether another runs by now
 WELCOME_PATIENCE = 30.0
 """Seconds in which the controller must answer the hellos of a stream."""
 FAREWELL_PATIENCE = 2.0
@@ -100,6 +104,10 @@ class Link:
         self._welcomes = 0
         self._opening: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()  # an engine has left
+        self._looking: asyncio.TimerHandle | None = None
+        self._told_running: set[bytes] = set()
+        if direct is not None:
+            direct.on_call = self._called_directly
         for engine in engines:
             engine.listener = self
 
@@ -209,6 +217,25 @@ class Link:
             engines = [engine.status() for engine in self._by_id.values()]
             heartbeat = engine_pb2.Heartbeat(sequence=self._sequence, engines=engines)
             self._stream.next_message.heartbeat.CopyFrom(heartbeat)
+
+    def _called_directly(self) -> None:
+        """Have a look soon whether what was called lasts."""
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(LASTING, self._look)
+
+    def _look(self) -> None:
+        """Tell the controller what runs that it may not know, once it has run for a while."""
+        self._looking = None
+        running = [engine.queue.running for engine in self._by_id.values()]
+        going = {one.operation_id: one.started_at for one in running if one is not None}
+        young = time.time_ns() - round(LASTING * 1e9)
+        lasting = {one for one, started_at in going.items() if started_at <= young}
+        if not lasting <= self._told_running:
+            self._report()
+        self._told_running = lasting
+        if going:  # what waits behind it may be told of later
+            delay = _NEXT_LOOK if len(lasting) == len(going) else LASTING
+            self._looking = asyncio.get_running_loop().call_later(delay, self._look)
 
     @property
     def _is_asking(self) -> bool:

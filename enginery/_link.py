@@ -27,7 +27,7 @@ import grpc.aio  # noqa: E402
 from enginery import _answer, _calls, _loop, _outcomes, _status  # noqa: E402
 from enginery._connection import Connection, cause_of, open_connection, translated  # noqa: E402
 from enginery._direct import DirectPaths  # noqa: E402
-from enginery._methods import ENGINE_ID_KEY, METHODS  # noqa: E402
+from enginery._methods import METHODS  # noqa: E402
 from enginery._modules import Modules  # noqa: E402
 from enginery._operation_calls import OperationCalls  # noqa: E402
 from enginery._reasons import Code, DeliveryError, public  # noqa: E402
@@ -36,14 +36,7 @@ from enginery._transfer import Arriving  # noqa: E402
 from enginery._uploading import Uploading  # noqa: E402
 from enginery.engines import Roster  # noqa: E402
 from enginery.errors import EngineError, EngineryError, OperationNotFound  # noqa: E402
-from enginery.v1 import (  # noqa: E402
-    cluster_pb2,
-    cluster_pb2_grpc,
-    engine_pb2,
-    engine_pb2_grpc,
-    frame_pb2,
-    value_pb2,
-)
+from enginery.v1 import cluster_pb2, cluster_pb2_grpc, frame_pb2, value_pb2  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -448,15 +441,9 @@ class Link:
             self.answer(operation, outcome, message)
 
     async def _answer_when_told(self, operation: Operation[Any], outcome: int, message: Any) -> None:
-        """Hand an answer over when the controller has heard of what changed: a host tells it before it answers
-        what the controller asks."""
+        """Hand an answer over when the controller has heard of what changed."""
         try:
-            connection = await self.connection()
-            stub = engine_pb2_grpc.EngineServiceStub(connection.channels[0])
-            metadata = (*connection.info.metadata, (ENGINE_ID_KEY, str(operation.engine_id)))
-            await stub.GetId(engine_pb2.GetIdRequest(), metadata=metadata, timeout=self.timeout)
-        except (DeliveryError, grpc.aio.AioRpcError) as error:
-            logger.debug("the controller may not have heard of a change: %s", translated(error).text)
+            await self.operations.heard(operation.engine_id)
         finally:
             self.answer(operation, outcome, message)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from enginery import _recall
 from enginery._connection import translated
 from enginery._methods import ENGINE_ID_KEY
 from enginery._reasons import DeliveryError
-from enginery.v1 import engine_pb2_grpc, operation_pb2
+from enginery.v1 import engine_pb2, engine_pb2_grpc, operation_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from enginery._link import Link
     from enginery.operation import Operation
     from enginery.operations import Feed
+
+logger = logging.getLogger("enginery")
 
 _FIRST_DELAY = 0.1  # seconds before a call that did not arrive is made again
 _GROWTH = 1.5
@@ -75,6 +78,15 @@ class OperationCalls:
     async def release(self, operation_id: str) -> None:
         """Say that the answer and output of an operation are not needed any more."""
         await self._call("Release", operation_pb2.ReleaseRequest(operation_ids=[operation_id]), None)
+
+    async def heard(self, engine_id: int) -> None:
+        """Return when the controller has heard of what an engine's host told it, or cannot be asked: a host
+        tells that before it answers."""
+        try:
+            stub, metadata = await self._stub(engine_id)
+            await stub.GetId(engine_pb2.GetIdRequest(), metadata=metadata, timeout=_ANSWER_TIME)
+        except (DeliveryError, grpc.aio.AioRpcError) as error:
+            logger.debug("the controller may not have heard of a change: %s", translated(error).text)
 
     async def _call(self, name: str, request: Message, engine_id: int | None, wait: float = 0.0) -> Any:
         patience = _Patience(self._link.reconnect_timeout)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import enginery
+from enginery.v1 import cluster_pb2
 from tests.e2e.cutting_relay import CuttingRelay
 from tests.e2e.services import controller, host, until
 
@@ -45,6 +46,17 @@ def goes_directly(client: enginery.Client, engine_id: int = 0) -> bool:
     return client._link.session.ways.is_direct(engine_id)
 
 
+def what_runs(client: enginery.Client, engine_id: int = 0) -> str:
+    """Return the operation that runs on an engine, as the controller knows it."""
+
+    async def ask() -> str:
+        stub, metadata = await client._link._cluster()
+        page = await stub.ListEngines(cluster_pb2.ListEnginesRequest(), metadata=metadata)
+        return str(page.engines[engine_id].operation_id)
+
+    return client._link.run(ask())
+
+
 def direct_address(client: enginery.Client, engine_id: int = 0) -> str:
     """Return the address of an engine's host."""
     engines = {engine.engine_id: engine for engine in client._link.roster.reachable()}
@@ -68,6 +80,15 @@ def test_results_are_the_same_and_the_controller_is_not_asked(tmp_path: Path) ->
         assert operation.result(5).value == 7
         assert operation.stdout == "followed\n"
         assert client.operations(engine_id=0)[0].operation_id == operation.operation_id
+        client[0].push({"go_on": str(tmp_path / "go-on")})
+        busy = client[0].execute(
+            "import os, time\nwhile not os.path.exists(go_on): time.sleep(0.01)", block=False
+        )
+        until(lambda: what_runs(client) == busy.operation_id, "the controller to hear of it")
+        tasks = [client.submit("id.__int__") for _ in range(4)]
+        assert [task.result(5) for task in tasks] == [1, 1, 1, 1]  # none is placed behind what goes on
+        (tmp_path / "go-on").touch()
+        busy.result(5)
         process.send_signal(signal.SIGSTOP)
         try:
             assert client[:].apply(abs, -3) == [3, 3]
