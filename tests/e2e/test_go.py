@@ -29,7 +29,7 @@ def test_go_calls_engines(tmp_path: Path) -> None:
     subprocess.run([go, "build", "-o", program, "."], cwd=SOURCE, check=True, timeout=300)
     with enginery.Cluster(1, state_dir=tmp_path / "state") as cluster:
         environment = {**os.environ, "https_proxy": "http://127.0.0.1:1"}  # it changes nothing
-        command = [program, str(cluster.state_dir)]
+        command = [str(program), str(cluster.state_dir)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=50, env=environment, check=False)
     assert done.stderr == ""
     assert done.stdout == SAYS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import socket
@@ -281,7 +282,8 @@ def test_values_without_form(value: Encoded) -> None:
 @pytest.mark.parametrize("acknowledgement", [0, 1])
 def test_times_that_no_message_holds(times: dict[str, float], acknowledgement: int) -> None:
     """Times are within protobuf's bounds, or no client could show the answer."""
-    reply = messages.Reply(values={"value": Encoded(Codec.PICKLE, (b"v",), "3.11.7")}, **times)
+    reply = messages.Reply(values={"value": Encoded(Codec.PICKLE, (b"v",), "3.11.7")})
+    reply = dataclasses.replace(reply, **times)  # type: ignore[arg-type]  # both are floats
     with pytest.raises(WireError, match="number"):
         wire.read_from_kernel(wire.write_reply(1, reply, acknowledgement), 1)
 
