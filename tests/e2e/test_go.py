@@ -1,10 +1,11 @@
-"""The client in Go: built from its stubs, it does on a live cluster what its page says."""
+"""The client in Go: its stubs are the contract's, and it does on a live cluster what its page says."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import enginery
@@ -33,3 +34,14 @@ def test_go_calls_engines(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=50, env=environment, check=False)
     assert done.stderr == ""
     assert done.stdout == SAYS
+
+
+def test_its_stubs_are_those_of_the_contract(tmp_path: Path) -> None:
+    """They are what buf makes of protos/, byte for byte: whoever changes the contract makes them anew."""
+    buf = Path(sys.executable).with_name("buf")
+    subprocess.run([buf, "generate", "../../protos", "-o", tmp_path], cwd=SOURCE, check=True, timeout=100)
+    fresh = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*.go")}
+    committed = {path.relative_to(SOURCE): path.read_bytes() for path in SOURCE.glob("gen/**/*.go")}
+    assert fresh.keys() == committed.keys()
+    stale = [str(path) for path, content in committed.items() if fresh[path] != content]
+    assert not stale, "run `buf generate ../../protos` in examples/go"

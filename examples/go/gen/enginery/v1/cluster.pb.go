@@ -1135,7 +1135,7 @@ type SessionWelcome struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// (Required) The cluster, as a UUID.
 	ClusterId string `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	// (Required) Rises with each start of the controller.
+	// (Required from a controller) Rises with each start of the controller. Absent from a host.
 	ControllerEpoch uint64 `protobuf:"varint,2,opt,name=controller_epoch,json=controllerEpoch,proto3" json:"controller_epoch,omitempty"`
 	// (Optional) Capabilities of the controller, lower_snake. Unknown ones are ignored.
 	Capabilities  []string `protobuf:"bytes,3,rep,name=capabilities,proto3" json:"capabilities,omitempty"`

@@ -58,6 +58,12 @@ type ClusterServiceClient interface {
 	// an older stream of the same session with ABORTED and reason SUPERSEDED.
 	// RESOURCE_EXHAUSTED and reason SLOW_READER: replies were not read; open it
 	// again. UNAVAILABLE: open it again.
+	//
+	// A host serves this one rpc too, on its own port and for its own engines: the same frames, with a welcome whose
+	// `controller_epoch` is absent. It ends streams with ABORTED and reason SUPERSEDED when one of its engines is registered
+	// anew. What it does not know it refuses with INVALID_ENGINE_ID, ENGINE_LOST or OPERATION_RELEASED, and the
+	// controller may know: the same call, sent there with `sent_epoch`, joins or is answered. Calls of one engine sent by one
+	// client both ways at the same time have no order.
 	Session(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SessionRequest, SessionResponse], error)
 }
 
@@ -161,6 +167,12 @@ type ClusterServiceServer interface {
 	// an older stream of the same session with ABORTED and reason SUPERSEDED.
 	// RESOURCE_EXHAUSTED and reason SLOW_READER: replies were not read; open it
 	// again. UNAVAILABLE: open it again.
+	//
+	// A host serves this one rpc too, on its own port and for its own engines: the same frames, with a welcome whose
+	// `controller_epoch` is absent. It ends streams with ABORTED and reason SUPERSEDED when one of its engines is registered
+	// anew. What it does not know it refuses with INVALID_ENGINE_ID, ENGINE_LOST or OPERATION_RELEASED, and the
+	// controller may know: the same call, sent there with `sent_epoch`, joins or is answered. Calls of one engine sent by one
+	// client both ways at the same time have no order.
 	Session(grpc.BidiStreamingServer[SessionRequest, SessionResponse]) error
 	mustEmbedUnimplementedClusterServiceServer()
 }

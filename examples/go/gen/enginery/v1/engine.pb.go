@@ -317,7 +317,7 @@ type ExecuteResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// (Required) Engine that ran it.
 	EngineId int32 `protobuf:"zigzag32,1,opt,name=engine_id,json=engineId,proto3" json:"engine_id,omitempty"`
-	// (Required) Its operation, as a UUID.
+	// (Required) Its operation, as a UUID; of a task that was run again, that of its last attempt.
 	OperationId string `protobuf:"bytes,2,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
 	// (Required) Its number: counts up from 1 on each engine, failed commands included.
 	Number uint64 `protobuf:"varint,3,opt,name=number,proto3" json:"number,omitempty"`
@@ -784,7 +784,7 @@ type ApplyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// (Optional) The returned value. Set unless `error` is.
 	Value *Value `protobuf:"bytes,1,opt,name=value,proto3" json:"value,omitempty"`
-	// (Required) Its operation, as a UUID.
+	// (Required) Its operation, as a UUID; of a task that was run again, that of its last attempt.
 	OperationId string `protobuf:"bytes,2,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
 	// (Optional) Captured standard output; see `ExecuteResult.stdout`. Of more than 1 MiB the middle is dropped.
 	Stdout string `protobuf:"bytes,5,opt,name=stdout,proto3" json:"stdout,omitempty"`
@@ -3660,7 +3660,9 @@ type ControllerMessage struct {
 	// beginning in the order in which they were sent: the host need not keep their answers. Absent means no news.
 	JournaledCount uint64 `protobuf:"varint,7,opt,name=journaled_count,json=journaledCount,proto3" json:"journaled_count,omitempty"`
 	// (Optional) Functions that these calls, and later ones, name. They are taken before `calls`.
-	Functions     []*Function `protobuf:"bytes,8,rep,name=functions,proto3" json:"functions,omitempty"`
+	Functions []*Function `protobuf:"bytes,8,rep,name=functions,proto3" json:"functions,omitempty"`
+	// (Optional) Tasks that engines are to give back.
+	Recalls       []*Recall `protobuf:"bytes,9,rep,name=recalls,proto3" json:"recalls,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3751,6 +3753,69 @@ func (x *ControllerMessage) GetFunctions() []*Function {
 	return nil
 }
 
+func (x *ControllerMessage) GetRecalls() []*Recall {
+	if x != nil {
+		return x.Recalls
+	}
+	return nil
+}
+
+// Recall asks an engine to give back tasks that it has not begun, since another engine is free. Each that it gives back is
+// answered with QUEUE_CLEARED; of others nothing is said but their answers.
+type Recall struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// (Required) The engine.
+	EngineId int32 `protobuf:"zigzag32,1,opt,name=engine_id,json=engineId,proto3" json:"engine_id,omitempty"`
+	// (Required) The operations of the tasks: 16 bytes each. Those that are not there are ignored.
+	OperationIds  [][]byte `protobuf:"bytes,2,rep,name=operation_ids,json=operationIds,proto3" json:"operation_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Recall) Reset() {
+	*x = Recall{}
+	mi := &file_enginery_v1_engine_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Recall) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Recall) ProtoMessage() {}
+
+func (x *Recall) ProtoReflect() protoreflect.Message {
+	mi := &file_enginery_v1_engine_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Recall.ProtoReflect.Descriptor instead.
+func (*Recall) Descriptor() ([]byte, []int) {
+	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *Recall) GetEngineId() int32 {
+	if x != nil {
+		return x.EngineId
+	}
+	return 0
+}
+
+func (x *Recall) GetOperationIds() [][]byte {
+	if x != nil {
+		return x.OperationIds
+	}
+	return nil
+}
+
 // OperationEnded says that an operation ended, with its answer.
 type OperationEnded struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3774,7 +3839,7 @@ type OperationEnded struct {
 
 func (x *OperationEnded) Reset() {
 	*x = OperationEnded{}
-	mi := &file_enginery_v1_engine_proto_msgTypes[56]
+	mi := &file_enginery_v1_engine_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3786,7 +3851,7 @@ func (x *OperationEnded) String() string {
 func (*OperationEnded) ProtoMessage() {}
 
 func (x *OperationEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_enginery_v1_engine_proto_msgTypes[56]
+	mi := &file_enginery_v1_engine_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3799,7 +3864,7 @@ func (x *OperationEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationEnded.ProtoReflect.Descriptor instead.
 func (*OperationEnded) Descriptor() ([]byte, []int) {
-	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{56}
+	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *OperationEnded) GetEngineId() int32 {
@@ -3894,7 +3959,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_enginery_v1_engine_proto_msgTypes[57]
+	mi := &file_enginery_v1_engine_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3906,7 +3971,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_enginery_v1_engine_proto_msgTypes[57]
+	mi := &file_enginery_v1_engine_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3919,7 +3984,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{57}
+	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Hello) GetSlot() uint32 {
@@ -4055,7 +4120,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_enginery_v1_engine_proto_msgTypes[58]
+	mi := &file_enginery_v1_engine_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4067,7 +4132,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_enginery_v1_engine_proto_msgTypes[58]
+	mi := &file_enginery_v1_engine_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4080,7 +4145,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{58}
+	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Welcome) GetSlot() uint32 {
@@ -4160,7 +4225,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_enginery_v1_engine_proto_msgTypes[59]
+	mi := &file_enginery_v1_engine_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4172,7 +4237,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_enginery_v1_engine_proto_msgTypes[59]
+	mi := &file_enginery_v1_engine_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4185,7 +4250,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{59}
+	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Refusal) GetSlot() uint32 {
@@ -4215,7 +4280,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_enginery_v1_engine_proto_msgTypes[60]
+	mi := &file_enginery_v1_engine_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4227,7 +4292,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_enginery_v1_engine_proto_msgTypes[60]
+	mi := &file_enginery_v1_engine_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4240,7 +4305,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{60}
+	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Heartbeat) GetSequence() uint64 {
@@ -4268,7 +4333,7 @@ type HeartbeatAck struct {
 
 func (x *HeartbeatAck) Reset() {
 	*x = HeartbeatAck{}
-	mi := &file_enginery_v1_engine_proto_msgTypes[61]
+	mi := &file_enginery_v1_engine_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4280,7 +4345,7 @@ func (x *HeartbeatAck) String() string {
 func (*HeartbeatAck) ProtoMessage() {}
 
 func (x *HeartbeatAck) ProtoReflect() protoreflect.Message {
-	mi := &file_enginery_v1_engine_proto_msgTypes[61]
+	mi := &file_enginery_v1_engine_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4293,7 +4358,7 @@ func (x *HeartbeatAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatAck.ProtoReflect.Descriptor instead.
 func (*HeartbeatAck) Descriptor() ([]byte, []int) {
-	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{61}
+	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *HeartbeatAck) GetSequence() uint64 {
@@ -4328,7 +4393,7 @@ type EngineStatus struct {
 
 func (x *EngineStatus) Reset() {
 	*x = EngineStatus{}
-	mi := &file_enginery_v1_engine_proto_msgTypes[62]
+	mi := &file_enginery_v1_engine_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4340,7 +4405,7 @@ func (x *EngineStatus) String() string {
 func (*EngineStatus) ProtoMessage() {}
 
 func (x *EngineStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_enginery_v1_engine_proto_msgTypes[62]
+	mi := &file_enginery_v1_engine_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4353,7 +4418,7 @@ func (x *EngineStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EngineStatus.ProtoReflect.Descriptor instead.
 func (*EngineStatus) Descriptor() ([]byte, []int) {
-	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{62}
+	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *EngineStatus) GetEngineId() int32 {
@@ -4429,7 +4494,7 @@ type KernelChanged struct {
 
 func (x *KernelChanged) Reset() {
 	*x = KernelChanged{}
-	mi := &file_enginery_v1_engine_proto_msgTypes[63]
+	mi := &file_enginery_v1_engine_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4441,7 +4506,7 @@ func (x *KernelChanged) String() string {
 func (*KernelChanged) ProtoMessage() {}
 
 func (x *KernelChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_enginery_v1_engine_proto_msgTypes[63]
+	mi := &file_enginery_v1_engine_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4454,7 +4519,7 @@ func (x *KernelChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelChanged.ProtoReflect.Descriptor instead.
 func (*KernelChanged) Descriptor() ([]byte, []int) {
-	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{63}
+	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *KernelChanged) GetEngineId() int32 {
@@ -4498,7 +4563,7 @@ type PropertiesChanged struct {
 
 func (x *PropertiesChanged) Reset() {
 	*x = PropertiesChanged{}
-	mi := &file_enginery_v1_engine_proto_msgTypes[64]
+	mi := &file_enginery_v1_engine_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4510,7 +4575,7 @@ func (x *PropertiesChanged) String() string {
 func (*PropertiesChanged) ProtoMessage() {}
 
 func (x *PropertiesChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_enginery_v1_engine_proto_msgTypes[64]
+	mi := &file_enginery_v1_engine_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4523,7 +4588,7 @@ func (x *PropertiesChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PropertiesChanged.ProtoReflect.Descriptor instead.
 func (*PropertiesChanged) Descriptor() ([]byte, []int) {
-	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{64}
+	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *PropertiesChanged) GetEngineId() int32 {
@@ -4553,7 +4618,7 @@ type Goodbye struct {
 
 func (x *Goodbye) Reset() {
 	*x = Goodbye{}
-	mi := &file_enginery_v1_engine_proto_msgTypes[65]
+	mi := &file_enginery_v1_engine_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4565,7 +4630,7 @@ func (x *Goodbye) String() string {
 func (*Goodbye) ProtoMessage() {}
 
 func (x *Goodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_enginery_v1_engine_proto_msgTypes[65]
+	mi := &file_enginery_v1_engine_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4578,7 +4643,7 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
-	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{65}
+	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Goodbye) GetEngineId() int32 {
@@ -4610,7 +4675,7 @@ type Dismissal struct {
 
 func (x *Dismissal) Reset() {
 	*x = Dismissal{}
-	mi := &file_enginery_v1_engine_proto_msgTypes[66]
+	mi := &file_enginery_v1_engine_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4622,7 +4687,7 @@ func (x *Dismissal) String() string {
 func (*Dismissal) ProtoMessage() {}
 
 func (x *Dismissal) ProtoReflect() protoreflect.Message {
-	mi := &file_enginery_v1_engine_proto_msgTypes[66]
+	mi := &file_enginery_v1_engine_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4635,7 +4700,7 @@ func (x *Dismissal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dismissal.ProtoReflect.Descriptor instead.
 func (*Dismissal) Descriptor() ([]byte, []int) {
-	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{66}
+	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Dismissal) GetEngineId() int32 {
@@ -4667,14 +4732,17 @@ type TransferOffer struct {
 	// (Required) The engine.
 	EngineId int32 `protobuf:"zigzag32,2,opt,name=engine_id,json=engineId,proto3" json:"engine_id,omitempty"`
 	// (Required) The streaming method.
-	Method        Method `protobuf:"varint,3,opt,name=method,proto3,enum=enginery.v1.Method" json:"method,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Method Method `protobuf:"varint,3,opt,name=method,proto3,enum=enginery.v1.Method" json:"method,omitempty"`
+	// (Optional) For an Upload: further engines of the host that are to have the blob. `engine_ids` of the response says
+	// which of all have it; a host that does not know this field leaves that empty, and only `engine_id` has it.
+	OtherEngineIds []int32 `protobuf:"zigzag32,4,rep,packed,name=other_engine_ids,json=otherEngineIds,proto3" json:"other_engine_ids,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *TransferOffer) Reset() {
 	*x = TransferOffer{}
-	mi := &file_enginery_v1_engine_proto_msgTypes[67]
+	mi := &file_enginery_v1_engine_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4686,7 +4754,7 @@ func (x *TransferOffer) String() string {
 func (*TransferOffer) ProtoMessage() {}
 
 func (x *TransferOffer) ProtoReflect() protoreflect.Message {
-	mi := &file_enginery_v1_engine_proto_msgTypes[67]
+	mi := &file_enginery_v1_engine_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4699,7 +4767,7 @@ func (x *TransferOffer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferOffer.ProtoReflect.Descriptor instead.
 func (*TransferOffer) Descriptor() ([]byte, []int) {
-	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{67}
+	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *TransferOffer) GetTransferId() string {
@@ -4723,6 +4791,13 @@ func (x *TransferOffer) GetMethod() Method {
 	return Method_METHOD_UNSPECIFIED
 }
 
+func (x *TransferOffer) GetOtherEngineIds() []int32 {
+	if x != nil {
+		return x.OtherEngineIds
+	}
+	return nil
+}
+
 // TransferRequest is what the host sends on a transfer.
 type TransferRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4740,7 +4815,7 @@ type TransferRequest struct {
 
 func (x *TransferRequest) Reset() {
 	*x = TransferRequest{}
-	mi := &file_enginery_v1_engine_proto_msgTypes[68]
+	mi := &file_enginery_v1_engine_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4752,7 +4827,7 @@ func (x *TransferRequest) String() string {
 func (*TransferRequest) ProtoMessage() {}
 
 func (x *TransferRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_enginery_v1_engine_proto_msgTypes[68]
+	mi := &file_enginery_v1_engine_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4765,7 +4840,7 @@ func (x *TransferRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferRequest.ProtoReflect.Descriptor instead.
 func (*TransferRequest) Descriptor() ([]byte, []int) {
-	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{68}
+	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *TransferRequest) GetKind() isTransferRequest_Kind {
@@ -4838,7 +4913,7 @@ type TransferAccept struct {
 
 func (x *TransferAccept) Reset() {
 	*x = TransferAccept{}
-	mi := &file_enginery_v1_engine_proto_msgTypes[69]
+	mi := &file_enginery_v1_engine_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4850,7 +4925,7 @@ func (x *TransferAccept) String() string {
 func (*TransferAccept) ProtoMessage() {}
 
 func (x *TransferAccept) ProtoReflect() protoreflect.Message {
-	mi := &file_enginery_v1_engine_proto_msgTypes[69]
+	mi := &file_enginery_v1_engine_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4863,7 +4938,7 @@ func (x *TransferAccept) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferAccept.ProtoReflect.Descriptor instead.
 func (*TransferAccept) Descriptor() ([]byte, []int) {
-	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{69}
+	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *TransferAccept) GetTransferId() string {
@@ -4890,7 +4965,7 @@ type TransferResponse struct {
 
 func (x *TransferResponse) Reset() {
 	*x = TransferResponse{}
-	mi := &file_enginery_v1_engine_proto_msgTypes[70]
+	mi := &file_enginery_v1_engine_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4902,7 +4977,7 @@ func (x *TransferResponse) String() string {
 func (*TransferResponse) ProtoMessage() {}
 
 func (x *TransferResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_enginery_v1_engine_proto_msgTypes[70]
+	mi := &file_enginery_v1_engine_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4915,7 +4990,7 @@ func (x *TransferResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferResponse.ProtoReflect.Descriptor instead.
 func (*TransferResponse) Descriptor() ([]byte, []int) {
-	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{70}
+	return file_enginery_v1_engine_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *TransferResponse) GetKind() isTransferResponse_Kind {
@@ -5193,7 +5268,7 @@ const file_enginery_v1_engine_proto_rawDesc = "" +
 	"\areplies\x18\x05 \x03(\v2\x12.enginery.v1.ReplyR\areplies\x120\n" +
 	"\bgoodbyes\x18\x06 \x03(\v2\x14.enginery.v1.GoodbyeR\bgoodbyes\x121\n" +
 	"\x05ended\x18\a \x03(\v2\x1b.enginery.v1.OperationEndedR\x05ended\x12%\n" +
-	"\x0eaccepted_count\x18\b \x01(\x04R\racceptedCountJ\x04\b\t\x10\x10\"\xb6\x03\n" +
+	"\x0eaccepted_count\x18\b \x01(\x04R\racceptedCountJ\x04\b\t\x10\x10\"\xe5\x03\n" +
 	"\x11ControllerMessage\x120\n" +
 	"\bwelcomes\x18\x01 \x03(\v2\x14.enginery.v1.WelcomeR\bwelcomes\x120\n" +
 	"\brefusals\x18\x02 \x03(\v2\x14.enginery.v1.RefusalR\brefusals\x12'\n" +
@@ -5204,7 +5279,12 @@ const file_enginery_v1_engine_proto_rawDesc = "" +
 	"dismissals\x18\x06 \x03(\v2\x16.enginery.v1.DismissalR\n" +
 	"dismissals\x12'\n" +
 	"\x0fjournaled_count\x18\a \x01(\x04R\x0ejournaledCount\x123\n" +
-	"\tfunctions\x18\b \x03(\v2\x15.enginery.v1.FunctionR\tfunctionsJ\x04\b\t\x10\x10\"\xfe\x01\n" +
+	"\tfunctions\x18\b \x03(\v2\x15.enginery.v1.FunctionR\tfunctions\x12-\n" +
+	"\arecalls\x18\t \x03(\v2\x13.enginery.v1.RecallR\arecallsJ\x04\b\n" +
+	"\x10\x10\"J\n" +
+	"\x06Recall\x12\x1b\n" +
+	"\tengine_id\x18\x01 \x01(\x11R\bengineId\x12#\n" +
+	"\roperation_ids\x18\x02 \x03(\fR\foperationIds\"\xfe\x01\n" +
 	"\x0eOperationEnded\x12\x1b\n" +
 	"\tengine_id\x18\x01 \x01(\x11R\bengineId\x12!\n" +
 	"\foperation_id\x18\x02 \x01(\fR\voperationId\x12+\n" +
@@ -5287,12 +5367,13 @@ const file_enginery_v1_engine_proto_rawDesc = "" +
 	"\tDismissal\x12\x1b\n" +
 	"\tengine_id\x18\x01 \x01(\x11R\bengineId\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12/\n" +
-	"\x05grace\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05grace\"z\n" +
+	"\x05grace\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05grace\"\xa4\x01\n" +
 	"\rTransferOffer\x12\x1f\n" +
 	"\vtransfer_id\x18\x01 \x01(\tR\n" +
 	"transferId\x12\x1b\n" +
 	"\tengine_id\x18\x02 \x01(\x11R\bengineId\x12+\n" +
-	"\x06method\x18\x03 \x01(\x0e2\x13.enginery.v1.MethodR\x06method\"\x86\x01\n" +
+	"\x06method\x18\x03 \x01(\x0e2\x13.enginery.v1.MethodR\x06method\x12(\n" +
+	"\x10other_engine_ids\x18\x04 \x03(\x11R\x0eotherEngineIds\"\x86\x01\n" +
 	"\x0fTransferRequest\x125\n" +
 	"\x06accept\x18\x01 \x01(\v2\x1b.enginery.v1.TransferAcceptH\x00R\x06accept\x12\x18\n" +
 	"\x06status\x18\x02 \x01(\fH\x00R\x06status\x12\x1a\n" +
@@ -5354,7 +5435,7 @@ func file_enginery_v1_engine_proto_rawDescGZIP() []byte {
 	return file_enginery_v1_engine_proto_rawDescData
 }
 
-var file_enginery_v1_engine_proto_msgTypes = make([]protoimpl.MessageInfo, 77)
+var file_enginery_v1_engine_proto_msgTypes = make([]protoimpl.MessageInfo, 78)
 var file_enginery_v1_engine_proto_goTypes = []any{
 	(*GetIdRequest)(nil),            // 0: enginery.v1.GetIdRequest
 	(*GetIdResponse)(nil),           // 1: enginery.v1.GetIdResponse
@@ -5412,116 +5493,117 @@ var file_enginery_v1_engine_proto_goTypes = []any{
 	(*SubmitResponse)(nil),          // 53: enginery.v1.SubmitResponse
 	(*EngineMessage)(nil),           // 54: enginery.v1.EngineMessage
 	(*ControllerMessage)(nil),       // 55: enginery.v1.ControllerMessage
-	(*OperationEnded)(nil),          // 56: enginery.v1.OperationEnded
-	(*Hello)(nil),                   // 57: enginery.v1.Hello
-	(*Welcome)(nil),                 // 58: enginery.v1.Welcome
-	(*Refusal)(nil),                 // 59: enginery.v1.Refusal
-	(*Heartbeat)(nil),               // 60: enginery.v1.Heartbeat
-	(*HeartbeatAck)(nil),            // 61: enginery.v1.HeartbeatAck
-	(*EngineStatus)(nil),            // 62: enginery.v1.EngineStatus
-	(*KernelChanged)(nil),           // 63: enginery.v1.KernelChanged
-	(*PropertiesChanged)(nil),       // 64: enginery.v1.PropertiesChanged
-	(*Goodbye)(nil),                 // 65: enginery.v1.Goodbye
-	(*Dismissal)(nil),               // 66: enginery.v1.Dismissal
-	(*TransferOffer)(nil),           // 67: enginery.v1.TransferOffer
-	(*TransferRequest)(nil),         // 68: enginery.v1.TransferRequest
-	(*TransferAccept)(nil),          // 69: enginery.v1.TransferAccept
-	(*TransferResponse)(nil),        // 70: enginery.v1.TransferResponse
-	nil,                             // 71: enginery.v1.PushSerializedRequest.ValuesEntry
-	nil,                             // 72: enginery.v1.PullSerializedResponse.ValuesEntry
-	nil,                             // 73: enginery.v1.SetPropertiesRequest.PropertiesEntry
-	nil,                             // 74: enginery.v1.GetPropertiesResponse.PropertiesEntry
-	nil,                             // 75: enginery.v1.Hello.PropertiesEntry
-	nil,                             // 76: enginery.v1.PropertiesChanged.PropertiesEntry
-	(Codec)(0),                      // 77: enginery.v1.Codec
-	(*Value)(nil),                   // 78: enginery.v1.Value
-	(*Display)(nil),                 // 79: enginery.v1.Display
-	(*timestamppb.Timestamp)(nil),   // 80: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 81: google.protobuf.Duration
-	(*Blob)(nil),                    // 82: enginery.v1.Blob
-	(*RemoteError)(nil),             // 83: enginery.v1.RemoteError
-	(*Pickle)(nil),                  // 84: enginery.v1.Pickle
-	(*structpb.Value)(nil),          // 85: google.protobuf.Value
-	(*structpb.Struct)(nil),         // 86: google.protobuf.Struct
-	(*Chunk)(nil),                   // 87: enginery.v1.Chunk
-	(*Operation)(nil),               // 88: enginery.v1.Operation
-	(*Reply)(nil),                   // 89: enginery.v1.Reply
-	(*Call)(nil),                    // 90: enginery.v1.Call
-	(*Function)(nil),                // 91: enginery.v1.Function
-	(Method)(0),                     // 92: enginery.v1.Method
-	(Outcome)(0),                    // 93: enginery.v1.Outcome
-	(*GetOperationRequest)(nil),     // 94: enginery.v1.GetOperationRequest
-	(*ListOperationsRequest)(nil),   // 95: enginery.v1.ListOperationsRequest
-	(*AttachRequest)(nil),           // 96: enginery.v1.AttachRequest
-	(*CancelRequest)(nil),           // 97: enginery.v1.CancelRequest
-	(*ReleaseRequest)(nil),          // 98: enginery.v1.ReleaseRequest
-	(*GetOperationResponse)(nil),    // 99: enginery.v1.GetOperationResponse
-	(*ListOperationsResponse)(nil),  // 100: enginery.v1.ListOperationsResponse
-	(*AttachResponse)(nil),          // 101: enginery.v1.AttachResponse
-	(*CancelResponse)(nil),          // 102: enginery.v1.CancelResponse
-	(*ReleaseResponse)(nil),         // 103: enginery.v1.ReleaseResponse
+	(*Recall)(nil),                  // 56: enginery.v1.Recall
+	(*OperationEnded)(nil),          // 57: enginery.v1.OperationEnded
+	(*Hello)(nil),                   // 58: enginery.v1.Hello
+	(*Welcome)(nil),                 // 59: enginery.v1.Welcome
+	(*Refusal)(nil),                 // 60: enginery.v1.Refusal
+	(*Heartbeat)(nil),               // 61: enginery.v1.Heartbeat
+	(*HeartbeatAck)(nil),            // 62: enginery.v1.HeartbeatAck
+	(*EngineStatus)(nil),            // 63: enginery.v1.EngineStatus
+	(*KernelChanged)(nil),           // 64: enginery.v1.KernelChanged
+	(*PropertiesChanged)(nil),       // 65: enginery.v1.PropertiesChanged
+	(*Goodbye)(nil),                 // 66: enginery.v1.Goodbye
+	(*Dismissal)(nil),               // 67: enginery.v1.Dismissal
+	(*TransferOffer)(nil),           // 68: enginery.v1.TransferOffer
+	(*TransferRequest)(nil),         // 69: enginery.v1.TransferRequest
+	(*TransferAccept)(nil),          // 70: enginery.v1.TransferAccept
+	(*TransferResponse)(nil),        // 71: enginery.v1.TransferResponse
+	nil,                             // 72: enginery.v1.PushSerializedRequest.ValuesEntry
+	nil,                             // 73: enginery.v1.PullSerializedResponse.ValuesEntry
+	nil,                             // 74: enginery.v1.SetPropertiesRequest.PropertiesEntry
+	nil,                             // 75: enginery.v1.GetPropertiesResponse.PropertiesEntry
+	nil,                             // 76: enginery.v1.Hello.PropertiesEntry
+	nil,                             // 77: enginery.v1.PropertiesChanged.PropertiesEntry
+	(Codec)(0),                      // 78: enginery.v1.Codec
+	(*Value)(nil),                   // 79: enginery.v1.Value
+	(*Display)(nil),                 // 80: enginery.v1.Display
+	(*timestamppb.Timestamp)(nil),   // 81: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 82: google.protobuf.Duration
+	(*Blob)(nil),                    // 83: enginery.v1.Blob
+	(*RemoteError)(nil),             // 84: enginery.v1.RemoteError
+	(*Pickle)(nil),                  // 85: enginery.v1.Pickle
+	(*structpb.Value)(nil),          // 86: google.protobuf.Value
+	(*structpb.Struct)(nil),         // 87: google.protobuf.Struct
+	(*Chunk)(nil),                   // 88: enginery.v1.Chunk
+	(*Operation)(nil),               // 89: enginery.v1.Operation
+	(*Reply)(nil),                   // 90: enginery.v1.Reply
+	(*Call)(nil),                    // 91: enginery.v1.Call
+	(*Function)(nil),                // 92: enginery.v1.Function
+	(Method)(0),                     // 93: enginery.v1.Method
+	(Outcome)(0),                    // 94: enginery.v1.Outcome
+	(*GetOperationRequest)(nil),     // 95: enginery.v1.GetOperationRequest
+	(*ListOperationsRequest)(nil),   // 96: enginery.v1.ListOperationsRequest
+	(*AttachRequest)(nil),           // 97: enginery.v1.AttachRequest
+	(*CancelRequest)(nil),           // 98: enginery.v1.CancelRequest
+	(*ReleaseRequest)(nil),          // 99: enginery.v1.ReleaseRequest
+	(*GetOperationResponse)(nil),    // 100: enginery.v1.GetOperationResponse
+	(*ListOperationsResponse)(nil),  // 101: enginery.v1.ListOperationsResponse
+	(*AttachResponse)(nil),          // 102: enginery.v1.AttachResponse
+	(*CancelResponse)(nil),          // 103: enginery.v1.CancelResponse
+	(*ReleaseResponse)(nil),         // 104: enginery.v1.ReleaseResponse
 }
 var file_enginery_v1_engine_proto_depIdxs = []int32{
-	77,  // 0: enginery.v1.ExecuteRequest.accept:type_name -> enginery.v1.Codec
+	78,  // 0: enginery.v1.ExecuteRequest.accept:type_name -> enginery.v1.Codec
 	6,   // 1: enginery.v1.ExecuteResponse.result:type_name -> enginery.v1.ExecuteResult
 	7,   // 2: enginery.v1.ExecuteResult.input:type_name -> enginery.v1.ExecuteInput
-	78,  // 3: enginery.v1.ExecuteResult.value:type_name -> enginery.v1.Value
-	79,  // 4: enginery.v1.ExecuteResult.displays:type_name -> enginery.v1.Display
-	80,  // 5: enginery.v1.ExecuteResult.start_time:type_name -> google.protobuf.Timestamp
-	81,  // 6: enginery.v1.ExecuteResult.duration:type_name -> google.protobuf.Duration
-	82,  // 7: enginery.v1.ExecuteResult.stdout_blob:type_name -> enginery.v1.Blob
-	82,  // 8: enginery.v1.ExecuteResult.stderr_blob:type_name -> enginery.v1.Blob
-	83,  // 9: enginery.v1.ExecuteResult.error:type_name -> enginery.v1.RemoteError
-	84,  // 10: enginery.v1.ApplyRequest.pickled_function:type_name -> enginery.v1.Pickle
-	84,  // 11: enginery.v1.ApplyRequest.pickled_arguments:type_name -> enginery.v1.Pickle
+	79,  // 3: enginery.v1.ExecuteResult.value:type_name -> enginery.v1.Value
+	80,  // 4: enginery.v1.ExecuteResult.displays:type_name -> enginery.v1.Display
+	81,  // 5: enginery.v1.ExecuteResult.start_time:type_name -> google.protobuf.Timestamp
+	82,  // 6: enginery.v1.ExecuteResult.duration:type_name -> google.protobuf.Duration
+	83,  // 7: enginery.v1.ExecuteResult.stdout_blob:type_name -> enginery.v1.Blob
+	83,  // 8: enginery.v1.ExecuteResult.stderr_blob:type_name -> enginery.v1.Blob
+	84,  // 9: enginery.v1.ExecuteResult.error:type_name -> enginery.v1.RemoteError
+	85,  // 10: enginery.v1.ApplyRequest.pickled_function:type_name -> enginery.v1.Pickle
+	85,  // 11: enginery.v1.ApplyRequest.pickled_arguments:type_name -> enginery.v1.Pickle
 	9,   // 12: enginery.v1.ApplyRequest.json_arguments:type_name -> enginery.v1.JsonArguments
-	82,  // 13: enginery.v1.ApplyRequest.blob_arguments:type_name -> enginery.v1.Blob
-	77,  // 14: enginery.v1.ApplyRequest.accept:type_name -> enginery.v1.Codec
-	85,  // 15: enginery.v1.JsonArguments.args:type_name -> google.protobuf.Value
-	86,  // 16: enginery.v1.JsonArguments.kwargs:type_name -> google.protobuf.Struct
-	78,  // 17: enginery.v1.ApplyResponse.value:type_name -> enginery.v1.Value
-	79,  // 18: enginery.v1.ApplyResponse.displays:type_name -> enginery.v1.Display
-	80,  // 19: enginery.v1.ApplyResponse.start_time:type_name -> google.protobuf.Timestamp
-	81,  // 20: enginery.v1.ApplyResponse.duration:type_name -> google.protobuf.Duration
-	83,  // 21: enginery.v1.ApplyResponse.error:type_name -> enginery.v1.RemoteError
-	84,  // 22: enginery.v1.PushRequest.pickled:type_name -> enginery.v1.Pickle
-	86,  // 23: enginery.v1.PushRequest.json:type_name -> google.protobuf.Struct
-	82,  // 24: enginery.v1.PushRequest.blob:type_name -> enginery.v1.Blob
-	83,  // 25: enginery.v1.PushResponse.error:type_name -> enginery.v1.RemoteError
-	77,  // 26: enginery.v1.PullRequest.accept:type_name -> enginery.v1.Codec
-	84,  // 27: enginery.v1.PullResponse.pickled:type_name -> enginery.v1.Pickle
-	86,  // 28: enginery.v1.PullResponse.json:type_name -> google.protobuf.Struct
-	82,  // 29: enginery.v1.PullResponse.blob:type_name -> enginery.v1.Blob
-	83,  // 30: enginery.v1.PullResponse.error:type_name -> enginery.v1.RemoteError
-	84,  // 31: enginery.v1.PushFunctionRequest.pickled:type_name -> enginery.v1.Pickle
-	82,  // 32: enginery.v1.PushFunctionRequest.blob:type_name -> enginery.v1.Blob
-	83,  // 33: enginery.v1.PushFunctionResponse.error:type_name -> enginery.v1.RemoteError
-	84,  // 34: enginery.v1.PullFunctionResponse.pickled:type_name -> enginery.v1.Pickle
-	82,  // 35: enginery.v1.PullFunctionResponse.blob:type_name -> enginery.v1.Blob
-	83,  // 36: enginery.v1.PullFunctionResponse.error:type_name -> enginery.v1.RemoteError
-	71,  // 37: enginery.v1.PushSerializedRequest.values:type_name -> enginery.v1.PushSerializedRequest.ValuesEntry
-	83,  // 38: enginery.v1.PushSerializedResponse.error:type_name -> enginery.v1.RemoteError
-	77,  // 39: enginery.v1.PullSerializedRequest.accept:type_name -> enginery.v1.Codec
-	72,  // 40: enginery.v1.PullSerializedResponse.values:type_name -> enginery.v1.PullSerializedResponse.ValuesEntry
-	83,  // 41: enginery.v1.PullSerializedResponse.error:type_name -> enginery.v1.RemoteError
+	83,  // 13: enginery.v1.ApplyRequest.blob_arguments:type_name -> enginery.v1.Blob
+	78,  // 14: enginery.v1.ApplyRequest.accept:type_name -> enginery.v1.Codec
+	86,  // 15: enginery.v1.JsonArguments.args:type_name -> google.protobuf.Value
+	87,  // 16: enginery.v1.JsonArguments.kwargs:type_name -> google.protobuf.Struct
+	79,  // 17: enginery.v1.ApplyResponse.value:type_name -> enginery.v1.Value
+	80,  // 18: enginery.v1.ApplyResponse.displays:type_name -> enginery.v1.Display
+	81,  // 19: enginery.v1.ApplyResponse.start_time:type_name -> google.protobuf.Timestamp
+	82,  // 20: enginery.v1.ApplyResponse.duration:type_name -> google.protobuf.Duration
+	84,  // 21: enginery.v1.ApplyResponse.error:type_name -> enginery.v1.RemoteError
+	85,  // 22: enginery.v1.PushRequest.pickled:type_name -> enginery.v1.Pickle
+	87,  // 23: enginery.v1.PushRequest.json:type_name -> google.protobuf.Struct
+	83,  // 24: enginery.v1.PushRequest.blob:type_name -> enginery.v1.Blob
+	84,  // 25: enginery.v1.PushResponse.error:type_name -> enginery.v1.RemoteError
+	78,  // 26: enginery.v1.PullRequest.accept:type_name -> enginery.v1.Codec
+	85,  // 27: enginery.v1.PullResponse.pickled:type_name -> enginery.v1.Pickle
+	87,  // 28: enginery.v1.PullResponse.json:type_name -> google.protobuf.Struct
+	83,  // 29: enginery.v1.PullResponse.blob:type_name -> enginery.v1.Blob
+	84,  // 30: enginery.v1.PullResponse.error:type_name -> enginery.v1.RemoteError
+	85,  // 31: enginery.v1.PushFunctionRequest.pickled:type_name -> enginery.v1.Pickle
+	83,  // 32: enginery.v1.PushFunctionRequest.blob:type_name -> enginery.v1.Blob
+	84,  // 33: enginery.v1.PushFunctionResponse.error:type_name -> enginery.v1.RemoteError
+	85,  // 34: enginery.v1.PullFunctionResponse.pickled:type_name -> enginery.v1.Pickle
+	83,  // 35: enginery.v1.PullFunctionResponse.blob:type_name -> enginery.v1.Blob
+	84,  // 36: enginery.v1.PullFunctionResponse.error:type_name -> enginery.v1.RemoteError
+	72,  // 37: enginery.v1.PushSerializedRequest.values:type_name -> enginery.v1.PushSerializedRequest.ValuesEntry
+	84,  // 38: enginery.v1.PushSerializedResponse.error:type_name -> enginery.v1.RemoteError
+	78,  // 39: enginery.v1.PullSerializedRequest.accept:type_name -> enginery.v1.Codec
+	73,  // 40: enginery.v1.PullSerializedResponse.values:type_name -> enginery.v1.PullSerializedResponse.ValuesEntry
+	84,  // 41: enginery.v1.PullSerializedResponse.error:type_name -> enginery.v1.RemoteError
 	6,   // 42: enginery.v1.GetResultResponse.result:type_name -> enginery.v1.ExecuteResult
-	83,  // 43: enginery.v1.GetResultResponse.error:type_name -> enginery.v1.RemoteError
-	83,  // 44: enginery.v1.ResetResponse.error:type_name -> enginery.v1.RemoteError
-	73,  // 45: enginery.v1.SetPropertiesRequest.properties:type_name -> enginery.v1.SetPropertiesRequest.PropertiesEntry
-	83,  // 46: enginery.v1.SetPropertiesResponse.error:type_name -> enginery.v1.RemoteError
-	74,  // 47: enginery.v1.GetPropertiesResponse.properties:type_name -> enginery.v1.GetPropertiesResponse.PropertiesEntry
-	83,  // 48: enginery.v1.GetPropertiesResponse.error:type_name -> enginery.v1.RemoteError
-	83,  // 49: enginery.v1.DelPropertiesResponse.error:type_name -> enginery.v1.RemoteError
-	83,  // 50: enginery.v1.ClearPropertiesResponse.error:type_name -> enginery.v1.RemoteError
-	82,  // 51: enginery.v1.UploadRequest.blob:type_name -> enginery.v1.Blob
-	87,  // 52: enginery.v1.UploadRequest.chunk:type_name -> enginery.v1.Chunk
-	82,  // 53: enginery.v1.UploadResponse.blob:type_name -> enginery.v1.Blob
-	82,  // 54: enginery.v1.DownloadResponse.blob:type_name -> enginery.v1.Blob
-	87,  // 55: enginery.v1.DownloadResponse.chunk:type_name -> enginery.v1.Chunk
+	84,  // 43: enginery.v1.GetResultResponse.error:type_name -> enginery.v1.RemoteError
+	84,  // 44: enginery.v1.ResetResponse.error:type_name -> enginery.v1.RemoteError
+	74,  // 45: enginery.v1.SetPropertiesRequest.properties:type_name -> enginery.v1.SetPropertiesRequest.PropertiesEntry
+	84,  // 46: enginery.v1.SetPropertiesResponse.error:type_name -> enginery.v1.RemoteError
+	75,  // 47: enginery.v1.GetPropertiesResponse.properties:type_name -> enginery.v1.GetPropertiesResponse.PropertiesEntry
+	84,  // 48: enginery.v1.GetPropertiesResponse.error:type_name -> enginery.v1.RemoteError
+	84,  // 49: enginery.v1.DelPropertiesResponse.error:type_name -> enginery.v1.RemoteError
+	84,  // 50: enginery.v1.ClearPropertiesResponse.error:type_name -> enginery.v1.RemoteError
+	83,  // 51: enginery.v1.UploadRequest.blob:type_name -> enginery.v1.Blob
+	88,  // 52: enginery.v1.UploadRequest.chunk:type_name -> enginery.v1.Chunk
+	83,  // 53: enginery.v1.UploadResponse.blob:type_name -> enginery.v1.Blob
+	83,  // 54: enginery.v1.DownloadResponse.blob:type_name -> enginery.v1.Blob
+	88,  // 55: enginery.v1.DownloadResponse.chunk:type_name -> enginery.v1.Chunk
 	49,  // 56: enginery.v1.QueueStatusResponse.pending:type_name -> enginery.v1.QueuedCall
 	49,  // 57: enginery.v1.QueueStatusResponse.queue:type_name -> enginery.v1.QueuedCall
-	80,  // 58: enginery.v1.QueuedCall.submit_time:type_name -> google.protobuf.Timestamp
-	80,  // 59: enginery.v1.QueuedCall.start_time:type_name -> google.protobuf.Timestamp
+	81,  // 58: enginery.v1.QueuedCall.submit_time:type_name -> google.protobuf.Timestamp
+	81,  // 59: enginery.v1.QueuedCall.start_time:type_name -> google.protobuf.Timestamp
 	4,   // 60: enginery.v1.SubmitRequest.execute:type_name -> enginery.v1.ExecuteRequest
 	8,   // 61: enginery.v1.SubmitRequest.apply:type_name -> enginery.v1.ApplyRequest
 	11,  // 62: enginery.v1.SubmitRequest.push:type_name -> enginery.v1.PushRequest
@@ -5535,106 +5617,107 @@ var file_enginery_v1_engine_proto_depIdxs = []int32{
 	31,  // 70: enginery.v1.SubmitRequest.set_properties:type_name -> enginery.v1.SetPropertiesRequest
 	37,  // 71: enginery.v1.SubmitRequest.del_properties:type_name -> enginery.v1.DelPropertiesRequest
 	39,  // 72: enginery.v1.SubmitRequest.clear_properties:type_name -> enginery.v1.ClearPropertiesRequest
-	88,  // 73: enginery.v1.SubmitResponse.operation:type_name -> enginery.v1.Operation
-	57,  // 74: enginery.v1.EngineMessage.hellos:type_name -> enginery.v1.Hello
-	60,  // 75: enginery.v1.EngineMessage.heartbeat:type_name -> enginery.v1.Heartbeat
-	63,  // 76: enginery.v1.EngineMessage.kernels_changed:type_name -> enginery.v1.KernelChanged
-	64,  // 77: enginery.v1.EngineMessage.properties_changed:type_name -> enginery.v1.PropertiesChanged
-	89,  // 78: enginery.v1.EngineMessage.replies:type_name -> enginery.v1.Reply
-	65,  // 79: enginery.v1.EngineMessage.goodbyes:type_name -> enginery.v1.Goodbye
-	56,  // 80: enginery.v1.EngineMessage.ended:type_name -> enginery.v1.OperationEnded
-	58,  // 81: enginery.v1.ControllerMessage.welcomes:type_name -> enginery.v1.Welcome
-	59,  // 82: enginery.v1.ControllerMessage.refusals:type_name -> enginery.v1.Refusal
-	90,  // 83: enginery.v1.ControllerMessage.calls:type_name -> enginery.v1.Call
-	67,  // 84: enginery.v1.ControllerMessage.transfers:type_name -> enginery.v1.TransferOffer
-	61,  // 85: enginery.v1.ControllerMessage.heartbeat_ack:type_name -> enginery.v1.HeartbeatAck
-	66,  // 86: enginery.v1.ControllerMessage.dismissals:type_name -> enginery.v1.Dismissal
-	91,  // 87: enginery.v1.ControllerMessage.functions:type_name -> enginery.v1.Function
-	92,  // 88: enginery.v1.OperationEnded.method:type_name -> enginery.v1.Method
-	93,  // 89: enginery.v1.OperationEnded.outcome:type_name -> enginery.v1.Outcome
-	75,  // 90: enginery.v1.Hello.properties:type_name -> enginery.v1.Hello.PropertiesEntry
-	81,  // 91: enginery.v1.Welcome.lease:type_name -> google.protobuf.Duration
-	62,  // 92: enginery.v1.Heartbeat.engines:type_name -> enginery.v1.EngineStatus
-	80,  // 93: enginery.v1.EngineStatus.start_time:type_name -> google.protobuf.Timestamp
-	76,  // 94: enginery.v1.PropertiesChanged.properties:type_name -> enginery.v1.PropertiesChanged.PropertiesEntry
-	81,  // 95: enginery.v1.Dismissal.grace:type_name -> google.protobuf.Duration
-	92,  // 96: enginery.v1.TransferOffer.method:type_name -> enginery.v1.Method
-	69,  // 97: enginery.v1.TransferRequest.accept:type_name -> enginery.v1.TransferAccept
-	78,  // 98: enginery.v1.PushSerializedRequest.ValuesEntry.value:type_name -> enginery.v1.Value
-	78,  // 99: enginery.v1.PullSerializedResponse.ValuesEntry.value:type_name -> enginery.v1.Value
-	78,  // 100: enginery.v1.SetPropertiesRequest.PropertiesEntry.value:type_name -> enginery.v1.Value
-	78,  // 101: enginery.v1.GetPropertiesResponse.PropertiesEntry.value:type_name -> enginery.v1.Value
-	78,  // 102: enginery.v1.Hello.PropertiesEntry.value:type_name -> enginery.v1.Value
-	78,  // 103: enginery.v1.PropertiesChanged.PropertiesEntry.value:type_name -> enginery.v1.Value
-	0,   // 104: enginery.v1.EngineService.GetId:input_type -> enginery.v1.GetIdRequest
-	2,   // 105: enginery.v1.EngineService.SetId:input_type -> enginery.v1.SetIdRequest
-	4,   // 106: enginery.v1.EngineService.Execute:input_type -> enginery.v1.ExecuteRequest
-	8,   // 107: enginery.v1.EngineService.Apply:input_type -> enginery.v1.ApplyRequest
-	11,  // 108: enginery.v1.EngineService.Push:input_type -> enginery.v1.PushRequest
-	13,  // 109: enginery.v1.EngineService.Pull:input_type -> enginery.v1.PullRequest
-	15,  // 110: enginery.v1.EngineService.PushFunction:input_type -> enginery.v1.PushFunctionRequest
-	17,  // 111: enginery.v1.EngineService.PullFunction:input_type -> enginery.v1.PullFunctionRequest
-	19,  // 112: enginery.v1.EngineService.PushSerialized:input_type -> enginery.v1.PushSerializedRequest
-	21,  // 113: enginery.v1.EngineService.PullSerialized:input_type -> enginery.v1.PullSerializedRequest
-	23,  // 114: enginery.v1.EngineService.GetResult:input_type -> enginery.v1.GetResultRequest
-	25,  // 115: enginery.v1.EngineService.Keys:input_type -> enginery.v1.KeysRequest
-	27,  // 116: enginery.v1.EngineService.Reset:input_type -> enginery.v1.ResetRequest
-	29,  // 117: enginery.v1.EngineService.Kill:input_type -> enginery.v1.KillRequest
-	31,  // 118: enginery.v1.EngineService.SetProperties:input_type -> enginery.v1.SetPropertiesRequest
-	33,  // 119: enginery.v1.EngineService.GetProperties:input_type -> enginery.v1.GetPropertiesRequest
-	35,  // 120: enginery.v1.EngineService.HasProperties:input_type -> enginery.v1.HasPropertiesRequest
-	37,  // 121: enginery.v1.EngineService.DelProperties:input_type -> enginery.v1.DelPropertiesRequest
-	39,  // 122: enginery.v1.EngineService.ClearProperties:input_type -> enginery.v1.ClearPropertiesRequest
-	41,  // 123: enginery.v1.EngineService.Upload:input_type -> enginery.v1.UploadRequest
-	43,  // 124: enginery.v1.EngineService.Download:input_type -> enginery.v1.DownloadRequest
-	45,  // 125: enginery.v1.EngineService.Interrupt:input_type -> enginery.v1.InterruptRequest
-	47,  // 126: enginery.v1.EngineService.QueueStatus:input_type -> enginery.v1.QueueStatusRequest
-	50,  // 127: enginery.v1.EngineService.ClearQueue:input_type -> enginery.v1.ClearQueueRequest
-	52,  // 128: enginery.v1.EngineService.Submit:input_type -> enginery.v1.SubmitRequest
-	94,  // 129: enginery.v1.EngineService.GetOperation:input_type -> enginery.v1.GetOperationRequest
-	95,  // 130: enginery.v1.EngineService.ListOperations:input_type -> enginery.v1.ListOperationsRequest
-	96,  // 131: enginery.v1.EngineService.Attach:input_type -> enginery.v1.AttachRequest
-	97,  // 132: enginery.v1.EngineService.Cancel:input_type -> enginery.v1.CancelRequest
-	98,  // 133: enginery.v1.EngineService.Release:input_type -> enginery.v1.ReleaseRequest
-	54,  // 134: enginery.v1.ControllerService.RegisterEngine:input_type -> enginery.v1.EngineMessage
-	68,  // 135: enginery.v1.ControllerService.Transfer:input_type -> enginery.v1.TransferRequest
-	1,   // 136: enginery.v1.EngineService.GetId:output_type -> enginery.v1.GetIdResponse
-	3,   // 137: enginery.v1.EngineService.SetId:output_type -> enginery.v1.SetIdResponse
-	5,   // 138: enginery.v1.EngineService.Execute:output_type -> enginery.v1.ExecuteResponse
-	10,  // 139: enginery.v1.EngineService.Apply:output_type -> enginery.v1.ApplyResponse
-	12,  // 140: enginery.v1.EngineService.Push:output_type -> enginery.v1.PushResponse
-	14,  // 141: enginery.v1.EngineService.Pull:output_type -> enginery.v1.PullResponse
-	16,  // 142: enginery.v1.EngineService.PushFunction:output_type -> enginery.v1.PushFunctionResponse
-	18,  // 143: enginery.v1.EngineService.PullFunction:output_type -> enginery.v1.PullFunctionResponse
-	20,  // 144: enginery.v1.EngineService.PushSerialized:output_type -> enginery.v1.PushSerializedResponse
-	22,  // 145: enginery.v1.EngineService.PullSerialized:output_type -> enginery.v1.PullSerializedResponse
-	24,  // 146: enginery.v1.EngineService.GetResult:output_type -> enginery.v1.GetResultResponse
-	26,  // 147: enginery.v1.EngineService.Keys:output_type -> enginery.v1.KeysResponse
-	28,  // 148: enginery.v1.EngineService.Reset:output_type -> enginery.v1.ResetResponse
-	30,  // 149: enginery.v1.EngineService.Kill:output_type -> enginery.v1.KillResponse
-	32,  // 150: enginery.v1.EngineService.SetProperties:output_type -> enginery.v1.SetPropertiesResponse
-	34,  // 151: enginery.v1.EngineService.GetProperties:output_type -> enginery.v1.GetPropertiesResponse
-	36,  // 152: enginery.v1.EngineService.HasProperties:output_type -> enginery.v1.HasPropertiesResponse
-	38,  // 153: enginery.v1.EngineService.DelProperties:output_type -> enginery.v1.DelPropertiesResponse
-	40,  // 154: enginery.v1.EngineService.ClearProperties:output_type -> enginery.v1.ClearPropertiesResponse
-	42,  // 155: enginery.v1.EngineService.Upload:output_type -> enginery.v1.UploadResponse
-	44,  // 156: enginery.v1.EngineService.Download:output_type -> enginery.v1.DownloadResponse
-	46,  // 157: enginery.v1.EngineService.Interrupt:output_type -> enginery.v1.InterruptResponse
-	48,  // 158: enginery.v1.EngineService.QueueStatus:output_type -> enginery.v1.QueueStatusResponse
-	51,  // 159: enginery.v1.EngineService.ClearQueue:output_type -> enginery.v1.ClearQueueResponse
-	53,  // 160: enginery.v1.EngineService.Submit:output_type -> enginery.v1.SubmitResponse
-	99,  // 161: enginery.v1.EngineService.GetOperation:output_type -> enginery.v1.GetOperationResponse
-	100, // 162: enginery.v1.EngineService.ListOperations:output_type -> enginery.v1.ListOperationsResponse
-	101, // 163: enginery.v1.EngineService.Attach:output_type -> enginery.v1.AttachResponse
-	102, // 164: enginery.v1.EngineService.Cancel:output_type -> enginery.v1.CancelResponse
-	103, // 165: enginery.v1.EngineService.Release:output_type -> enginery.v1.ReleaseResponse
-	55,  // 166: enginery.v1.ControllerService.RegisterEngine:output_type -> enginery.v1.ControllerMessage
-	70,  // 167: enginery.v1.ControllerService.Transfer:output_type -> enginery.v1.TransferResponse
-	136, // [136:168] is the sub-list for method output_type
-	104, // [104:136] is the sub-list for method input_type
-	104, // [104:104] is the sub-list for extension type_name
-	104, // [104:104] is the sub-list for extension extendee
-	0,   // [0:104] is the sub-list for field type_name
+	89,  // 73: enginery.v1.SubmitResponse.operation:type_name -> enginery.v1.Operation
+	58,  // 74: enginery.v1.EngineMessage.hellos:type_name -> enginery.v1.Hello
+	61,  // 75: enginery.v1.EngineMessage.heartbeat:type_name -> enginery.v1.Heartbeat
+	64,  // 76: enginery.v1.EngineMessage.kernels_changed:type_name -> enginery.v1.KernelChanged
+	65,  // 77: enginery.v1.EngineMessage.properties_changed:type_name -> enginery.v1.PropertiesChanged
+	90,  // 78: enginery.v1.EngineMessage.replies:type_name -> enginery.v1.Reply
+	66,  // 79: enginery.v1.EngineMessage.goodbyes:type_name -> enginery.v1.Goodbye
+	57,  // 80: enginery.v1.EngineMessage.ended:type_name -> enginery.v1.OperationEnded
+	59,  // 81: enginery.v1.ControllerMessage.welcomes:type_name -> enginery.v1.Welcome
+	60,  // 82: enginery.v1.ControllerMessage.refusals:type_name -> enginery.v1.Refusal
+	91,  // 83: enginery.v1.ControllerMessage.calls:type_name -> enginery.v1.Call
+	68,  // 84: enginery.v1.ControllerMessage.transfers:type_name -> enginery.v1.TransferOffer
+	62,  // 85: enginery.v1.ControllerMessage.heartbeat_ack:type_name -> enginery.v1.HeartbeatAck
+	67,  // 86: enginery.v1.ControllerMessage.dismissals:type_name -> enginery.v1.Dismissal
+	92,  // 87: enginery.v1.ControllerMessage.functions:type_name -> enginery.v1.Function
+	56,  // 88: enginery.v1.ControllerMessage.recalls:type_name -> enginery.v1.Recall
+	93,  // 89: enginery.v1.OperationEnded.method:type_name -> enginery.v1.Method
+	94,  // 90: enginery.v1.OperationEnded.outcome:type_name -> enginery.v1.Outcome
+	76,  // 91: enginery.v1.Hello.properties:type_name -> enginery.v1.Hello.PropertiesEntry
+	82,  // 92: enginery.v1.Welcome.lease:type_name -> google.protobuf.Duration
+	63,  // 93: enginery.v1.Heartbeat.engines:type_name -> enginery.v1.EngineStatus
+	81,  // 94: enginery.v1.EngineStatus.start_time:type_name -> google.protobuf.Timestamp
+	77,  // 95: enginery.v1.PropertiesChanged.properties:type_name -> enginery.v1.PropertiesChanged.PropertiesEntry
+	82,  // 96: enginery.v1.Dismissal.grace:type_name -> google.protobuf.Duration
+	93,  // 97: enginery.v1.TransferOffer.method:type_name -> enginery.v1.Method
+	70,  // 98: enginery.v1.TransferRequest.accept:type_name -> enginery.v1.TransferAccept
+	79,  // 99: enginery.v1.PushSerializedRequest.ValuesEntry.value:type_name -> enginery.v1.Value
+	79,  // 100: enginery.v1.PullSerializedResponse.ValuesEntry.value:type_name -> enginery.v1.Value
+	79,  // 101: enginery.v1.SetPropertiesRequest.PropertiesEntry.value:type_name -> enginery.v1.Value
+	79,  // 102: enginery.v1.GetPropertiesResponse.PropertiesEntry.value:type_name -> enginery.v1.Value
+	79,  // 103: enginery.v1.Hello.PropertiesEntry.value:type_name -> enginery.v1.Value
+	79,  // 104: enginery.v1.PropertiesChanged.PropertiesEntry.value:type_name -> enginery.v1.Value
+	0,   // 105: enginery.v1.EngineService.GetId:input_type -> enginery.v1.GetIdRequest
+	2,   // 106: enginery.v1.EngineService.SetId:input_type -> enginery.v1.SetIdRequest
+	4,   // 107: enginery.v1.EngineService.Execute:input_type -> enginery.v1.ExecuteRequest
+	8,   // 108: enginery.v1.EngineService.Apply:input_type -> enginery.v1.ApplyRequest
+	11,  // 109: enginery.v1.EngineService.Push:input_type -> enginery.v1.PushRequest
+	13,  // 110: enginery.v1.EngineService.Pull:input_type -> enginery.v1.PullRequest
+	15,  // 111: enginery.v1.EngineService.PushFunction:input_type -> enginery.v1.PushFunctionRequest
+	17,  // 112: enginery.v1.EngineService.PullFunction:input_type -> enginery.v1.PullFunctionRequest
+	19,  // 113: enginery.v1.EngineService.PushSerialized:input_type -> enginery.v1.PushSerializedRequest
+	21,  // 114: enginery.v1.EngineService.PullSerialized:input_type -> enginery.v1.PullSerializedRequest
+	23,  // 115: enginery.v1.EngineService.GetResult:input_type -> enginery.v1.GetResultRequest
+	25,  // 116: enginery.v1.EngineService.Keys:input_type -> enginery.v1.KeysRequest
+	27,  // 117: enginery.v1.EngineService.Reset:input_type -> enginery.v1.ResetRequest
+	29,  // 118: enginery.v1.EngineService.Kill:input_type -> enginery.v1.KillRequest
+	31,  // 119: enginery.v1.EngineService.SetProperties:input_type -> enginery.v1.SetPropertiesRequest
+	33,  // 120: enginery.v1.EngineService.GetProperties:input_type -> enginery.v1.GetPropertiesRequest
+	35,  // 121: enginery.v1.EngineService.HasProperties:input_type -> enginery.v1.HasPropertiesRequest
+	37,  // 122: enginery.v1.EngineService.DelProperties:input_type -> enginery.v1.DelPropertiesRequest
+	39,  // 123: enginery.v1.EngineService.ClearProperties:input_type -> enginery.v1.ClearPropertiesRequest
+	41,  // 124: enginery.v1.EngineService.Upload:input_type -> enginery.v1.UploadRequest
+	43,  // 125: enginery.v1.EngineService.Download:input_type -> enginery.v1.DownloadRequest
+	45,  // 126: enginery.v1.EngineService.Interrupt:input_type -> enginery.v1.InterruptRequest
+	47,  // 127: enginery.v1.EngineService.QueueStatus:input_type -> enginery.v1.QueueStatusRequest
+	50,  // 128: enginery.v1.EngineService.ClearQueue:input_type -> enginery.v1.ClearQueueRequest
+	52,  // 129: enginery.v1.EngineService.Submit:input_type -> enginery.v1.SubmitRequest
+	95,  // 130: enginery.v1.EngineService.GetOperation:input_type -> enginery.v1.GetOperationRequest
+	96,  // 131: enginery.v1.EngineService.ListOperations:input_type -> enginery.v1.ListOperationsRequest
+	97,  // 132: enginery.v1.EngineService.Attach:input_type -> enginery.v1.AttachRequest
+	98,  // 133: enginery.v1.EngineService.Cancel:input_type -> enginery.v1.CancelRequest
+	99,  // 134: enginery.v1.EngineService.Release:input_type -> enginery.v1.ReleaseRequest
+	54,  // 135: enginery.v1.ControllerService.RegisterEngine:input_type -> enginery.v1.EngineMessage
+	69,  // 136: enginery.v1.ControllerService.Transfer:input_type -> enginery.v1.TransferRequest
+	1,   // 137: enginery.v1.EngineService.GetId:output_type -> enginery.v1.GetIdResponse
+	3,   // 138: enginery.v1.EngineService.SetId:output_type -> enginery.v1.SetIdResponse
+	5,   // 139: enginery.v1.EngineService.Execute:output_type -> enginery.v1.ExecuteResponse
+	10,  // 140: enginery.v1.EngineService.Apply:output_type -> enginery.v1.ApplyResponse
+	12,  // 141: enginery.v1.EngineService.Push:output_type -> enginery.v1.PushResponse
+	14,  // 142: enginery.v1.EngineService.Pull:output_type -> enginery.v1.PullResponse
+	16,  // 143: enginery.v1.EngineService.PushFunction:output_type -> enginery.v1.PushFunctionResponse
+	18,  // 144: enginery.v1.EngineService.PullFunction:output_type -> enginery.v1.PullFunctionResponse
+	20,  // 145: enginery.v1.EngineService.PushSerialized:output_type -> enginery.v1.PushSerializedResponse
+	22,  // 146: enginery.v1.EngineService.PullSerialized:output_type -> enginery.v1.PullSerializedResponse
+	24,  // 147: enginery.v1.EngineService.GetResult:output_type -> enginery.v1.GetResultResponse
+	26,  // 148: enginery.v1.EngineService.Keys:output_type -> enginery.v1.KeysResponse
+	28,  // 149: enginery.v1.EngineService.Reset:output_type -> enginery.v1.ResetResponse
+	30,  // 150: enginery.v1.EngineService.Kill:output_type -> enginery.v1.KillResponse
+	32,  // 151: enginery.v1.EngineService.SetProperties:output_type -> enginery.v1.SetPropertiesResponse
+	34,  // 152: enginery.v1.EngineService.GetProperties:output_type -> enginery.v1.GetPropertiesResponse
+	36,  // 153: enginery.v1.EngineService.HasProperties:output_type -> enginery.v1.HasPropertiesResponse
+	38,  // 154: enginery.v1.EngineService.DelProperties:output_type -> enginery.v1.DelPropertiesResponse
+	40,  // 155: enginery.v1.EngineService.ClearProperties:output_type -> enginery.v1.ClearPropertiesResponse
+	42,  // 156: enginery.v1.EngineService.Upload:output_type -> enginery.v1.UploadResponse
+	44,  // 157: enginery.v1.EngineService.Download:output_type -> enginery.v1.DownloadResponse
+	46,  // 158: enginery.v1.EngineService.Interrupt:output_type -> enginery.v1.InterruptResponse
+	48,  // 159: enginery.v1.EngineService.QueueStatus:output_type -> enginery.v1.QueueStatusResponse
+	51,  // 160: enginery.v1.EngineService.ClearQueue:output_type -> enginery.v1.ClearQueueResponse
+	53,  // 161: enginery.v1.EngineService.Submit:output_type -> enginery.v1.SubmitResponse
+	100, // 162: enginery.v1.EngineService.GetOperation:output_type -> enginery.v1.GetOperationResponse
+	101, // 163: enginery.v1.EngineService.ListOperations:output_type -> enginery.v1.ListOperationsResponse
+	102, // 164: enginery.v1.EngineService.Attach:output_type -> enginery.v1.AttachResponse
+	103, // 165: enginery.v1.EngineService.Cancel:output_type -> enginery.v1.CancelResponse
+	104, // 166: enginery.v1.EngineService.Release:output_type -> enginery.v1.ReleaseResponse
+	55,  // 167: enginery.v1.ControllerService.RegisterEngine:output_type -> enginery.v1.ControllerMessage
+	71,  // 168: enginery.v1.ControllerService.Transfer:output_type -> enginery.v1.TransferResponse
+	137, // [137:169] is the sub-list for method output_type
+	105, // [105:137] is the sub-list for method input_type
+	105, // [105:105] is the sub-list for extension type_name
+	105, // [105:105] is the sub-list for extension extendee
+	0,   // [0:105] is the sub-list for field type_name
 }
 
 func init() { file_enginery_v1_engine_proto_init() }
@@ -5697,13 +5780,13 @@ func file_enginery_v1_engine_proto_init() {
 		(*SubmitRequest_DelProperties)(nil),
 		(*SubmitRequest_ClearProperties)(nil),
 	}
-	file_enginery_v1_engine_proto_msgTypes[57].OneofWrappers = []any{}
-	file_enginery_v1_engine_proto_msgTypes[68].OneofWrappers = []any{
+	file_enginery_v1_engine_proto_msgTypes[58].OneofWrappers = []any{}
+	file_enginery_v1_engine_proto_msgTypes[69].OneofWrappers = []any{
 		(*TransferRequest_Accept)(nil),
 		(*TransferRequest_Status)(nil),
 		(*TransferRequest_Message)(nil),
 	}
-	file_enginery_v1_engine_proto_msgTypes[70].OneofWrappers = []any{
+	file_enginery_v1_engine_proto_msgTypes[71].OneofWrappers = []any{
 		(*TransferResponse_End)(nil),
 		(*TransferResponse_Message)(nil),
 	}
@@ -5713,7 +5796,7 @@ func file_enginery_v1_engine_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_enginery_v1_engine_proto_rawDesc), len(file_enginery_v1_engine_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   77,
+			NumMessages:   78,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

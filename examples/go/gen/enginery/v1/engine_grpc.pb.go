@@ -140,6 +140,11 @@ type EngineServiceClient interface {
 	// it consumes it. A blob unused for 10 minutes is dropped. RESOURCE_EXHAUSTED and reason VALUE_TOO_LARGE: the
 	// value or the host's store is over its limit, which the message names. DATA_LOSS and reason
 	// CHECKSUM_MISMATCH: send it again. ALREADY_EXISTS and reason BLOB_EXISTS: use another id.
+	// What came of an upload that broke off is kept like an unused blob, unless another upload needs its room. To go on
+	// with it, upload `blob` again, with the chunks from where it broke off on; chunks of what is there may come again,
+	// and are not written twice. How much is there says an upload that ends early: ABORTED and reason
+	// UPLOAD_INCOMPLETE, whose metadata `offset` is the position to go on from. So whoever does not know sends `blob`
+	// alone, and is told that, or gets the response if all of it is there. A later stream supersedes an earlier one.
 	// On the controller one upload may go to several engines: metadata `enginery-engine-ids` in place of
 	// `enginery-engine-id` names them (`0,1,5`, at most 32), and the response says which of them have the blob. An engine
 	// that is away, refuses it or takes nothing for 10 seconds is left out, and can be sent it alone, which also says why
@@ -171,7 +176,8 @@ type EngineServiceClient interface {
 	ListOperations(ctx context.Context, in *ListOperationsRequest, opts ...grpc.CallOption) (*ListOperationsResponse, error)
 	// Attach returns the events of an operation, those that have happened and then each as it happens, and ends after
 	// its outcome. A stream that ends without an outcome was interrupted: attach again after the last sequence. Any
-	// number of clients may be attached. Errors as for GetOperation.
+	// number of clients may be attached. Errors as for GetOperation. Of a task these are the events of the attempt that
+	// is placed, or will be next; if the task is run again after that, attach again from the first event.
 	Attach(ctx context.Context, in *AttachRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AttachResponse], error)
 	// Cancel stops an operation: a queued one is taken out of the queue; a running one is interrupted, after a grace
 	// interrupted again, and after another grace its kernel is killed and the engine gets a new one. One that has ended
@@ -597,6 +603,11 @@ type EngineServiceServer interface {
 	// it consumes it. A blob unused for 10 minutes is dropped. RESOURCE_EXHAUSTED and reason VALUE_TOO_LARGE: the
 	// value or the host's store is over its limit, which the message names. DATA_LOSS and reason
 	// CHECKSUM_MISMATCH: send it again. ALREADY_EXISTS and reason BLOB_EXISTS: use another id.
+	// What came of an upload that broke off is kept like an unused blob, unless another upload needs its room. To go on
+	// with it, upload `blob` again, with the chunks from where it broke off on; chunks of what is there may come again,
+	// and are not written twice. How much is there says an upload that ends early: ABORTED and reason
+	// UPLOAD_INCOMPLETE, whose metadata `offset` is the position to go on from. So whoever does not know sends `blob`
+	// alone, and is told that, or gets the response if all of it is there. A later stream supersedes an earlier one.
 	// On the controller one upload may go to several engines: metadata `enginery-engine-ids` in place of
 	// `enginery-engine-id` names them (`0,1,5`, at most 32), and the response says which of them have the blob. An engine
 	// that is away, refuses it or takes nothing for 10 seconds is left out, and can be sent it alone, which also says why
@@ -628,7 +639,8 @@ type EngineServiceServer interface {
 	ListOperations(context.Context, *ListOperationsRequest) (*ListOperationsResponse, error)
 	// Attach returns the events of an operation, those that have happened and then each as it happens, and ends after
 	// its outcome. A stream that ends without an outcome was interrupted: attach again after the last sequence. Any
-	// number of clients may be attached. Errors as for GetOperation.
+	// number of clients may be attached. Errors as for GetOperation. Of a task these are the events of the attempt that
+	// is placed, or will be next; if the task is run again after that, attach again from the first event.
 	Attach(*AttachRequest, grpc.ServerStreamingServer[AttachResponse]) error
 	// Cancel stops an operation: a queued one is taken out of the queue; a running one is interrupted, after a grace
 	// interrupted again, and after another grace its kernel is killed and the engine gets a new one. One that has ended

@@ -671,7 +671,9 @@ type Display struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// (Required) The forms. `text/plain` is always among them.
 	Data []*MimeData `protobuf:"bytes,1,rep,name=data,proto3" json:"data,omitempty"`
-	// (Optional) Hints for the front end by MIME type, as Jupyter defines them.
+	// (Optional) Hints for the front end by MIME type, as Jupyter defines them. One is our own, for a display that is changed
+	// in its place: `application/x-enginery-display` holds `display_id`, which names it within its operation, and `update`,
+	// true if it takes the place of the one before of that name.
 	Metadata      *structpb.Struct `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
