@@ -14,7 +14,6 @@ import logging
 import math
 import random
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from enginery._channel import prepare_grpc
@@ -24,28 +23,26 @@ prepare_grpc()
 import grpc  # noqa: E402 - after prepare_grpc
 import grpc.aio  # noqa: E402
 
-from enginery import _answer, _calls, _loop, _outcomes, _status  # noqa: E402
+from enginery import _loop, _status  # noqa: E402
+from enginery._answering import NOT_THERE, Answering  # noqa: E402
+from enginery._cancelling import Cancelling  # noqa: E402
 from enginery._connection import Connection, cause_of, open_connection, translated  # noqa: E402
 from enginery._direct import DirectPaths  # noqa: E402
-from enginery._methods import METHODS  # noqa: E402
 from enginery._modules import Modules  # noqa: E402
 from enginery._operation_calls import OperationCalls  # noqa: E402
 from enginery._reasons import Code, DeliveryError, public  # noqa: E402
-from enginery._session import RETRIED, Session  # noqa: E402
-from enginery._transfer import Arriving  # noqa: E402
+from enginery._session import Session  # noqa: E402
 from enginery._uploading import Uploading  # noqa: E402
 from enginery.engines import Roster  # noqa: E402
-from enginery.errors import EngineError, EngineryError, OperationNotFound  # noqa: E402
-from enginery.v1 import cluster_pb2, cluster_pb2_grpc, frame_pb2, value_pb2  # noqa: E402
+from enginery.errors import EngineryError  # noqa: E402
+from enginery.v1 import cluster_pb2, cluster_pb2_grpc  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from enginery._answer import Answer
     from enginery._calls import Request
     from enginery._connection_file import ConnectionInfo
     from enginery._decode import Errors
-    from enginery._encoded import Encoded
     from enginery._path import Path
     from enginery._transfer import Transfers
     from enginery.operation import Operation
@@ -59,14 +56,8 @@ _LASTING = 5.0  # seconds after which a connection was a good one
 _TRANSFERS = 4  # at a time: more share the same wire
 _FLUSH = 5.0  # seconds that `close` gives what was submitted to be sent
 _LINGER = 0.5  # seconds that `close` gives the controller to take what was sent
-_ANSWERED = frozenset({frame_pb2.OUTCOME_OK, *_outcomes.RAISED})
-_STOPPED = frozenset({frame_pb2.OUTCOME_CANCELLED, frame_pb2.OUTCOME_TIMED_OUT})
 _BROKEN = frozenset({"CONTROLLER_LOST", "NOT_SENT", "ENGINE_AWAY", "SHUTTING_DOWN", "UPLOAD_INCOMPLETE"})
 """Why transfers go on from where they were."""
-_NOT_THERE = frozenset({"INVALID_ENGINE_ID", "NO_ENGINES_REGISTERED", "ENGINE_LOST", "OPERATION_RELEASED"})
-"""What a host says that knows less than the controller."""
-_TELLING = frozenset(METHODS[name] for name in ("SetProperties", "DelProperties", "ClearProperties", "Reset"))
-"""Calls of which the controller must have heard before they are answered: it places tasks by properties."""
 
 logger = logging.getLogger("enginery")
 
@@ -88,7 +79,9 @@ class Link:
         self.session = Session(self.roster.epochs)
         self.operations = OperationCalls(self)
         self.modules = Modules(self)
-        self._uploading = Uploading(self)
+        self.answering = Answering(self)
+        self.cancelling = Cancelling(self)
+        self.uploading = Uploading(self)
         self._direct = DirectPaths(self, is_allowed=direct)
         self.thread = _loop.get()
         self.timeout = timeout
@@ -122,7 +115,7 @@ class Link:
             raise public(error) from None
         if not self._is_awake:
             self._is_awake = True
-            self.thread.loop.call_soon_threadsafe(self._wake)
+            self.thread.loop.call_soon_threadsafe(self.wake)
         return [entry.operation for entry in entries]
 
     def recall(self, operation: Operation[Any]) -> None:
@@ -135,10 +128,6 @@ class Link:
             return self.thread.run(coroutine, timeout)
         except DeliveryError as error:
             raise public(error) from None
-
-    def fetch(self, engine_id: int, blob: value_pb2.Blob) -> Encoded:
-        """Download a blob and wait for it; the engine's host keeps it."""
-        return self.run(self._download(engine_id, blob, release=False))
 
     @property
     def connected(self) -> bool:
@@ -237,7 +226,7 @@ class Link:
         """Take the replies of a path until its stream ends."""
         while (response := await stream.read()) is not grpc.aio.EOF:
             for reply in response.replies:
-                self._reply(reply, path)
+                self.answering.reply(reply, path)
             if self.session.is_holding:
                 self._plan_retry()
 
@@ -276,7 +265,8 @@ class Link:
         self._sendable.set()
         self._direct.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Look at what was submitted, after somebody said that there is something."""
         self._is_awake = False  # who submits from here on wakes this thread
         self.accept()
         if self._connection is not None and self.session.relay.outbox:
@@ -284,7 +274,7 @@ class Link:
 
     def accept(self) -> None:
         """Look at what was submitted, and wake the writers of the ways that it takes."""
-        self._uploading.start(self.session.accept())
+        self.uploading.start(self.session.accept())
         if self.session.relay.outbox:
             self._sendable.set()
         self._direct.wake()
@@ -298,7 +288,7 @@ class Link:
         """Send what was refused again when it is time, for as long as there is a connection to its engine."""
         if self._closing:
             return
-        self._uploading.start(self.session.retry(time.monotonic()))
+        self.uploading.start(self.session.retry(time.monotonic()))
         self.wake_writer()
         self._plan_retry()
 
@@ -333,7 +323,7 @@ class Link:
                     return await transfer(transfers)
             except (Exception, asyncio.CancelledError) as error:
                 failure = translated(error)
-            if direct is not None and failure.reason in _BROKEN | _NOT_THERE:
+            if direct is not None and failure.reason in _BROKEN | NOT_THERE:
                 direct = None
                 continue
             now = time.monotonic()
@@ -355,137 +345,6 @@ class Link:
             cause = f"no connection within {self.reconnect_timeout:g} s"
             raise DeliveryError("NOT_SENT", cause=cause) from None
         return self._connection
-
-    async def stop(
-        self, operations: Sequence[Operation[Any]], grace: float | None, interrupt_only: bool | None
-    ) -> list[bool]:
-        """Cancel operations; return for each whether it stops, or will not run at all."""
-        asked: list[Operation[bool] | None] = []
-        self._wake()
-        for operation in operations:
-            operation.is_stopping = True
-            asked.append(None if self._withdraw(operation) else self._cancel(operation, grace, interrupt_only))
-        self._wake()
-        return [
-            answer is None or await self._is_stopped(operation, answer)
-            for operation, answer in zip(operations, asked, strict=True)
-        ]
-
-    def stop_soon(self, operations: Sequence[Operation[Any]], interrupt_only: bool | None = None) -> None:
-        """Cancel operations without waiting for what comes of it. From any thread, also while one dies."""
-
-        async def stop() -> None:
-            try:
-                await self.stop(operations, None, interrupt_only)
-            except (DeliveryError, EngineryError) as error:
-                logger.info("%d operations were not cancelled: %s", len(operations), error)
-
-        if not _loop.is_forked() and not self.thread.loop.is_closed():
-            self.thread.loop.call_soon_threadsafe(lambda: self.start_task(stop()))
-
-    def _cancel(
-        self, operation: Operation[Any], grace: float | None, interrupt_only: bool | None
-    ) -> Operation[bool]:
-        """Send a Cancel behind the call that it is about."""
-        request = _calls.cancel(operation.operation_id, grace, interrupt_only)
-        entry = self.session.entry(request, operation.target, "raise", time.monotonic())
-        self.session.submit([entry], may_wait=False, is_urgent=True)
-        cancel: Operation[bool] = entry.operation
-        return cancel
-
-    def _withdraw(self, operation: Operation[Any], *, arrived: bool = True) -> bool:
-        starting = self.session.withdraw(operation, arrived=arrived)
-        self._uploading.start(starting or [])
-        return starting is not None
-
-    async def _is_stopped(self, operation: Operation[Any], answer: Operation[bool]) -> bool:
-        try:
-            return await answer
-        except OperationNotFound:  # its call was refused, or lost with a connection
-            return self._withdraw(operation, arrived=False) or operation.is_cancelled
-        except EngineError:  # the engine has gone, and the operation with it
-            return False
-
-    # ---- replies in
-
-    def _reply(self, reply: frame_pb2.Reply, path: Path) -> None:
-        entry = self.session.replied(reply.call_id, path)
-        if entry is None:
-            return  # it was given up
-        operation, request = entry.operation, entry.request
-        outcome = reply.outcome
-        if request.task is not None and reply.attempts:
-            operation.ran(reply.engine_id if reply.HasField("engine_id") else None, reply.attempts)
-        if outcome not in _ANSWERED and not (outcome in _STOPPED and not reply.error):
-            failure = _status.from_bytes(reply.error)
-            if path.is_direct and failure.reason in _NOT_THERE:
-                self.session.not_there(entry, time.monotonic())
-                self.wake_writer()
-                return
-            if failure.reason in RETRIED:
-                hint = _status.retry_delay(reply.error)
-                self.session.refuse(entry, failure, hint, time.monotonic())
-                return
-            self.session.done(entry)
-            operation.fail(failure)
-            return
-        self.session.done(entry)
-        try:
-            message = request.response.FromString(reply.response)
-        except Exception as error:  # DecodeError, whose class differs between protobuf's implementations
-            operation.fail(DeliveryError("MALFORMED_MESSAGE", message=f"{request.response.__name__} ({error})"))
-            return
-        if path.is_direct and request.method in _TELLING:
-            self.start_task(self._answer_when_told(operation, outcome, message))
-        else:
-            self.answer(operation, outcome, message)
-
-    async def _answer_when_told(self, operation: Operation[Any], outcome: int, message: Any) -> None:
-        """Hand an answer over when the controller has heard of what changed."""
-        try:
-            await self.operations.heard(operation.engine_id)
-        finally:
-            self.answer(operation, outcome, message)
-
-    def answer(self, operation: Operation[Any], outcome: int, message: Any) -> None:
-        """Hand an answer to its operation, after downloading what it names. On the loop's thread."""
-        request = operation.request
-        engine_id = operation.engine_id
-        fetch = partial(_fetch, self, request.owner, engine_id)
-        answer = _answer.Answer(engine_id, outcome, message, {}, fetch, operation.errors)
-        blobs = _answer.blobs_of(request.method, message)
-        if blobs:
-            self.start_task(self._complete(operation, answer, blobs))
-        else:
-            operation.succeed(answer)
-
-    async def _complete(
-        self, operation: Operation[Any], answer: Answer, blobs: list[tuple[value_pb2.Blob, bool]]
-    ) -> None:
-        """Download what an answer named, then hand it over."""
-        try:
-            for blob, indispensable in blobs:
-                try:
-                    downloaded = await self._download(answer.engine_id, blob, release=indispensable)
-                except DeliveryError:
-                    if indispensable:
-                        raise
-                else:
-                    answer.blobs[blob.blob_id] = downloaded
-        except DeliveryError as error:
-            operation.fail(error)
-        except asyncio.CancelledError:
-            operation.fail(DeliveryError("CONTROLLER_LOST", cause="this client was closed"))
-            raise
-        else:
-            operation.succeed(answer)
-
-    async def _download(self, engine_id: int, blob: value_pb2.Blob, *, release: bool) -> Encoded:
-        arriving = Arriving(blob)
-        await self.transfer(
-            [engine_id], lambda transfers: transfers.download(engine_id, arriving, release=release)
-        )
-        return arriving.value()
 
     # ---- the cluster
 
@@ -574,15 +433,10 @@ class Link:
             self.thread.loop.call_soon_threadsafe(lambda: self.start_task(self.close()))
 
     async def _flush(self) -> None:
-        self._wake()
+        self.wake()
         with contextlib.suppress(TimeoutError):  # then they end with ControllerLost, as not sent
             async with asyncio.timeout(_FLUSH):
                 while self._connection is not None and self.session.unsent_count:
                     self._drained.clear()
                     self._sendable.set()
                     await self._drained.wait()
-
-
-def _fetch(link: Link, _owner: object, engine_id: int, blob: value_pb2.Blob) -> Encoded:
-    """Download a blob for a result, which so keeps its client, `_owner`, and with it the connection."""
-    return link.fetch(engine_id, blob)

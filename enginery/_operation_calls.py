@@ -131,7 +131,7 @@ class OperationCalls:
             operation.fail(DeliveryError("CONTROLLER_LOST", cause="this client was closed"))
             raise
         else:
-            self._link.answer(operation, outcome, message)
+            self._link.answering.answer(operation, outcome, message)
 
     async def follow(
         self, feed: Feed, operation_id: str, engine_id: int | None, after: int, is_expected: Callable[[], bool]

@@ -210,7 +210,7 @@ async def _stop(operations: Sequence[Operation[Any]]) -> None:
     if not going:
         return  # it is over soon
     interrupt_only = None if going[0].request.options.interrupt_only is False else True
-    going[0]._link().stop_soon(going, interrupt_only)
+    going[0]._link().cancelling.stop_soon(going, interrupt_only)
     ended = asyncio.create_task(_arrivals(going))
     try:
         await asyncio.wait({ended}, timeout=CTRL_C_GRACE)

@@ -313,7 +313,7 @@ def stop(
     link = operations[0]._link()
     going = [operation for operation in operations if not operation._is_settled()]
     stopped = (
-        dict(zip(going, link.run(link.stop(going, grace, interrupt_only), timeout), strict=True))
+        dict(zip(going, link.run(link.cancelling.stop(going, grace, interrupt_only), timeout), strict=True))
         if going
         else {}
     )
@@ -351,7 +351,7 @@ def stop_on_interrupt(operations: list[Operation[Any]]) -> str:
     until = time.monotonic() + CTRL_C_GRACE
     link = operations[0]._link()
     try:
-        link.run(link.stop(operations, None, interrupt_only), CTRL_C_GRACE)
+        link.run(link.cancelling.stop(operations, None, interrupt_only), CTRL_C_GRACE)
     except (EngineryError, TimeoutError) as error:
         return f"{where} could not be told to stop yet ({error!r}), and may go on"
     concurrent.futures.wait(operations, timeout=max(0.0, until - time.monotonic()))

@@ -343,4 +343,4 @@ def _error(raised: _chunk.Raised, operation: Operation[Any]) -> Exception:
 def _cancel(link: Link, parts: OrderedDict[Operation[Any], _Part], interrupt_only: bool | None = None) -> None:
     operations = [operation for operation in parts if not operation.done()]
     if operations:
-        link.stop_soon(operations, interrupt_only)
+        link.cancelling.stop_soon(operations, interrupt_only)
