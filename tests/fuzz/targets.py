@@ -8,7 +8,13 @@ from tests.fuzz.file_target import FileTarget
 from tests.fuzz.kernel_target import KernelTarget
 from tests.fuzz.reply_target import ReplyTarget
 from tests.fuzz.request_target import RequestTarget
-from tests.fuzz.stream_target import HostTarget, RegistrationTarget, SessionTarget, TransferTarget
+from tests.fuzz.stream_target import (
+    DirectTarget,
+    HostTarget,
+    RegistrationTarget,
+    SessionTarget,
+    TransferTarget,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +26,7 @@ TARGETS: dict[str, Callable[[Watch], Target]] = {
     KernelTarget.name: KernelTarget,
     RequestTarget.name: RequestTarget,
     SessionTarget.name: SessionTarget,
+    DirectTarget.name: DirectTarget,
     RegistrationTarget.name: RegistrationTarget,
     HostTarget.name: HostTarget,
     TransferTarget.name: TransferTarget,
