@@ -35,7 +35,8 @@ _RELEASE = METHODS["Release"]
 UNARY = frozenset((_GET, _LIST, _CANCEL, _RELEASE))
 """Methods that `Operations.call` serves."""
 _LONGEST_WAIT = 60.0  # seconds, by the contract
-_MAX_RELEASED = 1_000
+MAX_RELEASED = 1_000
+"""Operations of one Release."""
 _UNKNOWING = frozenset(
     (
         "OPERATION_NOT_FOUND",
@@ -148,8 +149,8 @@ class Operations:
     async def _release(self, engine_id: int | None, request: bytes) -> operation_pb2.ReleaseResponse:
         """Release on the engines and in what is kept. An operation that both know counts once."""
         ids = parse(operation_pb2.ReleaseRequest, request).operation_ids
-        if len(ids) > _MAX_RELEASED:
-            cause = f"{len(ids)} are more than {_MAX_RELEASED}"
+        if len(ids) > MAX_RELEASED:
+            cause = f"{len(ids)} are more than {MAX_RELEASED}"
             raise DeliveryError("BAD_REQUEST", field="operation_ids", cause=cause)
         named = {read_operation_id(text, "operation_ids") for text in ids}
         tasks = {one for one in named if self._switchboard.tasks.release(one)}

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 
+from controller_service import config as controller_config
+from controller_service import operations as controller_operations
+from controller_service import placement, scheduler
+from engine_service import blobs, operation_calls, responses
+from engine_service import config as host_config
+from enginery import (
+    _channel,
+    _connection_file,
+    _encoded,
+    _engine,
+    _function_window,
+    _metadata,
+    _methods,
+    _session_server,
+    _sizes,
+)
 from enginery._reasons import TABLE, Entry
 
 ROOT = Path(__file__).parents[2]
@@ -63,4 +80,67 @@ def test_the_contract_page_has_the_error_table(reason: str) -> None:
 
 def test_the_contract_page_has_no_other_reasons() -> None:
     """A reason that was taken out of the table is not on the page."""
-    assert set(re.findall(r"^\| `([A-Z_]+)`", CONTRACT, re.MULTILINE)) == set(TABLE)
+    assert set(re.findall(r"^\| `([A-Z_]+)` \| [A-Z_]+ \|", CONTRACT, re.MULTILINE)) == set(TABLE)
+
+
+LIMITS = {
+    "a message to controller or host": (_channel.MAX_MESSAGE,),
+    "a value in a reply": (_engine.DEFAULT_INLINE_LIMIT, _engine.MAX_INLINE_LIMIT),
+    "a chunk": (_engine.MAX_CHUNK,),
+    "a value": (_engine.DEFAULT_VALUE_LIMIT,),
+    "blobs held for an engine": (2 * _engine.DEFAULT_VALUE_LIMIT, f"{blobs.MAX_BLOBS:,} blobs"),
+    "a blob that nobody uses": (f"{blobs.TIME_TO_LIVE / 60:g} minutes",),
+    "engines of one Upload": (f"{_metadata.MAX_UPLOAD_ENGINES}",),
+    "output in a response": (responses.OUTPUT_INLINE,),
+    "output kept of an operation": (host_config.DEFAULT_OUTPUT_LIMIT,),
+    "calls waiting for an engine": (
+        f"{host_config.DEFAULT_QUEUE_LIMIT:,}",
+        host_config.DEFAULT_QUEUE_BYTES,
+        controller_config.DEFAULT_WAITING_LIMIT,
+    ),
+    "tasks that have not ended": (f"{scheduler.MAX_TASKS:,}", scheduler.MAX_BYTES),
+    "`TaskOptions`": (
+        f"-{placement.HIGHEST_PRIORITY:,} to {placement.HIGHEST_PRIORITY:,}",
+        f"{placement.MOST_DEPENDENCIES:,}",
+        f"{placement.LONGEST_LABEL} characters",
+    ),
+    "calls and operations on one connection": (
+        f"{dict(_channel.SERVER_OPTIONS)['grpc.max_concurrent_streams']:,}",
+    ),
+    "targets of a call": (f"{_session_server.MAX_TARGETS:,}",),
+    "replies of a session left unread": (_session_server.MAX_UNREAD,),
+    "`Function`s of a session": (
+        f"{_function_window.MAX_FUNCTIONS:,}",
+        _function_window.MAX_BYTES,
+        _function_window.MAX_PICKLE,
+    ),
+    "`GetOperation.wait`": (f"{operation_calls.MAX_WAIT:g} seconds",),
+    "ids in a Release": (f"{operation_calls.MAX_RELEASED:,}", f"{controller_operations.MAX_RELEASED:,}"),
+    "properties of an engine": (_encoded.MAX_PROPERTIES,),
+    "seconds of timeout and grace": (f"10^{len(f'{_engine.MAX_SECONDS:.0f}') - 1}",),
+}
+"""What the contract page bounds, and by how much: bytes as a number, all else as text."""
+
+
+@pytest.mark.parametrize("what", LIMITS)
+def test_the_contract_page_has_the_limits(what: str) -> None:
+    """Each bound that callers meet stands there with its number."""
+    [limit] = re.findall(rf"^\| {re.escape(what)} \| (.*?) \|", CONTRACT, re.MULTILINE)
+    for bound in LIMITS[what]:
+        text = bound if isinstance(bound, str) else _sizes.show(bound)
+        assert re.search(rf"(?<!\d)(?<!\d,){re.escape(text)}(?!,?\d)", limit), (
+            f"{what}: {text} is not in {limit!r}"
+        )
+
+
+def test_the_contract_page_has_the_metadata_keys() -> None:
+    """Each key that is read is on the page, and no other."""
+    keys = {value for name, value in vars(_methods).items() if name.endswith("_KEY")}
+    assert {*re.findall(r"^\| `(enginery-[a-z-]+)`", CONTRACT, re.MULTILINE)} == keys
+
+
+def test_the_contract_page_has_the_fields_of_connection_files() -> None:
+    """Each field that is written is on the page, and no other."""
+    [section] = re.findall(r"^\| field of `client.json`.*?\n\n", CONTRACT, re.MULTILINE | re.DOTALL)
+    fields = {field.name for field in dataclasses.fields(_connection_file.ConnectionInfo)}
+    assert {*re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)} == {"format", *fields} - {"path"}

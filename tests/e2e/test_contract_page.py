@@ -1,0 +1,79 @@
+"""docs/contract.md: its example of a session, sent as it stands there by plain gRPC, is answered as it says."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+from google.protobuf import text_format
+from google.rpc import error_details_pb2, status_pb2
+
+import enginery
+from enginery.v1 import cluster_pb2, cluster_pb2_grpc, engine_pb2, frame_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PAGE = (Path(__file__).parents[2] / "docs" / "contract.md").read_text()
+
+
+def _messages(kind: str) -> list[str]:
+    """Return the messages of the example that a side sends, as text."""
+    [example] = re.findall(r"```textproto\n(.*?)```", PAGE, re.DOTALL)
+    return [text for head, text in re.findall(r"# (.*)\n((?:[^#\n].*\n)+)", example) if kind in head]
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[cluster_pb2.SessionResponse]]:
+    """Give what a controller with two engines answers to the example, connected to as the page says."""
+    state = tmp_path_factory.mktemp("cluster") / "state"
+    with enginery.Cluster(n=2, state_dir=state):
+        file = json.loads((state / "client.json").read_text())
+        credentials = grpc.ssl_channel_credentials(file["ca_pem"].encode())
+        options = [("grpc.ssl_target_name_override", file["server_name"]), ("grpc.enable_http_proxy", 0)]
+        requests = [
+            text_format.Parse(text, cluster_pb2.SessionRequest()) for text in _messages("SessionRequest")
+        ]
+        with grpc.secure_channel(file["address"], credentials, options) as channel:
+            session = cluster_pb2_grpc.ClusterServiceStub(channel).Session
+            metadata = (("authorization", f"Bearer {file['token']}"),)
+            yield list(session(iter(requests), metadata=metadata, timeout=20))
+
+
+def _replies(answers: list[cluster_pb2.SessionResponse]) -> dict[int, frame_pb2.Reply]:
+    return {reply.call_id: reply for answer in answers for reply in answer.replies}
+
+
+def test_the_session_is_answered_as_the_page_says(answers: list[cluster_pb2.SessionResponse]) -> None:
+    """A welcome, then a reply for each call, in any order; the stream ends when all is answered."""
+    welcome, shown = (
+        text_format.Parse(text, cluster_pb2.SessionResponse()) for text in _messages("SessionResponse")
+    )
+    assert [field.name for field, _ in answers[0].ListFields()] == ["welcome"]
+    assert [field.name for field, _ in answers[0].welcome.ListFields()] == [
+        field.name for field, _ in welcome.welcome.ListFields()
+    ]
+    assert {_shown(reply) for reply in _replies(answers).values()} == {_shown(reply) for reply in shown.replies}
+
+
+def _shown(reply: frame_pb2.Reply) -> tuple[object, ...]:
+    return reply.call_id, reply.outcome, reply.HasField("engine_id"), reply.attempts
+
+
+def test_its_replies_hold_what_the_page_says(answers: list[cluster_pb2.SessionResponse]) -> None:
+    """Responses are those of the methods, errors are statuses with a reason, ids follow from the session's."""
+    replies = _replies(answers)
+    result = engine_pb2.ExecuteResponse.FromString(replies[1].response).result
+    assert (result.text, result.operation_id) == ("2", "01020304-0506-0708-8000-000000000001")
+    for number in (2, 3):
+        assert "id" in engine_pb2.KeysResponse.FromString(replies[number].response).keys
+    assert ":" in engine_pb2.ApplyResponse.FromString(replies[4].response).value.json.string_value
+    info = error_details_pb2.ErrorInfo()
+    assert status_pb2.Status.FromString(replies[5].error).details[0].Unpack(info)
+    assert (info.domain, info.reason, info.metadata["engine_ids"]) == ("enginery", "INVALID_ENGINE_ID", "0, 1")
+    failed = engine_pb2.ExecuteResponse.FromString(replies[6].response).result
+    assert failed.error.errors[0].type_name == "ZeroDivisionError"
