@@ -195,13 +195,23 @@ class Scheduler:
         return operation_id in self._behind
 
     def replied(
-        self, task: Task, outcome: int, problem: DeliveryError | None, *, has_run: bool, now: float
+        self,
+        task: Task,
+        outcome: int,
+        problem: DeliveryError | None,
+        *,
+        has_run: bool,
+        run_time: float = 0.0,
+        now: float,
     ) -> list[Action]:
         """The engine that `task` was placed on answered; `problem` is the error of the reply, if it is one.
 
-        `has_run` is False if the reply says that it never began and may begin there yet.
+        `has_run` is False if the reply says that it never began and may begin there yet. `run_time` is for how
+        long it ran, in seconds; 0 if that is not known.
         """
-        engine = self._leave(task, now, has_run=has_run)
+        engine = self._leave(task)
+        if engine is not None and has_run:
+            engine.answered(task.placed_at, run_time, now)
         verdict = _verdict(outcome, problem) if has_run else Verdict.AGAIN
         if engine is not None and problem is not None:
             engine.refused(problem.reason, now)
@@ -249,6 +259,8 @@ class Scheduler:
         engine = self._engines.get(engine_id)
         if engine is None:
             engine = self._engines[engine_id] = Engine(engine_id, epoch, operation_count)
+        if is_open and not engine.is_open:
+            engine.is_back()
         engine.is_open = is_open
         engine.closed_until = 0.0
         if engine.properties != properties or not engine.is_known:
@@ -369,7 +381,7 @@ class Scheduler:
         engine.turn = next(self._turns)
         self._actions.append(Place(task))
 
-    def _leave(self, task: Task, now: float, *, has_run: bool) -> Engine | None:
+    def _leave(self, task: Task) -> Engine | None:
         """Take a task from its engine; return that, unless it is gone."""
         self._placed -= 1
         engine = self._engines.get(task.engine_id or 0)
@@ -377,8 +389,6 @@ class Scheduler:
             return None
         engine.tasks.pop(task, None)
         engine.placed_bytes -= task.size
-        if has_run:
-            engine.answered(task.placed_at, now)
         return engine
 
     def _end(self, task: Task, error: DeliveryError | None, now: float, outcome: int) -> None:

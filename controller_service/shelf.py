@@ -21,12 +21,15 @@ MAX_PLACED_BYTES = 16 << 20
 """Bytes of such tasks, unless one alone is larger."""
 IN_KERNEL = 8
 """Tasks that its kernel may have already: those it cannot give back at once."""
+MAX_WAY = 1.0
+"""Seconds that a task and its answer are on their way at most, as far as this is made up for."""
 STUCK_AFTER = 4 * AHEAD
-"""Seconds without an answer after which an engine gives back what others could run."""
+"""Seconds without an answer that is due after which an engine gives back what others could run."""
 REFUSED_FOR = 0.25
 """Seconds for which an engine that refused a task is offered none."""
 NOT_STARTING_FOR = 30.0
 """The same if its kernel does not start; that it has started ends it."""
+_WAYS = 4  # a task that takes fewer of them is worth one that waits behind it
 _SHARE = 0.2  # of the newest duration in the average
 _CLOSED_FOR = {"QUEUE_FULL": REFUSED_FOR, "ENGINE_AWAY": REFUSED_FOR, "KERNEL_NOT_STARTING": NOT_STARTING_FOR}
 _MOST_STALE = 64  # tasks that have ended and are in the midst of a shelf, unless more than half of it is left
@@ -57,6 +60,7 @@ class Engine:
     """Those with tasks that it may run."""
     _duration: float | None = None
     _answered_at: float = 0.0
+    _way: float | None = None  # seconds that a task and its answer are on their way, the least that was seen
 
     def has_room(self, now: float) -> bool:
         """Return whether it may be given a task: it has few, and nothing else to do."""
@@ -77,7 +81,7 @@ class Engine:
         if len(self.tasks) <= IN_KERNEL:
             return False
         oldest = next(iter(self.tasks))
-        return now - max(oldest.placed_at, self._answered_at) > STUCK_AFTER
+        return now - max(oldest.placed_at + (self._way or 0.0), self._answered_at) > STUCK_AFTER
 
     def to_give_back(self) -> list[Task]:
         """Return what can be taken back from it; it is given no more until it has answered again."""
@@ -90,14 +94,33 @@ class Engine:
             self.is_open = False  # its goodbye is on its way
         self.closed_until = max(self.closed_until, now + _CLOSED_FOR.get(reason, 0.0))
 
-    def answered(self, placed_at: float, now: float) -> None:
-        """It has run a task, one after another as it does: learn how long one takes."""
-        duration = now - max(placed_at, self._answered_at)
+    def is_back(self) -> None:
+        """It is connected anew, perhaps from elsewhere."""
+        self._way = None
+
+    def answered(self, placed_at: float, run_time: float, now: float) -> None:
+        """It has run a task, one after another as it does, and that took `run_time`: learn how long one takes.
+
+        That is from one answer to the next, but for the time in which the next task was still on its way. A
+        `run_time` of 0 is not known: then nothing is learned of the way.
+        """
+        if run_time:
+            way = min(max(0.0, now - placed_at - run_time), MAX_WAY)
+            self._way = way if self._way is None else min(way, self._way)
+        begun_at = max(placed_at + (self._way or 0.0), self._answered_at)
+        duration = max(now - begun_at, run_time)  # answers may come late, and then together
         self._answered_at = now
         before = self._duration
         self._duration = duration if before is None else before + _SHARE * (duration - before)
-        ahead = AHEAD / self._duration if self._duration > 0 else MAX_PLACED
-        self.window = min(1 + int(ahead), MAX_PLACED)
+        self.window = 1 + self._ahead(self._duration, self._way or 0.0)
+
+    @staticmethod
+    def _ahead(duration: float, way: float) -> int:
+        """Return how many tasks, beside one, it is to have that take so long each."""
+        if duration * (MAX_PLACED - 1) <= AHEAD + way:
+            return MAX_PLACED - 1
+        ahead = int((AHEAD + way) / duration)
+        return 1 if not ahead and duration < _WAYS * way else ahead
 
 
 class Shelf:

@@ -328,7 +328,8 @@ class Tasks:
             if outcome == frame_pb2.OUTCOME_REJECTED:
                 task.payload.rejection = reply
         attempt, engine_id, epoch = task.attempts, task.engine_id, task.epoch
-        self.act(self.scheduler.replied(task, outcome, problem, has_run=has_run, now=time.monotonic()))
+        run_time, now = reply.run_us / 1e6, time.monotonic()
+        self.act(self.scheduler.replied(task, outcome, problem, has_run=has_run, run_time=run_time, now=now))
         if task.state is not State.ENDED:
             self._rows.changed(task)
             if has_run and engine_id is not None and self.has_engine(engine_id, epoch):

@@ -269,7 +269,7 @@ class Runner:
         if death is None and reply.failure is not None and operation.stop_cause is not None:
             reply.failure = replace(reply.failure, category=operation.stop_cause.category)
         if (plain := plain_response.compose(operation, reply)) is not None:
-            self._finish(run, death or CallReply(frame_pb2.OUTCOME_OK, plain))
+            self._finish(run, death or CallReply(frame_pb2.OUTCOME_OK, plain, reply.duration))
             return
         composer = Composer(self._engine.engine_id, operation)
         if operation.log.size + _size(reply) > LARGE:
@@ -304,7 +304,7 @@ class Runner:
             engine.records.add(operation.number, response)
         elif operation.method == frame_pb2.METHOD_RESET and not failed:
             engine.records.clear()
-        return CallReply(operation.outcome_of_reply(reply.failure), response)
+        return CallReply(operation.outcome_of_reply(reply.failure), response, reply.duration)
 
     def _give_up(self, error: Exception, operation: Operation, composer: Composer, reply: Reply) -> Answer:
         """Drop what could not be composed, and return the error that is the answer then."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -304,7 +305,8 @@ class RegistrationStream:
                     break
                 room -= size
                 self._reply_bytes -= size
-                message.replies.add(call_id=call_id, outcome=outcome, response=answer.response)
+                run_us = math.ceil(answer.run_time * 1e6)
+                message.replies.add(call_id=call_id, outcome=outcome, run_us=run_us, response=answer.response)
             else:
                 outcome = outcome_of(answer)
                 message.replies.add(call_id=call_id, outcome=outcome, error=_status.to_bytes(answer))

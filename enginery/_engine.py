@@ -6,7 +6,7 @@ IPython.kernel's `IEngineBase`, and one suite of behaviour runs over both.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from enginery._reasons import DeliveryError
@@ -63,6 +63,8 @@ class CallReply:
 
     outcome: int
     response: bytes
+    run_time: float = field(default=0.0, compare=False)
+    """Seconds for which a kernel was at work on it; 0 if none was, or nobody knows."""
 
 
 class EngineBase(Protocol):

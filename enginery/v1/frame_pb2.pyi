@@ -508,6 +508,7 @@ class Reply(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     ENGINE_ID_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
+    RUN_US_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     RESPONSE_FIELD_NUMBER: _builtins.int
     call_id: _builtins.int
@@ -518,6 +519,10 @@ class Reply(_message.Message):
     """(Optional) The engine that ran it last, if the call was a task and any did."""
     attempts: _builtins.int
     """(Optional) How often a task was run, counted from 1. Absent if the call was none."""
+    run_us: _builtins.int
+    """(Optional) For how long the engine was at work on it, in microseconds, rounded up. Set by hosts to what a kernel has
+    run; clients may be told. The controller learns from it how far away an engine is, and how many tasks to send ahead.
+    """
     error: _builtins.bytes
     """(Optional) A serialized google.rpc.Status. Set if and only if there is no response; `outcome` says when."""
     response: _builtins.bytes
@@ -529,12 +534,13 @@ class Reply(_message.Message):
         outcome: Global___Outcome.ValueType = ...,
         engine_id: _builtins.int | None = ...,
         attempts: _builtins.int = ...,
+        run_us: _builtins.int = ...,
         error: _builtins.bytes = ...,
         response: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_engine_id", b"_engine_id", "engine_id", b"engine_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_engine_id", b"_engine_id", "attempts", b"attempts", "call_id", b"call_id", "engine_id", b"engine_id", "error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_engine_id", b"_engine_id", "attempts", b"attempts", "call_id", b"call_id", "engine_id", b"engine_id", "error", b"error", "outcome", b"outcome", "response", b"response", "run_us", b"run_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__engine_id: _TypeAlias = _typing.Literal["engine_id"]  # noqa: Y015
     _WhichOneofArgType__engine_id: _TypeAlias = _typing.Literal["_engine_id", b"_engine_id"]  # noqa: Y015

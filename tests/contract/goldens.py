@@ -222,6 +222,9 @@ MESSAGES: dict[str, Message] = {
         ],
         snapshot=True,
     ),
+    "reply": frame_pb2.Reply(
+        call_id=1, outcome=frame_pb2.OUTCOME_OK, engine_id=2, attempts=3, run_us=1_500, response=b"response"
+    ),
     "get_cluster_info_response": cluster_pb2.GetClusterInfoResponse(
         cluster_id=_OPERATION,
         controller_epoch=8,

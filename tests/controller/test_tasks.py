@@ -106,6 +106,20 @@ async def test_least_load_and_one_at_a_time(cluster: FakeCluster) -> None:
     assert host.calls[2].engine_id == 1
 
 
+async def test_a_far_engine_is_given_tasks_ahead(cluster: FakeCluster) -> None:
+    """As many as it runs while an answer and the next task are on the way: its host says how long they ran."""
+    host = cluster.host()
+    host.answer = silent
+    await host.hello()
+    session = await cluster.session()
+    await session.send(calls=[task(session, b"%d" % n) for n in range(10)])
+    await until(lambda: host.calls)
+    await asyncio.sleep(0.1)  # the way there and back
+    (first,) = host.calls
+    host.send(replies=[Reply(call_id=first.call_id, outcome=frame_pb2.OUTCOME_OK, run_us=1_000)])
+    await until(lambda: len(host.calls) == 10)
+
+
 async def test_engines_with_calls_of_views_come_last(cluster: FakeCluster) -> None:
     """A task does not queue behind a view's call while that runs; it has its turn when that has ended."""
     host = cluster.host()

@@ -197,6 +197,16 @@ async def test_what_ended_while_the_controller_was_away_is_told_after_the_welcom
         stream.end()
 
 
+async def test_a_reply_says_how_long_its_kernel_was_at_work() -> None:
+    """Whether it raised or not; nothing of what no kernel has run."""
+    async with linked() as host:
+        stream, _ = await host.registered()
+        requests = code("1"), code("fail"), engine_pb2.GetIdRequest()
+        replies = [await stream.reply(stream.call(request)) for request in requests]
+        assert [reply.run_us for reply in replies] == [250_000, 250_000, 0]
+        stream.end()
+
+
 async def test_the_end_of_a_submitted_operation_is_told() -> None:
     """Submit is answered at once; what it began ends later, and has no other reply on this stream."""
     async with linked() as host:

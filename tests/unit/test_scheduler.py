@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+from collections import Counter, deque
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from controller_service.scheduler import Action, End, Place, Scheduler, TakeBack
-from controller_service.shelf import AHEAD, IN_KERNEL, MAX_PLACED, MAX_PLACED_BYTES, STUCK_AFTER
+from controller_service.shelf import AHEAD, IN_KERNEL, MAX_PLACED, MAX_PLACED_BYTES, MAX_WAY, STUCK_AFTER
 from controller_service.task import State, Task
 from enginery._reasons import DeliveryError
 from enginery.v1 import frame_pb2
@@ -84,11 +84,14 @@ class Engines:
         problem: DeliveryError | None = None,
         *,
         has_run: bool = True,
+        run_time: float = 0.0,
         now: float = 1.0,
     ) -> list[Task]:
         assert task.engine_id is not None
         self.on[task.engine_id].discard(task)
-        return self.do(self.scheduler.replied(task, outcome, problem, has_run=has_run, now=now))
+        return self.do(
+            self.scheduler.replied(task, outcome, problem, has_run=has_run, run_time=run_time, now=now)
+        )
 
 
 def test_those_that_came_first_go_first_but_for_priority() -> None:
@@ -144,6 +147,93 @@ def swift(engines: Engines, *ids: int) -> float:
             for task in [*engines.on[engine_id]]:
                 engines.reply(task, now=now)
     return now
+
+
+class Far(Engines):
+    """An engine that is `way` seconds away, there and back, and runs one task after another."""
+
+    def __init__(self, way: float) -> None:
+        super().__init__(0)
+        self.way = way
+        self.now = 0.0
+        self.most = 0  # tasks on it at a time
+        self._free_at = 0.0
+        self._answers: deque[tuple[float, Task, float]] = deque()
+
+    def send(self, placed: list[Task], run_time: float) -> None:
+        """Let tasks that were placed run there, so long each."""
+        for task in placed:
+            self._free_at = max(self._free_at, self.now + self.way / 2) + run_time
+            self._answers.append((self._free_at + self.way / 2, task, run_time))
+        self.most = max(self.most, len(self.on[0]))
+
+    def run(self, count: int, run_time: float) -> float:
+        """Run so many tasks; return how long that took."""
+        began, self.most = self.now, 0
+        for _ in range(count):
+            self.send(self.add(made(), self.now), run_time)
+        while self._answers:
+            self.now, task, ran = self._answers.popleft()
+            self.send(self.reply(task, run_time=ran, now=self.now), run_time)
+        return self.now - began
+
+
+@pytest.mark.parametrize("run_time", [1e-4, 0.02, 0.15, 1.0, 2.0])
+@pytest.mark.parametrize("way", [0.0, 0.01, 0.3])
+def test_the_way_to_an_engine_is_made_up_for(way: float, run_time: float) -> None:
+    """It is given what it runs while a task and an answer are on their way, so it is never idle; no more."""
+    far = Far(way)
+    count = 400
+    far.run(1, run_time)  # nothing is known before
+    is_long = run_time > max(4 * way, AHEAD)  # that is not worth another one that waits behind it
+    idle = way * count if is_long else way
+    assert far.run(count, run_time) <= count * run_time + idle + 0.001
+    assert far.most <= max(1 if is_long else 2, min(1 + int((AHEAD + way) / run_time + 0.001), MAX_PLACED))
+
+
+def test_an_engine_may_come_nearer_or_go_farther() -> None:
+    """The least way that was seen counts; it is learned again when the engine is connected anew."""
+    far = Far(0.3)
+    far.run(40, 0.02)
+    assert far.most == 1 + int(0.35 / 0.02)
+    far.way = 0.0
+    far.run(100, 0.02)
+    far.run(100, 0.02)
+    assert far.most == 1 + int(AHEAD / 0.02)
+    far.way = 0.3
+    for is_open in (False, True):
+        far.open(0, is_open=is_open, now=far.now)
+    far.run(40, 0.02)
+    far.run(100, 0.02)
+    assert far.most == 1 + int(0.35 / 0.02)
+
+
+def test_answers_that_were_held_up_and_come_together_tell_nothing_of_how_long_tasks_take() -> None:
+    """As over a link that loses packets: each has run as long as its engine says."""
+    engines = Engines(0)
+    now = 0.0
+    for _ in range(20):
+        for _ in range(6):
+            engines.add(made(), now)
+        now += 1.0
+        for task in [*engines.on[0]]:
+            engines.reply(task, run_time=0.1, now=now)
+    for _ in range(100):
+        engines.add(made(), now)
+    assert len(engines.on[0]) <= 1 + (AHEAD + MAX_WAY) / 0.1
+
+
+def test_what_a_far_engine_has_is_not_taken_back_before_it_could_answer() -> None:
+    """Only what is due is late."""
+    far = Far(0.5)
+    far.run(30, 1e-4)
+    for _ in range(IN_KERNEL + 2):
+        far.add(made(), far.now)
+    far.open(1, now=far.now)
+    far.do(far.scheduler.tick(far.now + 0.5 + STUCK_AFTER / 2))
+    assert far.taken_back == []
+    far.do(far.scheduler.tick(far.now + 0.5 + 2 * STUCK_AFTER))
+    assert len(far.taken_back) == 1
 
 
 def test_no_more_bytes_are_placed_ahead_than_an_engine_should_hold() -> None:
@@ -494,9 +584,12 @@ class Machine(RuleBasedStateMachine):
         self.do(self.engines.scheduler.engine_goes_on(engine_id, self.now))
 
     @rule(
-        data=st.data(), outcome=st.sampled_from([OK, RAISED, LOST, REJECTED, RELEASED]), has_run=st.booleans()
+        data=st.data(),
+        outcome=st.sampled_from([OK, RAISED, LOST, REJECTED, RELEASED]),
+        has_run=st.booleans(),
+        run_time=st.sampled_from([0.0, 1e-6, 0.05, 9e9]),
     )
-    def reply(self, data: st.DataObject, outcome: int, has_run: bool) -> None:
+    def reply(self, data: st.DataObject, outcome: int, has_run: bool, run_time: float) -> None:
         running = sorted({task.task_id for on in self.engines.on.values() for task in on})
         if running:
             task = self.engines.scheduler.find(data.draw(st.sampled_from(running)))
@@ -504,7 +597,11 @@ class Machine(RuleBasedStateMachine):
             assert task.engine_id is not None
             self.engines.on[task.engine_id].discard(task)
             problem = GONE if outcome == LOST else None if has_run else FULL
-            self.do(self.engines.scheduler.replied(task, outcome, problem, has_run=has_run, now=self.now))
+            self.do(
+                self.engines.scheduler.replied(
+                    task, outcome, problem, has_run=has_run, run_time=run_time, now=self.now
+                )
+            )
 
     @rule(data=st.data())
     def late_loss(self, data: st.DataObject) -> None:

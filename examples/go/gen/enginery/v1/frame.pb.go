@@ -761,6 +761,9 @@ type Reply struct {
 	EngineId *int32 `protobuf:"zigzag32,3,opt,name=engine_id,json=engineId,proto3,oneof" json:"engine_id,omitempty"`
 	// (Optional) How often a task was run, counted from 1. Absent if the call was none.
 	Attempts uint32 `protobuf:"varint,4,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	// (Optional) For how long the engine was at work on it, in microseconds, rounded up. Set by hosts to what a kernel has
+	// run; clients may be told. The controller learns from it how far away an engine is, and how many tasks to send ahead.
+	RunUs uint64 `protobuf:"varint,5,opt,name=run_us,json=runUs,proto3" json:"run_us,omitempty"`
 	// (Optional) A serialized google.rpc.Status. Set if and only if there is no response; `outcome` says when.
 	Error []byte `protobuf:"bytes,14,opt,name=error,proto3" json:"error,omitempty"`
 	// (Optional) The serialized response of the method. Absent if `error` is set.
@@ -827,6 +830,13 @@ func (x *Reply) GetAttempts() uint32 {
 	return 0
 }
 
+func (x *Reply) GetRunUs() uint64 {
+	if x != nil {
+		return x.RunUs
+	}
+	return 0
+}
+
 func (x *Reply) GetError() []byte {
 	if x != nil {
 		return x.Error
@@ -885,16 +895,17 @@ const file_enginery_v1_frame_proto_rawDesc = "" +
 	"\x05grace\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05grace\x12%\n" +
 	"\x0einterrupt_only\x18\x05 \x01(\bR\rinterruptOnly\x12'\n" +
 	"\x0fany_incarnation\x18\x06 \x01(\bR\x0eanyIncarnationJ\x04\b\a\x10\n" +
-	"\"\xd4\x01\n" +
+	"\"\xeb\x01\n" +
 	"\x05Reply\x12\x17\n" +
 	"\acall_id\x18\x01 \x01(\x06R\x06callId\x12.\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2\x14.enginery.v1.OutcomeR\aoutcome\x12 \n" +
 	"\tengine_id\x18\x03 \x01(\x11H\x00R\bengineId\x88\x01\x01\x12\x1a\n" +
-	"\battempts\x18\x04 \x01(\rR\battempts\x12\x14\n" +
+	"\battempts\x18\x04 \x01(\rR\battempts\x12\x15\n" +
+	"\x06run_us\x18\x05 \x01(\x04R\x05runUs\x12\x14\n" +
 	"\x05error\x18\x0e \x01(\fR\x05error\x12\x1a\n" +
 	"\bresponse\x18\x0f \x01(\fR\bresponseB\f\n" +
 	"\n" +
-	"_engine_idJ\x04\b\x05\x10\x0e*\xc0\x05\n" +
+	"_engine_idJ\x04\b\x06\x10\x0e*\xc0\x05\n" +
 	"\x06Method\x12\x16\n" +
 	"\x12METHOD_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rMETHOD_GET_ID\x10\x01\x12\x11\n" +
