@@ -10,6 +10,8 @@ from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.rpc import error_details_pb2, status_pb2
 from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,18 +42,29 @@ def generate(target: Path) -> None:
     ]
     if protoc.main(arguments) != 0:
         raise SystemExit("protoc failed")
+    descriptor_set = target / "enginery" / "v1" / DESCRIPTOR_SET
     everything = [
         *arguments[:3],
         "--include_imports",
         "--include_source_info",  # the comments, which are the specification
-        f"--descriptor_set_out={target / 'enginery' / 'v1' / DESCRIPTOR_SET}",
+        f"--descriptor_set_out={descriptor_set}",
         *protos,
     ]
     if protoc.main(everything) != 0:
         raise SystemExit("protoc failed")
+    with descriptor_set.open("ab") as file:  # messages one behind the other are merged: lists grow
+        file.write(_errors().SerializeToString())
     (target / "enginery" / "v1" / "__init__.py").write_text(
         '"""Stubs generated from protos/; never edited."""\n'
     )
+
+
+def _errors() -> FileDescriptorSet:
+    """Return what describes the details of a status, for those who show errors: no proto of ours imports it."""
+    described = FileDescriptorSet()
+    for module in (status_pb2, error_details_pb2):
+        module.DESCRIPTOR.CopyToProto(described.file.add())
+    return described
 
 
 def stale(target: Path) -> list[str]:

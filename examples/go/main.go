@@ -16,7 +16,7 @@ import (
 
 func main() {
 	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: go run . STATE_DIRECTORY   (`enginery status` prints it)")
+		fmt.Fprintln(os.Stderr, "usage: go run . STATE_DIRECTORY   (`enginery status` prints it; or a folder with a copied client.json)")
 		os.Exit(2)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
