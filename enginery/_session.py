@@ -65,6 +65,7 @@ class Counters:
     failures: int = 0
     refusals: int = 0
     resent: int = 0
+    direct: int = 0
 
 
 class Session:
@@ -268,6 +269,8 @@ class Session:
             return None
         path.functions.trim()
         self.counters.calls += calls
+        if path.is_direct:
+            self.counters.direct += calls
         self.counters.messages += 1
         if self._stalled:
             self._make_room()

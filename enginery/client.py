@@ -378,11 +378,12 @@ class Client(TaskCalls, OldNames):
         self.close()
 
     def statistics(self) -> dict[str, Any]:
-        """Return counters of this client: calls, messages, replies, what is on its way, reconnects; and how
-        many engines are called directly."""
+        """Return counters of this client: calls, how many of them went directly, messages, replies, what is on
+        its way, reconnects; and how many engines are called directly now."""
         session = self._link.session
         return {
             "calls": session.counters.calls,
+            "direct_calls": session.counters.direct,
             "messages": session.counters.messages,
             "replies": session.counters.replies,
             "not_delivered": session.counters.failures,

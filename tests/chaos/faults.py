@@ -26,12 +26,14 @@ class Event:
     end: float = float("inf")
     killed: list[int] = field(default_factory=list)
     note: str = ""
+    other: str = ""
+    """The other end of a path."""
 
     @property
     def takes_away_the_way(self) -> bool:
         """Whether nobody can reach the engines of its machine while it lasts."""
         what, _, how = self.kind.removesuffix(" for long").partition(" ")
-        return what != "kernel" and how in ("killed", "stopped", "frozen", "cut", "half open")
+        return what not in ("kernel", "path") and how in ("killed", "stopped", "frozen", "cut", "half open")
 
 
 class Faults:
@@ -56,6 +58,8 @@ class Faults:
             self._strike_kernel(event, how, fault)
         elif what == "link":
             self._break_link(fault.machine, how)
+        elif what == "path":
+            self._break_path(event, how, fault)
         elif what == "disk":
             self._machines.fill_disk()
         elif what == "clock":
@@ -75,6 +79,8 @@ class Faults:
                 self._machines.start(machine)
         elif how == "frozen":
             self._machines.thaw(machine)
+        elif event.kind == "path cut":
+            self._network.heal_between(machine, event.other)
         elif how in ("cut", "half open"):
             self._network.heal(machine)
         elif how == "slow":
@@ -119,6 +125,13 @@ class Faults:
             return
         event.killed = [pid]
         os.kill(pid, signal.SIGKILL if how == "killed" else signal.SIGSEGV)
+
+    def _break_path(self, event: Event, how: str, fault: Fault) -> None:
+        event.other = self._machines.hosts[fault.choice % len(self._machines.hosts)]
+        if how == "cut":
+            self._network.cut_between(fault.machine, event.other)
+        else:
+            self._network.reset_between(fault.machine, event.other)
 
     def _break_link(self, machine: str, how: str) -> None:
         if how == "reset":

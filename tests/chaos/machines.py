@@ -111,7 +111,7 @@ class Machines:
             ]
         if name in self.hosts:
             label = ["--property", f'machine="{name}"']
-            file = ["--connection-file", str(state / "engine.json"), "--no-direct"]
+            file = ["--connection-file", str(state / "engine.json"), "--bind", self._network.address_of(name)]
             log = ["--log-file", os.devnull]
             return ["-m", "engine_service", "-n", str(ENGINES), *label, *file, *log, *level]
         return ["-m", self._clients[name], str(self._folder), name, str(life), str(self._seed)]

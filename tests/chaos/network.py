@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Protocol
 
 CONTROLLER_ADDRESS = "10.99.0.1"
@@ -60,6 +61,18 @@ class Network(Protocol):
     def reset(self, machine: str, *, both_ends: bool) -> None:
         """Break all connections of the machine, or its ends of them alone."""
 
+    def address_of(self, machine: str) -> str:
+        """Return where others reach the machine."""
+
+    def cut_between(self, machine: str, other: str) -> None:
+        """Lose every packet between two machines, neither of which is the controller's."""
+
+    def heal_between(self, machine: str, other: str) -> None:
+        """End that."""
+
+    def reset_between(self, machine: str, other: str) -> None:
+        """Break the connections of two machines."""
+
 
 class Loopback:
     """All machines are this one: no link to break."""
@@ -81,6 +94,16 @@ class Loopback:
         """Be refused: there is no link."""
         self.cut(machine)
 
+    def address_of(self, machine: str) -> str:
+        """It is here."""
+        return self.address
+
+    def cut_between(self, machine: str, other: str) -> None:
+        """Be refused: there is no link."""
+        self.cut(machine)
+
+    heal_between = reset_between = cut_between
+
 
 class Namespaces:
     """A namespace for each machine, joined to the controller's by a pair of virtual interfaces."""
@@ -94,6 +117,7 @@ class Namespaces:
         _run("mount", "-t", "tmpfs", "tmpfs", "/run")
         _run("ip", "link", "set", "lo", "up")
         _run("ip", "address", "add", f"{self.address}/32", "dev", "lo")
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")  # for the hosts' own ports
         for machine, number in self._number.items():
             _run("ip", "netns", "add", machine)
             _run(
@@ -144,9 +168,31 @@ class Namespaces:
 
     def reset(self, machine: str, *, both_ends: bool) -> None:
         """Destroy the sockets; the other end is told by a RST, which a cut link loses."""
-        _run(*self.on(machine), "ss", "--tcp", "--kill", "dst", self.address)
+        _run(*self.on(machine), "ss", "--tcp", "--kill", "dst", "10.99.0.0/16")
         if both_ends:
-            _run("ss", "--tcp", "--kill", "dst", f"10.99.{self._number[machine]}.2")
+            _run("ss", "--tcp", "--kill", "dst", self.address_of(machine))
+
+    def address_of(self, machine: str) -> str:
+        """Return its end of its link."""
+        return f"10.99.{self._number[machine]}.2"
+
+    def cut_between(self, machine: str, other: str) -> None:
+        """Drop what is to be passed on from one to the other, both ways; nobody is told."""
+        for rule in self._between(machine, other):
+            _run("ip", "rule", "add", *rule)
+
+    def heal_between(self, machine: str, other: str) -> None:
+        """Pass it on again."""
+        for rule in self._between(machine, other):
+            _run("ip", "rule", "del", *rule)
+
+    def reset_between(self, machine: str, other: str) -> None:
+        """Destroy the sockets of one; the other is told by a RST."""
+        _run(*self.on(machine), "ss", "--tcp", "--kill", "dst", self.address_of(other))
+
+    def _between(self, machine: str, other: str) -> list[list[str]]:
+        ends = self.address_of(machine), self.address_of(other)
+        return [["from", one, "to", two, "blackhole"] for one, two in (ends, ends[::-1])]
 
     def _ends(self, machine: str) -> list[tuple[list[str], str, str]]:
         """Return both ends of the link: how to get there, the address of the other end, and the interface."""

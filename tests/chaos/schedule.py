@@ -17,7 +17,7 @@ SETTLING = 3.0  # seconds that a machine is left alone after a fault, to be well
 class Kind:
     """One kind of fault: whom it strikes, and for how long, in leases."""
 
-    strikes: str  # "controller", "host", "client", "link" (of a host or a client)
+    strikes: str  # "controller", "host", "client", "link" (of a host or a client), "path" (of the first client)
     shortest: float = 0.0
     longest: float = 0.0
 
@@ -40,6 +40,9 @@ KINDS: dict[str, Kind] = {
     "link half open": Kind("link", 0.02, 0.4),
     "link reset": Kind("link"),
     "link slow": Kind("link", 0.05, 0.3),
+    # Between a client and a host alone: what goes directly
+    "path cut": Kind("path", 0.1, 2.0),
+    "path reset": Kind("path"),
     # What is around them
     "disk full": Kind("controller", 0.05, 0.3),
     "clock jumped": Kind("any", 0.05, 0.3),
@@ -49,7 +52,7 @@ KINDS: dict[str, Kind] = {
 }
 """All kinds. Those that are not "for long" end so early that nothing may be lost for them."""
 LONG = frozenset(kind for kind in KINDS if kind.endswith("for long"))
-NETWORK = frozenset(kind for kind in KINDS if kind.startswith("link"))
+NETWORK = frozenset(kind for kind in KINDS if kind.startswith(("link", "path")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ def plan(
         "host": hosts,
         "client": clients,
         "link": hosts + clients,
+        "path": clients[:1],
         "any": [CONTROLLER, *hosts, *clients],
     }
     free_at = dict.fromkeys(strikes["any"], 0.0)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 WINDOW = 5  # jobs outstanding on each engine
 PACE = 0.15  # seconds between looks at all engines
 CONNECTING = 60.0  # seconds
+RELAYED = frozenset({"worker-1"})  # clients that leave all to the controller
 LAST_ASKING = 4.0  # seconds in which it still asks, at the end, for what nobody knew
 
 
@@ -40,7 +41,7 @@ class Worker:
         earlier, _ = ledger.read_notes(folder / f"notes-{name}")
         self._orphans = {sent.name: sent for sent in earlier.values() if sent.is_open}
         self._notes = ledger.Notes(folder / f"notes-{name}")
-        self._client = _connect(folder / "state" / "client.json")
+        self._client = _connect(folder / "state" / "client.json", direct=name not in RELAYED)
         self._away: set[str] = set()  # orphans that may belong to an engine that is away
         self._count = 0
         self._outstanding: dict[str, tuple[jobs.Job, int]] = {}  # by name, with the engine
@@ -58,6 +59,8 @@ class Worker:
             self._adopt_orphans()
             self._listen(1.0)
         self._before_end()
+        figures = self._client.statistics()
+        print(f"{self._name}: {figures['direct_calls']} of {figures['calls']} calls went directly", flush=True)
         self._client.close()
 
     def _before_end(self) -> None:
@@ -159,12 +162,12 @@ class Worker:
             self._orphans.pop(name, None)
 
 
-def _connect(file: Path) -> enginery.Client:
+def _connect(file: Path, *, direct: bool) -> enginery.Client:
     """Connect, and wait for a controller that is not there just now, as a script would that is restarted."""
     deadline = time.monotonic() + CONNECTING
     while True:
         try:
-            return enginery.connect(file, timeout=CONNECTING, reconnect_timeout=600.0)
+            return enginery.connect(file, timeout=CONNECTING, reconnect_timeout=600.0, direct=direct)
         except (enginery.ControllerNotRunning, enginery.ControllerLost):
             if time.monotonic() > deadline:
                 raise
