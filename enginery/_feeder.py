@@ -32,8 +32,8 @@ T = TypeVar("T")
 FEWEST_AHEAD = 2  # calls for each engine: one runs, one is there when it ends
 MOST_AHEAD = 64
 _FEW = 8  # a part of the window that is too small to be filled up at once
-SHORT = 0.05  # seconds: what comes back sooner lets more calls out
-LONG = 0.2  # seconds: what takes longer lets fewer out
+SHORT = 0.05  # seconds beyond the way: what comes back sooner lets more calls out
+LONG = 0.2  # seconds beyond twice the way: what takes longer lets fewer out
 
 logger = logging.getLogger("concurrent.futures")  # as the standard library's executors do
 
@@ -62,8 +62,8 @@ class Window:
     """How many calls are with the engines at a time.
 
     As many as the executor was told, if it was. Else it follows how long they take: each that is back soon lets
-    one more out, each that takes long one fewer. So short calls do not wait for the way there and back, and
-    long ones stay where they can be cancelled.
+    one more out, each that takes long one fewer. So short calls do not wait for the way there and back, however
+    long that is, and long ones stay where they can be cancelled.
     """
 
     def __init__(self, limit: int | None, engine_count: Callable[[], int]) -> None:
@@ -71,6 +71,7 @@ class Window:
         self._limit = limit
         self._engine_count = engine_count
         self._size = 0
+        self._way: float | None = None  # seconds there and back, the least that was seen
 
     def room(self, sent: int) -> int:
         """Return how many more calls to send now that `sent` are with the engines.
@@ -84,11 +85,16 @@ class Window:
         room = self._size - sent
         return room if room >= self._size // _FEW else 0
 
-    def ended(self, seconds: float) -> None:
-        """Take note of how long a call took, the way there and back included."""
-        if seconds < SHORT:
+    def ended(self, seconds: float, run_time: float | None) -> None:
+        """Take note of how long a call took, the way there and back included, and for how long it ran of that;
+        None if nobody knows."""
+        if run_time is not None:
+            way = max(0.0, seconds - run_time)
+            self._way = way if self._way is None else min(way, self._way)
+        way = self._way or 0.0
+        if seconds < SHORT + way:
             self._size += 1
-        elif seconds > LONG:
+        elif seconds > LONG + 2 * way:
             self._size -= 1
 
 
@@ -190,7 +196,8 @@ class Feeder:
         if operation is None:
             return
         future, sent_at = self._sent.pop(operation)
-        self._window.ended(time.monotonic() - sent_at)
+        answer = operation._answer
+        self._window.ended(time.monotonic() - sent_at, None if answer is None else answer.duration())
         error = operation.exception()
         if error is None:
             future.set_result(operation.result())
