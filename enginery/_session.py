@@ -11,7 +11,6 @@ order. Time is an argument. docs/machines/session.md tells all of it.
 from __future__ import annotations
 
 import itertools
-import threading
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +22,7 @@ from enginery._lane import Hold, Lane, by_call_id
 from enginery._methods import ANY_ENGINE, METHODS, OPERATIONS, PYTHON_NAMES
 from enginery._path import Path, Ways
 from enginery._reasons import DeliveryError
+from enginery._room import Room
 from enginery._shared_call import SharedCall
 from enginery.operation import Operation
 
@@ -37,13 +37,6 @@ T = TypeVar("T")
 BATCH_CALLS = 256
 BATCH_BYTES = 512 << 10
 """How much goes into one message: enough to spare most of the cost of a message, too little to delay a call."""
-UNSENT_CALLS = 20_000
-"""How many calls may wait to be sent before submitting waits too."""
-KEPT_BYTES = 256 << 20
-"""How much may wait for its answer, sent or not, before submitting waits too."""
-PATIENT_CALLS = 1_000_000
-PATIENT_BYTES = 1 << 30
-"""The same two for a caller that must not wait: above these it is refused."""
 PATIENCE = 60.0
 """Seconds without an answer of an engine after which calls that it does not take fail."""
 
@@ -78,20 +71,11 @@ class Session:
         self.counters = Counters()
         self._epochs = {} if epochs is None else epochs
         self._call_ids = itertools.count(1)
-        self._lock = threading.Lock()
-        self._room = threading.Condition(self._lock)
-        self._never_waits = False
-        self._stalled = 0  # submitters that wait for room, or are about to
-        self._submitted_calls = 0  # these two by submitters, with the lock
-        self._submitted_bytes = 0
-        self._ended_calls = 0  # these two by the loop's thread alone
-        self._ended_bytes = 0
-        self._closed = False
-        self._inbox: deque[Entry] = deque()
         self.ways = Ways()
         self.relay = self.ways.relay
         self._lanes: dict[int, Lane] = {}
         self._waiting: dict[int, Entry] = {}
+        self.room = Room(self._waiting)
         self._broken_at: float | None = None
         self._controller_epoch = 0
 
@@ -125,61 +109,19 @@ class Session:
             if not ids or ids[-1] - ids[0] == count - 1:  # else another thread took one between them
                 return ids
 
-    def never_wait(self) -> None:
-        """Let calls be submitted without waiting, up to limits that are far higher: for callers on an event
-        loop, who look at `has_room` now and then."""
-        self._never_waits = True
-
     def submit(self, entries: list[Entry], *, may_wait: bool, is_urgent: bool = False) -> None:
         """Queue calls. While too much is unsent or unanswered this waits, or raises QUEUE_FULL unless it
         `may_wait`; but not if it `is_urgent`."""
-        with self._lock:
-            if not is_urgent and self._is_full():
-                self._wait_for_room(entries[0].operation.target, may_wait=may_wait)
-            if self._closed:
-                raise DeliveryError("NOT_SENT", cause="this client was closed")
-            for entry in entries:
-                self._submitted_bytes += entry.size
-            self._submitted_calls += len(entries)
-            self._inbox.extend(entries)
-
-    def _wait_for_room(self, engine_id: int, *, may_wait: bool) -> None:
-        self._stalled += 1  # before it is looked at again: see _make_room
-        try:
-            while not self._closed and self._is_full():
-                if self._never_waits or not may_wait:
-                    drain = "nothing: `await client.drain()` between so many calls"
-                    callback = "nothing: this is a done-callback, which must not wait"
-                    raise DeliveryError(
-                        "QUEUE_FULL",
-                        engine_id=engine_id,
-                        size=f"{self.unsent_count} calls of this client are unsent",
-                        option=drain if self._never_waits else callback,
-                    )
-                self._room.wait()
-        finally:
-            self._stalled -= 1
-
-    def _is_full(self) -> bool:
-        if self._never_waits:
-            return not self._is_below(PATIENT_CALLS, PATIENT_BYTES)
-        return not self.has_room
-
-    @property
-    def has_room(self) -> bool:
-        """Whether so little is unsent and unanswered that submitting need not wait."""
-        return self._is_below(UNSENT_CALLS, KEPT_BYTES)
-
-    def _is_below(self, calls: int, size: int) -> bool:
-        return self.unsent_count < calls and self._submitted_bytes - self._ended_bytes < size
+        self.room.enter(entries, may_wait=may_wait, is_urgent=is_urgent)
 
     # ---- the loop's thread: calls out
 
     def accept(self) -> list[Entry]:
         """Sort what was submitted; return the calls whose uploads are to be started now."""
         starting = []
-        while self._inbox:
-            entry = self._inbox.popleft()
+        inbox = self.room.inbox
+        while inbox:
+            entry = inbox.popleft()
             engine_id = entry.operation.target
             self.ways.begin(engine_id)
             if entry.request.method in CONTROL:
@@ -272,8 +214,8 @@ class Session:
         if path.is_direct:
             self.counters.direct += calls
         self.counters.messages += 1
-        if self._stalled:
-            self._make_room()
+        if self.room.has_stalled:
+            self.room.wake()
         return b"".join(frames)
 
     def _take_together(self, entry: Entry, shared: SharedCall, outbox: deque[Entry]) -> list[Entry]:
@@ -337,15 +279,12 @@ class Session:
 
     def done(self, entry: Entry) -> None:
         """Let go of a call that was answered."""
-        self._ended_calls += 1
-        self._ended_bytes += entry.size
+        self.room.leave(entry.size)
         self.ways.end(entry.operation.target)
         if self._lanes:
             lane = self._lanes.get(entry.operation.target)
             if lane is not None and lane.hold is not None:
                 lane.hold.answer()
-        if self._stalled:
-            self._make_room()
 
     def refuse(self, entry: Entry, error: DeliveryError, hint: float, now: float) -> None:
         """Send a call that was answered with one of RETRIED again, later; and what is behind it after it.
@@ -514,9 +453,7 @@ class Session:
 
     def close(self) -> None:
         """End every call and take no more."""
-        with self._room:
-            self._closed = True
-            self._room.notify_all()
+        self.room.close()
         self.accept()
         lanes = itertools.chain.from_iterable(lane.entries for lane in self._lanes.values())
         paths = self.ways.paths()
@@ -539,12 +476,12 @@ class Session:
     @property
     def has_submitted(self) -> bool:
         """Whether there are calls that `accept` has not looked at."""
-        return bool(self._inbox)
+        return bool(self.room.inbox)
 
     @property
     def unsent_count(self) -> int:
         """Calls that were submitted and are not on their way."""
-        return self._submitted_calls - self._ended_calls - len(self._waiting)
+        return self.room.unsent_count
 
     @property
     def waiting_count(self) -> int:
@@ -559,17 +496,12 @@ class Session:
             return State.SENT
         if entry in self.ways.of(entry.operation.target).outbox:
             return State.READY
-        return State.NEW if entry in self._inbox else State.LANE
+        return State.NEW if entry in self.room.inbox else State.LANE
 
     def _fail(self, entry: Entry, error: DeliveryError) -> None:
         self.counters.failures += 1
         self.done(entry)
         entry.operation.fail(error)
-
-    def _make_room(self) -> None:
-        # Whoever waits has said so before looking, so that what is ended after that look is seen here.
-        with self._room:
-            self._room.notify_all()
 
     def __repr__(self) -> str:
         """Show how much is on its way."""

@@ -85,7 +85,7 @@ class AsyncClient(AsyncTaskCalls):
     def __init__(self, client: Client) -> None:
         """Made by `aconnect`. `client` is used by nobody else."""
         self._client = client
-        client._link.session.never_wait()
+        client._link.session.room.never_wait()
 
     # ---- engines
 
@@ -171,7 +171,7 @@ class AsyncClient(AsyncTaskCalls):
         raised above a million unsent ones or 1 GiB.
         """
         session = self._client._link.session
-        while not session.has_room and not self.closed:  # noqa: ASYNC110 - an event would cost every call
+        while not session.room.is_there and not self.closed:  # noqa: ASYNC110 - an event would cost every call
             await asyncio.sleep(_LOOK)
 
     # ---- the cluster

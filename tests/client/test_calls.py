@@ -247,7 +247,7 @@ def test_calls_that_are_made_while_a_message_is_written_go_with_the_next(
     """Together, and nobody wakes the thread that sends them: it looks before it goes to sleep."""
     link = client._link
     assert link._connection is not None
-    write, wake = link._connection.stream.write, link._wake
+    write, wake = link._connection.stream.write, link.wake
     begun, may_go_on = threading.Event(), threading.Event()
     wakes: list[None] = []
 
@@ -261,7 +261,7 @@ def test_calls_that_are_made_while_a_message_is_written_go_with_the_next(
         wake()
 
     monkeypatch.setattr(link._connection.stream, "write", write_slowly)
-    monkeypatch.setattr(link, "_wake", counted_wake)
+    monkeypatch.setattr(link, "wake", counted_wake)
     operations = [client[0].apply(abs, -1, block=False)]
     assert begun.wait(10)
     operations += [client[0].apply(abs, -1, block=False) for _ in range(20)]

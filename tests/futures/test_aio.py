@@ -270,8 +270,8 @@ async def test_more_calls_than_can_be_kept_are_refused(
     client: enginery.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Calls do not wait by themselves: the error says what whoever makes so many is to await."""
-    monkeypatch.setattr("enginery._session.PATIENT_CALLS", 50)
-    monkeypatch.setattr("enginery._session.UNSENT_CALLS", 20)
+    monkeypatch.setattr("enginery._room.PATIENT_CALLS", 50)
+    monkeypatch.setattr("enginery._room.UNSENT_CALLS", 20)
     view = client[client.ids[0]]
     with pytest.raises(QueueFull, match=r"client\.drain"):
         await asyncio.gather(*(view.apply(add, n) for n in range(10_000)))

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from enginery import _calls, _session
+from enginery import _calls, _room
 from enginery._encoded import Codec, Encoded
 from enginery._entry import TRANSITIONS, Entry, State
 from enginery._methods import ANY_ENGINE
@@ -221,7 +221,7 @@ def test_closing_ends_everything() -> None:
 
 def test_submitting_waits_while_too_much_is_unsent(monkeypatch: pytest.MonkeyPatch) -> None:
     """The queue of unsent calls has a bound: a thread waits for room, the loop's own is told at once."""
-    monkeypatch.setattr(_session, "UNSENT_CALLS", 1)
+    monkeypatch.setattr(_room, "UNSENT_CALLS", 1)
     session = Session()
     submit(session)
     with pytest.raises(DeliveryError, match="unsent"):
@@ -245,7 +245,7 @@ def test_operation_ids_follow_from_session_and_call() -> None:
 
 def test_the_client_keeps_only_so_much(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls that wait for their answers have a bound in bytes; an answer makes room, nothing else does."""
-    monkeypatch.setattr(_session, "KEPT_BYTES", 500)
+    monkeypatch.setattr(_room, "KEPT_BYTES", 500)
     session = Session()
     first = submit(session, "#" * 100)
     session.accept()

@@ -49,7 +49,7 @@ def test_one_frame_for_many_engines() -> None:
     assert (session.counters.calls, session.waiting_count) == (3, 3)
     for entry in (*entries, alone):
         end(session, entry)
-    assert session._submitted_bytes == session._ended_bytes
+    assert session.room.kept_bytes == 0
     assert session.entries(_calls.keys(), [], "raise", 0.0) == []
 
 
