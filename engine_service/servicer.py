@@ -78,15 +78,15 @@ def _streaming(
 
 def find(engines: Sequence[Engine], engine_id: int | None) -> Engine:
     """Return the engine of that id; without an id the only one there is. DeliveryError if there is none."""
+    for engine in engines:
+        if engine.engine_id == engine_id and not engine.is_stopping:
+            return engine
     living = [engine for engine in engines if not engine.is_stopping]
     if not living:
         raise DeliveryError("NO_ENGINES_REGISTERED")
+    if engine_id is None and len(living) == 1:
+        return living[0]
     ids = ", ".join(str(engine.engine_id) for engine in living)
     if engine_id is None:
-        if len(living) > 1:
-            raise DeliveryError("MISSING_ENGINE_ID", engine_ids=ids)
-        return living[0]
-    for engine in living:
-        if engine.engine_id == engine_id:
-            return engine
+        raise DeliveryError("MISSING_ENGINE_ID", engine_ids=ids)
     raise DeliveryError("INVALID_ENGINE_ID", engine_id=engine_id, engine_ids=ids)
