@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from enginery import _answer, _outcomes, _status
+from enginery._connection import translated
 from enginery._methods import METHODS
 from enginery._reasons import DeliveryError
 from enginery._session import RETRIED
@@ -103,11 +104,11 @@ class Answering:
                         raise
                 else:
                     answer.blobs[blob.blob_id] = downloaded
-        except DeliveryError as error:
-            operation.fail(error)
         except asyncio.CancelledError:
             operation.fail(DeliveryError("CONTROLLER_LOST", cause="this client was closed"))
             raise
+        except Exception as error:
+            operation.fail(translated(error))
         else:
             operation.succeed(answer)
 

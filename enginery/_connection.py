@@ -14,8 +14,10 @@ import enginery
 from enginery import _status
 from enginery._channel import open_channel
 from enginery._reasons import DeliveryError
+from enginery._requests import parse
+from enginery._rpc import cluster_stub
 from enginery._transfer import Transfers
-from enginery.v1 import cluster_pb2, cluster_pb2_grpc
+from enginery.v1 import cluster_pb2
 
 if TYPE_CHECKING:
     from enginery._connection_file import ConnectionInfo
@@ -30,7 +32,7 @@ class Connection:
     info: ConnectionInfo
     channels: tuple[grpc.aio.Channel, grpc.aio.Channel]
     """For calls, and for large values."""
-    stream: Any  # of bytes and SessionResponse; grpc's types know neither raw requests nor EOF
+    stream: Any  # of bytes both ways; grpc's types know neither those nor EOF
     watch: Any  # of WatchEnginesResponse
     transfers: Transfers
     welcome: cluster_pb2.SessionWelcome
@@ -51,9 +53,7 @@ async def open_connection(
     """Connect within `timeout` seconds, to `cluster_id` if it is not empty; DeliveryError if that fails."""
     channel, bulk = open_channel(info), open_channel(info)
     stream = open_session(channel, info)
-    watch: Any = cluster_pb2_grpc.ClusterServiceStub(channel).WatchEngines(
-        cluster_pb2.WatchEnginesRequest(), metadata=info.metadata
-    )
+    watch: Any = cluster_stub(channel).WatchEngines(cluster_pb2.WatchEnginesRequest(), metadata=info.metadata)
     connection = Connection(
         info,
         (channel, bulk),
@@ -81,11 +81,15 @@ async def open_connection(
 
 
 def open_session(channel: grpc.aio.Channel, info: ConnectionInfo) -> Any:
-    """Return a new Session stream, of bytes and SessionResponse."""
-    stream: Any = channel.stream_stream(
-        _SESSION, request_serializer=None, response_deserializer=cluster_pb2.SessionResponse.FromString
-    )
+    """Return a new Session stream, of serialized messages: `read_response` reads it."""
+    stream: Any = channel.stream_stream(_SESSION)
     return stream(metadata=info.metadata)
+
+
+async def read_response(stream: Any) -> cluster_pb2.SessionResponse | None:
+    """Return what comes next on a Session stream, None at its end; MALFORMED_MESSAGE if it is no message."""
+    data = await stream.read()
+    return None if data is grpc.aio.EOF else parse(cluster_pb2.SessionResponse, data)
 
 
 async def greet(stream: Any, session_id: bytes) -> cluster_pb2.SessionWelcome:
@@ -94,11 +98,10 @@ async def greet(stream: Any, session_id: bytes) -> cluster_pb2.SessionWelcome:
     hello = cluster_pb2.SessionHello(session_id=session_id, client_version=version)
     with contextlib.suppress(asyncio.InvalidStateError):  # it is over already: reading tells why
         await stream.write(cluster_pb2.SessionRequest(hello=hello).SerializeToString())
-    first = await stream.read()
-    if first is grpc.aio.EOF or not first.HasField("welcome"):
+    first = await read_response(stream)
+    if first is None or not first.HasField("welcome"):
         raise DeliveryError("PROTOCOL_ERROR", cause="the controller did not answer the hello")
-    welcome: cluster_pb2.SessionWelcome = first.welcome
-    return welcome
+    return first.welcome
 
 
 def translated(error: BaseException) -> DeliveryError:

@@ -25,8 +25,9 @@ from enginery._connection import cause_of, greet, open_session, translated
 from enginery._methods import ENGINE_ID_KEY
 from enginery._path import Path
 from enginery._reasons import DeliveryError
+from enginery._rpc import engine_stub
 from enginery._transfer import Transfers
-from enginery.v1 import cluster_pb2, engine_pb2, engine_pb2_grpc
+from enginery.v1 import cluster_pb2, engine_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -215,7 +216,7 @@ class _Host:
 
     async def _offer(self, stream: Any, channel: grpc.aio.Channel, info: ConnectionInfo, path: Path) -> None:
         """Offer the path for each engine that is there, as the controller tells of it; end it if none is."""
-        stub = engine_pb2_grpc.EngineServiceStub(channel)
+        stub = engine_stub(channel)
         session = self._link.session
         while True:
             self._changed.clear()
@@ -253,8 +254,8 @@ async def _is_there(stub: Any, info: ConnectionInfo, engine_id: int, who: _Who) 
     metadata = (*info.metadata, (ENGINE_ID_KEY, str(engine_id)))
     try:
         answer = await stub.GetId(engine_pb2.GetIdRequest(), metadata=metadata, timeout=_PATIENCE)
-    except grpc.aio.AioRpcError as error:
-        logger.debug("engine %d is not at %s: %s", engine_id, info.address, error.details())
+    except (DeliveryError, grpc.aio.AioRpcError) as error:
+        logger.debug("engine %d is not at %s: %s", engine_id, info.address, translated(error).text)
         return False
     return bool((answer.engine_id, answer.incarnation) == (engine_id, who.incarnation))
 

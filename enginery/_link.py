@@ -23,19 +23,20 @@ prepare_grpc()
 import grpc  # noqa: E402 - after prepare_grpc
 import grpc.aio  # noqa: E402
 
-from enginery import _loop, _status  # noqa: E402
+from enginery import _loop  # noqa: E402
 from enginery._answering import NOT_THERE, Answering  # noqa: E402
 from enginery._cancelling import Cancelling  # noqa: E402
-from enginery._connection import Connection, cause_of, open_connection, translated  # noqa: E402
+from enginery._connection import Connection, cause_of, open_connection, read_response, translated  # noqa: E402
 from enginery._direct import DirectPaths  # noqa: E402
 from enginery._modules import Modules  # noqa: E402
 from enginery._operation_calls import OperationCalls  # noqa: E402
 from enginery._reasons import Code, DeliveryError, public  # noqa: E402
+from enginery._rpc import cluster_stub  # noqa: E402
 from enginery._session import Session  # noqa: E402
 from enginery._uploading import Uploading  # noqa: E402
 from enginery.engines import Roster  # noqa: E402
 from enginery.errors import EngineryError  # noqa: E402
-from enginery.v1 import cluster_pb2, cluster_pb2_grpc  # noqa: E402
+from enginery.v1 import cluster_pb2  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -55,6 +56,7 @@ _LONGEST_DELAY = 2.0
 _LASTING = 5.0  # seconds after which a connection was a good one
 _TRANSFERS = 4  # at a time: more share the same wire
 _FLUSH = 5.0  # seconds that `close` gives what was submitted to be sent
+_MOST_PAGES = 100  # of a thousand engines each: a list that never ends is none
 _LINGER = 0.5  # seconds that `close` gives the controller to take what was sent
 _BROKEN = frozenset({"CONTROLLER_LOST", "NOT_SENT", "ENGINE_AWAY", "SHUTTING_DOWN", "UPLOAD_INCOMPLETE"})
 """Why transfers go on from where they were."""
@@ -224,7 +226,7 @@ class Link:
 
     async def read_replies(self, stream: Any, path: Path) -> None:
         """Take the replies of a path until its stream ends."""
-        while (response := await stream.read()) is not grpc.aio.EOF:
+        while (response := await read_response(stream)) is not None:
             for reply in response.replies:
                 self.answering.reply(reply, path)
             if self.session.is_holding:
@@ -354,14 +356,15 @@ class Link:
         lost: list[cluster_pb2.Engine] = []
         request = cluster_pb2.ListEnginesRequest(page_size=1000, include_lost=True)
         try:
-            while True:
+            for _ in range(_MOST_PAGES):
                 page = await stub.ListEngines(request, metadata=metadata, timeout=self.timeout)
                 lost += [engine for engine in page.engines if engine.state == cluster_pb2.ENGINE_STATE_LOST]
                 if not page.next_page_token:
                     return lost
                 request.page_token = page.next_page_token
-        except grpc.aio.AioRpcError as error:
-            raise _status.from_rpc(error) from None
+            return lost
+        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
+            raise translated(error) from None
 
     async def cluster_info(self) -> cluster_pb2.GetClusterInfoResponse:
         """Return what the controller says of itself."""
@@ -371,8 +374,8 @@ class Link:
             info: cluster_pb2.GetClusterInfoResponse
             info = await stub.GetClusterInfo(request, metadata=metadata, timeout=self.timeout)
             return info
-        except grpc.aio.AioRpcError as error:
-            raise _status.from_rpc(error) from None
+        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
+            raise translated(error) from None
 
     async def shutdown(self, *, keep_engines: bool, grace: float) -> None:
         """Stop engines and controller; return when the connection has ended, or `timeout` seconds after
@@ -383,7 +386,7 @@ class Link:
             request = cluster_pb2.ShutdownRequest(keep_engines=keep_engines)
             request.grace.FromNanoseconds(round(grace * 1e9))
             await stub.Shutdown(request, metadata=metadata, timeout=self.timeout)
-        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
+        except (DeliveryError, grpc.aio.AioRpcError, asyncio.CancelledError) as error:
             failure = translated(error)
             if failure.code is not Code.UNAVAILABLE:  # gone before it answered: that is success
                 self._closing = False
@@ -393,7 +396,7 @@ class Link:
 
     async def _cluster(self) -> tuple[Any, tuple[tuple[str, str], ...]]:
         connection = await self.connection()
-        return cluster_pb2_grpc.ClusterServiceStub(connection.channels[0]), connection.info.metadata
+        return cluster_stub(connection.channels[0]), connection.info.metadata
 
     # ---- the end
 

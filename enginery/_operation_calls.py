@@ -14,7 +14,8 @@ from enginery import _recall
 from enginery._connection import translated
 from enginery._methods import ENGINE_ID_KEY
 from enginery._reasons import DeliveryError
-from enginery.v1 import engine_pb2, engine_pb2_grpc, operation_pb2
+from enginery._rpc import engine_stub
+from enginery.v1 import engine_pb2, operation_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +109,7 @@ class OperationCalls:
         metadata = connection.info.metadata
         if engine_id is not None:
             metadata = (*metadata, (ENGINE_ID_KEY, str(engine_id)))
-        return engine_pb2_grpc.EngineServiceStub(connection.channels[0]), metadata
+        return engine_stub(connection.channels[0]), metadata
 
     # ---- following
 
@@ -125,11 +126,11 @@ class OperationCalls:
             if response.operation.attempts:
                 operation.ran(response.operation.engine_id, response.operation.attempts)
             outcome, message = _recall.answer_of(response.outcome)
-        except DeliveryError as error:
-            operation.fail(error)
         except asyncio.CancelledError:
             operation.fail(DeliveryError("CONTROLLER_LOST", cause="this client was closed"))
             raise
+        except Exception as error:
+            operation.fail(translated(error))
         else:
             self._link.answering.answer(operation, outcome, message)
 

@@ -13,7 +13,8 @@ import grpc.aio
 from enginery import _pieces, _status, _values
 from enginery._methods import ENGINE_ID_KEY, ENGINE_IDS_KEY
 from enginery._reasons import DeliveryError
-from enginery.v1 import engine_pb2, engine_pb2_grpc, value_pb2
+from enginery._requests import parse
+from enginery.v1 import engine_pb2, value_pb2
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 _LARGE = 1 << 20  # bytes of a value for which pages of its own pay
 _SLOWEST = 1 << 20  # bytes a second: a transfer below that is given up
 _PATIENCE = 60.0  # seconds on top
+_DIGITS = 20  # of an offset at most
 _RELEASE_PATIENCE = 5.0  # seconds that an answer may wait until its engine's host has forgotten a value
 
 
@@ -65,12 +67,11 @@ class Transfers:
 
     def __init__(self, channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ...]) -> None:
         """Use `channel`; `metadata` goes with every call."""
-        self._stub = engine_pb2_grpc.EngineServiceStub(channel)
-        self._upload_stream: grpc.aio.StreamUnaryMultiCallable[bytes, engine_pb2.UploadResponse]
+        self._upload_stream: grpc.aio.StreamUnaryMultiCallable[bytes, bytes]
         self._upload_stream = channel.stream_unary(  # of bytes: protobuf would copy them
             "/enginery.v1.EngineService/Upload",
             request_serializer=None,
-            response_deserializer=engine_pb2.UploadResponse.FromString,
+            response_deserializer=None,
         )
         self._download_stream: grpc.aio.UnaryStreamMultiCallable[engine_pb2.DownloadRequest, bytes]
         self._download_stream = channel.unary_stream(
@@ -98,7 +99,7 @@ class Transfers:
             except DeliveryError as error:
                 if error.reason != "UPLOAD_INCOMPLETE":
                     raise
-                offset = int(error.metadata["offset"])
+                offset = _offset_of(error)
         return await self._upload(engine_ids, _messages(blob, encoded, offset), _deadline(blob.size))
 
     async def _upload(
@@ -109,11 +110,12 @@ class Transfers:
         else:
             metadata = (*self._metadata, (ENGINE_IDS_KEY, ",".join(map(str, engine_ids))))
         try:
-            response = await self._upload_stream(messages, metadata=metadata, timeout=timeout)
+            answer = await self._upload_stream(messages, metadata=metadata, timeout=timeout)
         except grpc.aio.AioRpcError as error:
             if _status.hides_status(error):  # it will be told why when it asks what is there
                 raise DeliveryError("NOT_SENT", cause="the upload of a value broke off") from None
             raise _status.from_rpc(error) from None
+        response = parse(engine_pb2.UploadResponse, answer)
         return frozenset(response.engine_ids if len(engine_ids) > 1 else engine_ids)
 
     async def download(self, engine_id: int, arriving: Arriving, *, release: bool) -> None:
@@ -132,7 +134,7 @@ class Transfers:
     async def _release(self, engine_id: int, blob: value_pb2.Blob) -> None:
         """Have a value forgotten that is here whole: one that was forgotten as it was sent may never arrive."""
         request = engine_pb2.DownloadRequest(blob_id=blob.blob_id, offset=blob.size, release=True)
-        call = self._stub.Download(request, metadata=self._to(engine_id), timeout=_RELEASE_PATIENCE)
+        call = self._download_stream(request, metadata=self._to(engine_id), timeout=_RELEASE_PATIENCE)
         try:
             async for _ in call:
                 pass
@@ -140,15 +142,27 @@ class Transfers:
             logger.debug("blob %s is left to its ten minutes: %s", blob.blob_id, error.details())
 
 
+def _offset_of(incomplete: DeliveryError) -> int:
+    """Return how much of a value is there, as UPLOAD_INCOMPLETE tells; PROTOCOL_ERROR if it does not."""
+    told = incomplete.metadata.get("offset", "")
+    if not told.isdecimal() or len(told) > _DIGITS:
+        raise DeliveryError("PROTOCOL_ERROR", cause="an upload is incomplete, and it is not told from where on")
+    return int(told)
+
+
 def _room(size: int) -> memoryview:
     """Return writable memory for a value.
 
     Large ones get pages of their own, which the system makes as they are written: to make a gigabyte of zeros
-    first would hold up the loop, and every call.
+    first would hold up the loop, and every call. VALUE_TOO_LARGE if there is not so much.
     """
     if size < _LARGE:
         return memoryview(bytearray(size))
-    pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError, MemoryError) as error:
+        option = f"the system ({error})"
+        raise DeliveryError("VALUE_TOO_LARGE", size=size, limit="this process's", option=option) from None
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a system without them
             pages.madvise(mmap.MADV_HUGEPAGE)
@@ -173,5 +187,5 @@ async def _messages(
 
 
 def _parsed(data: bytes) -> Piece | None:
-    response = engine_pb2.DownloadResponse.FromString(data)
+    response = parse(engine_pb2.DownloadResponse, data)
     return _pieces.from_chunk(response.chunk) if response.WhichOneof("kind") == "chunk" else None

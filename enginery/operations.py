@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Self, cast
 from enginery import _loop, _times, result
 from enginery._methods import ANY_ENGINE
 from enginery._reasons import DeliveryError, public
+from enginery._requests import parse
 from enginery.v1 import engine_pb2, operation_pb2
 
 if TYPE_CHECKING:
@@ -181,16 +182,22 @@ def event_from_message(event: operation_pb2.OperationEvent) -> Event | None:
 
 
 def response_of(outcome: operation_pb2.OperationOutcome) -> object:
-    """Return the response that an outcome carries, parsed; None if there is none that is known here."""
+    """Return the response that an outcome carries, parsed; None if there is none that is known here.
+
+    MALFORMED_MESSAGE if it is none at all.
+    """
     name = outcome.response.type_url.rpartition("/")[2].removeprefix("enginery.v1.")
     kind = getattr(engine_pb2, name, None) if name.endswith("Response") else None
-    return None if kind is None else kind.FromString(outcome.response.value)
+    return None if kind is None else parse(kind, outcome.response.value)
 
 
 def _error_text(outcome: operation_pb2.OperationOutcome) -> str:
     if outcome.HasField("error"):
         return outcome.error.message
-    response = response_of(outcome)
+    try:
+        response = response_of(outcome)
+    except DeliveryError as error:
+        return error.text
     response = response.result if isinstance(response, engine_pb2.ExecuteResponse) else response
     remote = getattr(response, "error", None)
     if remote is None or not remote.errors:
