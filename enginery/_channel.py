@@ -25,6 +25,9 @@ Options = list[tuple[str, int | str]]
 MAX_MESSAGE = 8 << 20
 """Largest message that is received, in bytes. Ours stay below 4 MiB, gRPC's default in every other language."""
 
+WINDOW = 4 << 20
+"""Bytes of a stream that may be on their way, or wait to be read: 20 MB a second where the way takes 0.2 s."""
+
 _COMMON: Options = [
     ("grpc.keepalive_time_ms", 10_000),
     # The documented timeout never fires in today's core; this undocumented one does. Without it a frozen peer
@@ -34,6 +37,9 @@ _COMMON: Options = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.enable_http_proxy", 0),  # clusters export http_proxy, and gRPC would obey it
     ("grpc.http2.bdp_probe", 0),  # its pings cost more than they find on a local network
+    # What may be on its way, unread, on a stream. With HTTP/2's 64 KiB every larger message waits for the way
+    # there and back once more, and 1 MiB is the most that a far link carries in that time.
+    ("grpc.http2.lookahead_bytes", WINDOW),
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
 ]

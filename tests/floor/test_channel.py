@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import struct
 import subprocess
 import sys
 
+import grpc.aio
 import pytest
 
 from enginery import _channel
 from enginery._connection_file import ConnectionInfo
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+SETTINGS, INITIAL_WINDOW = 4, 4  # of HTTP/2: a kind of frame, and a setting
 NAMES = ("ENABLE_FORK_SUPPORT", "VERBOSITY", "DNS_RESOLVER", "EXPERIMENTS")
 SHOW = (
     "import sys; from enginery._channel import prepare_grpc; prepare_grpc(); assert 'grpc' not in sys.modules; "
@@ -48,3 +53,41 @@ def test_no_socket_in_the_file() -> None:
     """Asking for a socket that the file does not name is the caller's error."""
     with pytest.raises(ValueError, match="names no socket"):
         _channel.open_channel(ConnectionInfo("client", "c", "h:1", "n", "", "t"), over_socket=True)
+
+
+async def first_settings(reader: asyncio.StreamReader) -> dict[int, int]:
+    """Return what the other end of an HTTP/2 connection says of itself first."""
+    head = await asyncio.wait_for(reader.readexactly(9), 10)
+    size, kind = int.from_bytes(head[:3], "big"), head[3]
+    assert kind == SETTINGS
+    return dict(struct.iter_unpack(">HI", await reader.readexactly(size)))
+
+
+async def test_a_client_lets_a_message_come_at_once() -> None:
+    """Else a message of more than 64 KiB would wait for the way there and back."""
+    seen: asyncio.Future[dict[int, int]] = asyncio.get_running_loop().create_future()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(len(PREFACE))
+        seen.set_result(await first_settings(reader))
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        address = "{}:{}".format(*server.sockets[0].getsockname())
+        info = ConnectionInfo("client", "c", address, "n", "", "t", insecure=True)
+        async with _channel.open_channel(info) as channel:
+            channel.get_state(try_to_connect=True)
+            assert (await asyncio.wait_for(seen, 10))[INITIAL_WINDOW] == _channel.WINDOW
+
+
+async def test_a_server_lets_a_message_come_at_once() -> None:
+    """The same of what is sent to it."""
+    server = grpc.aio.server(options=_channel.SERVER_OPTIONS)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(PREFACE + bytes([0, 0, 0, SETTINGS, 0, 0, 0, 0, 0]))
+    assert (await first_settings(reader))[INITIAL_WINDOW] == _channel.WINDOW
+    writer.close()
+    await server.stop(None)
