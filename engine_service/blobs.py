@@ -1,6 +1,7 @@
 """Values too large to ride in a call, held outside the kernel in anonymous files.
 
-Bookkeeping is done on the event loop and takes no lock; `save` may run in a thread. Time is an argument.
+Bookkeeping is done on the event loop; `save` may run in a thread, and so may the writing of an upload, which
+takes a lock of its file. Time is an argument.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import fcntl
 import logging
 import os
 import tempfile
+import threading
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from enginery import _values
@@ -31,6 +33,7 @@ TIME_TO_LIVE = 600.0
 """Seconds for which an unused blob is kept."""
 MAX_BLOBS = 1_000
 """Blobs of one engine at a time; each holds a file descriptor."""
+_LARGE = 16 << 20  # bytes of a file that takes milliseconds to give back
 
 
 def anonymous_file() -> int:
@@ -45,6 +48,15 @@ def _seal(fd: int) -> None:
     """Let nobody change the bytes of a file any more, where the system can do that."""
     if hasattr(fcntl, "F_ADD_SEALS"):
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+
+
+def close_file(fd: int, size: int) -> None:
+    """Close an anonymous file of `size` bytes; a large one in a thread, since the system may have its pages to
+    take back, 0.15 s for a gigabyte."""
+    if size < _LARGE:
+        os.close(fd)
+    else:
+        threading.Thread(target=os.close, args=(fd,), name="enginery-close").start()
 
 
 def save(value: Encoded) -> Stored:
@@ -190,8 +202,9 @@ class BlobStore:
         if self._incoming.get(incoming.blob.blob_id) is incoming:
             del self._incoming[incoming.blob.blob_id]
             self._size -= incoming.blob.size
-            os.close(incoming.fd)
-            incoming.upload = None
+            with incoming.lock:
+                close_file(incoming.fd, incoming.received)
+                incoming.upload = None
 
     def keep_upload(self, incoming: Incoming, now: float) -> None:
         """Make the blob of an upload that is whole; once it is one this does nothing."""
@@ -263,7 +276,8 @@ class BlobStore:
         held = self._held.pop(blob_id, None)
         if held is not None:
             self._size -= held.value.size
-            held.value.close()
+            close_file(held.value.fd, held.value.size)
+            held.value.fd = -1
 
     def expire(self, now: float) -> None:
         """Drop what was not used for ten minutes."""
@@ -295,6 +309,8 @@ class Incoming:
     used_at: float = 0.0
     upload: Upload | None = None
     """The stream that brings it now."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while bytes are written, and while the file is closed or changed for another."""
 
 
 class Upload:
@@ -308,10 +324,8 @@ class Upload:
         incoming.upload = self
 
     def write(self, piece: Piece) -> None:
-        """Append the next piece, of at most 1 MiB: short enough for the event loop. What is there stays."""
+        """Append the next piece, of at most 1 MiB. What is there stays. In any thread, one piece at a time."""
         incoming, offset, data = self._incoming, piece.offset, piece.data
-        if incoming.upload is not self:
-            raise DeliveryError("SUPERSEDED")
         if not 1 <= len(data) <= MAX_CHUNK:
             raise self._refuse("data", f"a chunk has 1 to {MAX_CHUNK} bytes, not {len(data)}")
         if offset > incoming.received:
@@ -319,17 +333,21 @@ class Upload:
         if offset + len(data) > incoming.blob.size:
             raise self._refuse("data", f"it goes past the blob's {incoming.blob.size} bytes")
         piece.check(incoming.blob.blob_id)
-        known = incoming.received - offset
-        if known < len(data):
-            _write_all(incoming.fd, memoryview(data)[known:] if known else data)
-            incoming.received = offset + len(data)
+        with incoming.lock:
+            if incoming.upload is not self:
+                raise DeliveryError("SUPERSEDED")
+            known = incoming.received - offset
+            if known < len(data):
+                _write_all(incoming.fd, memoryview(data)[known:] if known else data)
+                incoming.received = offset + len(data)
 
     def use_file(self, fd: int) -> None:
         """Use the whole file of another store, whose seal keeps the kernels that get it from changing it."""
         incoming = self._incoming
         if incoming.received < incoming.blob.size:
-            os.close(incoming.fd)
-            incoming.fd, incoming.received = os.dup(fd), incoming.blob.size
+            with incoming.lock:
+                os.close(incoming.fd)
+                incoming.fd, incoming.received = os.dup(fd), incoming.blob.size
 
     def finish(self, now: float) -> value_pb2.Blob:
         """Put the blob into the store and return its description; UPLOAD_INCOMPLETE if bytes are missing."""

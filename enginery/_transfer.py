@@ -11,13 +11,15 @@ import grpc
 import grpc.aio
 
 from enginery import _pieces, _status, _values
+from enginery._beside import WORTH, Behind, ahead
+from enginery._malloc import keep_freed
 from enginery._methods import ENGINE_ID_KEY, ENGINE_IDS_KEY
 from enginery._reasons import DeliveryError
 from enginery._requests import parse
 from enginery.v1 import engine_pb2, value_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, Iterator, Sequence
 
     from enginery._encoded import Encoded
     from enginery._pieces import Piece
@@ -92,6 +94,7 @@ class Transfers:
 
         `is_begun` says that part of it may be there, from a stream that broke: only the rest is sent.
         """
+        _prepare(blob)
         offset = 0
         if is_begun:
             try:
@@ -103,7 +106,7 @@ class Transfers:
         return await self._upload(engine_ids, _messages(blob, encoded, offset), _deadline(blob.size))
 
     async def _upload(
-        self, engine_ids: Sequence[int], messages: AsyncIterator[bytes], timeout: float
+        self, engine_ids: Sequence[int], messages: AsyncGenerator[bytes], timeout: float
     ) -> frozenset[int]:
         if len(engine_ids) == 1:
             metadata = self._to(engine_ids[0])
@@ -121,12 +124,14 @@ class Transfers:
     async def download(self, engine_id: int, arriving: Arriving, *, release: bool) -> None:
         """Fetch what is missing of a blob; `release` lets the engine's host forget it, once it is here."""
         blob = arriving.blob
+        _prepare(blob)
         request = engine_pb2.DownloadRequest(blob_id=blob.blob_id, offset=arriving.received)
         call = self._download_stream(request, metadata=self._to(engine_id), timeout=_deadline(blob.size))
-        async for data in call:
-            piece = _pieces.from_message(data) or _parsed(data)
-            if piece is not None:
-                arriving.place(piece)
+        async with Behind(arriving.place, blob.size) as placing:
+            async for data in call:
+                piece = _pieces.from_message(data) or _parsed(data)
+                if piece is not None:
+                    await placing.put(piece)
         arriving.check()
         if release:
             await self._release(engine_id, blob)
@@ -169,17 +174,29 @@ def _room(size: int) -> memoryview:
     return memoryview(pages)
 
 
+def _prepare(blob: value_pb2.Blob) -> None:
+    if blob.size >= WORTH:  # or the user's process stays as it is
+        keep_freed()
+
+
 def _deadline(size: int) -> float:
     return _PATIENCE + size / _SLOWEST
 
 
 async def _messages(
     blob: value_pb2.Blob, encoded: Encoded | None = None, offset: int = 0
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """Yield the description of a blob, and its bytes from `offset` on; without `encoded` none."""
     yield engine_pb2.UploadRequest(blob=blob).SerializeToString()
+    if encoded is not None:
+        async with contextlib.aclosing(ahead(_pieces_of(encoded, offset), blob.size)) as messages:
+            async for message in messages:
+                yield message
+
+
+def _pieces_of(encoded: Encoded, offset: int) -> Iterator[bytes]:
     start = 0  # of a part
-    for part in encoded.parts if encoded is not None else ():
+    for part in encoded.parts:
         view = memoryview(part).cast("B")
         for position in range(max(0, offset - start), view.nbytes, _pieces.SIZE):
             yield _pieces.to_message(start + position, view[position : position + _pieces.SIZE])
