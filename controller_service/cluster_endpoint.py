@@ -65,8 +65,7 @@ class ClusterEndpoint:
         self._shut_down = shut_down
         self._lost = LostEngines()
         registry.observers.subscribe(self._lost.observe)
-        self._started = timestamp_pb2.Timestamp()
-        self._started.FromNanoseconds(time.time_ns())
+        self._started = _now()
 
     async def list_engines(
         self, request: cluster_pb2.ListEnginesRequest, _context: object
@@ -134,6 +133,7 @@ class ClusterEndpoint:
             pid=os.getpid(),
             waiting_task_count=tasks.waiting,
             placed_task_count=tasks.placed,
+            current_time=_now(),
         )
 
     async def shutdown(
@@ -147,6 +147,12 @@ class ClusterEndpoint:
             )
         self._shut_down(request.keep_engines, grace)
         return cluster_pb2.ShutdownResponse()
+
+
+def _now() -> timestamp_pb2.Timestamp:
+    now = timestamp_pb2.Timestamp()
+    now.FromNanoseconds(time.time_ns())
+    return now
 
 
 def _snapshot(

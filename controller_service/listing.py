@@ -54,6 +54,7 @@ def show(engine: Registration, lost_because: str = "") -> cluster_pb2.Engine:
         port=facts.port,
         pid=facts.pid,
         python_version=facts.python_version,
+        enginery_version=facts.enginery_version,
         direct_addresses=facts.direct_addresses,
         memory_limit=facts.memory_limit,
     )

@@ -59,6 +59,8 @@ class EngineInfo:
     """Since when it is away, draining or lost, UTC."""
     memory_limit: int = 0
     """Memory in bytes at which its kernel is killed; 0 for no limit."""
+    enginery_version: str = ""
+    """Version of its host's Enginery; empty if that is not known."""
 
     @property
     def id(self) -> int:
@@ -96,6 +98,7 @@ def from_message(engine: cluster_pb2.Engine) -> EngineInfo:
         reason=engine.reason,
         state_since=_times.moment(engine.state_time) if engine.HasField("state_time") else None,
         memory_limit=engine.memory_limit,
+        enginery_version=engine.enginery_version,
     )
 
 

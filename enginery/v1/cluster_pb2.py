@@ -28,7 +28,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x65nginery/v1/cluster.proto\x12\x0b\x65nginery.v1\x1a\x17\x65nginery/v1/frame.proto\x1a\x17\x65nginery/v1/value.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"Q\n\x12ListEnginesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x14\n\x0cinclude_lost\x18\x03 \x01(\x08\"T\n\x13ListEnginesResponse\x12$\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x13.enginery.v1.Engine\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8a\x05\n\x06\x45ngine\x12\x11\n\tengine_id\x18\x01 \x01(\x11\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.enginery.v1.EngineState\x12\x10\n\x08hostname\x18\x05 \x01(\t\x12\n\n\x02ip\x18\x06 \x01(\t\x12\x0c\n\x04port\x18\x07 \x01(\r\x12\x0b\n\x03pid\x18\x08 \x01(\r\x12\x31\n\rregister_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0epython_version\x18\n \x01(\t\x12\x37\n\nproperties\x18\x0b \x03(\x0b\x32#.enginery.v1.Engine.PropertiesEntry\x12\x18\n\x10\x64irect_addresses\x18\x0c \x03(\t\x12\x14\n\x0cqueued_count\x18\r \x01(\r\x12\x16\n\x0eresident_bytes\x18\x0e \x01(\x04\x12\x14\n\x0coperation_id\x18\x0f \x01(\t\x12\x38\n\x14operation_start_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10operation_method\x18\x11 \x01(\t\x12\x14\n\x0clast_failure\x18\x12 \x01(\t\x12\x0e\n\x06reason\x18\x13 \x01(\t\x12.\n\nstate_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cmemory_limit\x18\x15 \x01(\x04\x1a\x45\n\x0fPropertiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.enginery.v1.Value:\x02\x38\x01\"\x15\n\x13WatchEnginesRequest\"R\n\x14WatchEnginesResponse\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.enginery.v1.EngineEvent\x12\x10\n\x08snapshot\x18\x02 \x01(\x08\"n\n\x0b\x45ngineEvent\x12*\n\x04kind\x18\x01 \x01(\x0e\x32\x1c.enginery.v1.EngineEventKind\x12#\n\x06\x65ngine\x18\x02 \x01(\x0b\x32\x13.enginery.v1.Engine\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x17\n\x15GetClusterInfoRequest\"\xd7\x02\n\x16GetClusterInfoResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x18\n\x10\x63ontroller_epoch\x18\x02 \x01(\x04\x12\x18\n\x10\x65nginery_version\x18\x03 \x01(\t\x12\x16\n\x0epython_version\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x65ngine_count\x18\x06 \x01(\r\x12(\n\x05lease\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bvalue_limit\x18\x08 \x01(\x04\x12\x0b\n\x03pid\x18\t \x01(\r\x12\x14\n\x0c\x63\x61pabilities\x18\n \x03(\t\x12\x1a\n\x12waiting_task_count\x18\x0b \x01(\r\x12\x19\n\x11placed_task_count\x18\x0c \x01(\r\"Q\n\x0fShutdownRequest\x12\x14\n\x0ckeep_engines\x18\x01 \x01(\x08\x12(\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x12\n\x10ShutdownResponse\"\x8c\x01\n\x0eSessionRequest\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x19.enginery.v1.SessionHello\x12 \n\x05\x63\x61lls\x18\x02 \x03(\x0b\x32\x11.enginery.v1.Call\x12(\n\tfunctions\x18\x03 \x03(\x0b\x32\x15.enginery.v1.FunctionJ\x04\x08\x04\x10\x10\"j\n\x0fSessionResponse\x12,\n\x07welcome\x18\x01 \x01(\x0b\x32\x1b.enginery.v1.SessionWelcome\x12#\n\x07replies\x18\x02 \x03(\x0b\x32\x12.enginery.v1.ReplyJ\x04\x08\x03\x10\x10\"P\n\x0cSessionHello\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x16\n\x0e\x63lient_version\x18\x02 \x01(\t\x12\x14\n\x0c\x63\x61pabilities\x18\x03 \x03(\t\"T\n\x0eSessionWelcome\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x18\n\x10\x63ontroller_epoch\x18\x02 \x01(\x04\x12\x14\n\x0c\x63\x61pabilities\x18\x03 \x03(\t*\xc2\x01\n\x0b\x45ngineState\x12\x1c\n\x18\x45NGINE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45NGINE_STATE_READY\x10\x01\x12\x15\n\x11\x45NGINE_STATE_BUSY\x10\x02\x12\x1d\n\x19\x45NGINE_STATE_UNRESPONSIVE\x10\x03\x12\x15\n\x11\x45NGINE_STATE_AWAY\x10\x04\x12\x19\n\x15\x45NGINE_STATE_DRAINING\x10\x05\x12\x15\n\x11\x45NGINE_STATE_LOST\x10\x06*\x9f\x02\n\x0f\x45ngineEventKind\x12!\n\x1d\x45NGINE_EVENT_KIND_UNSPECIFIED\x10\x00\x12 \n\x1c\x45NGINE_EVENT_KIND_REGISTERED\x10\x01\x12\x1a\n\x16\x45NGINE_EVENT_KIND_AWAY\x10\x02\x12\x1a\n\x16\x45NGINE_EVENT_KIND_BACK\x10\x03\x12\x1a\n\x16\x45NGINE_EVENT_KIND_GONE\x10\x04\x12$\n ENGINE_EVENT_KIND_KERNEL_CHANGED\x10\x05\x12(\n$ENGINE_EVENT_KIND_PROPERTIES_CHANGED\x10\x06\x12#\n\x1f\x45NGINE_EVENT_KIND_STATE_CHANGED\x10\x07\x32\xa7\x03\n\x0e\x43lusterService\x12P\n\x0bListEngines\x12\x1f.enginery.v1.ListEnginesRequest\x1a .enginery.v1.ListEnginesResponse\x12U\n\x0cWatchEngines\x12 .enginery.v1.WatchEnginesRequest\x1a!.enginery.v1.WatchEnginesResponse0\x01\x12Y\n\x0eGetClusterInfo\x12\".enginery.v1.GetClusterInfoRequest\x1a#.enginery.v1.GetClusterInfoResponse\x12G\n\x08Shutdown\x12\x1c.enginery.v1.ShutdownRequest\x1a\x1d.enginery.v1.ShutdownResponse\x12H\n\x07Session\x12\x1b.enginery.v1.SessionRequest\x1a\x1c.enginery.v1.SessionResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x65nginery/v1/cluster.proto\x12\x0b\x65nginery.v1\x1a\x17\x65nginery/v1/frame.proto\x1a\x17\x65nginery/v1/value.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"Q\n\x12ListEnginesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x14\n\x0cinclude_lost\x18\x03 \x01(\x08\"T\n\x13ListEnginesResponse\x12$\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x13.enginery.v1.Engine\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa4\x05\n\x06\x45ngine\x12\x11\n\tengine_id\x18\x01 \x01(\x11\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.enginery.v1.EngineState\x12\x10\n\x08hostname\x18\x05 \x01(\t\x12\n\n\x02ip\x18\x06 \x01(\t\x12\x0c\n\x04port\x18\x07 \x01(\r\x12\x0b\n\x03pid\x18\x08 \x01(\r\x12\x31\n\rregister_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0epython_version\x18\n \x01(\t\x12\x37\n\nproperties\x18\x0b \x03(\x0b\x32#.enginery.v1.Engine.PropertiesEntry\x12\x18\n\x10\x64irect_addresses\x18\x0c \x03(\t\x12\x14\n\x0cqueued_count\x18\r \x01(\r\x12\x16\n\x0eresident_bytes\x18\x0e \x01(\x04\x12\x14\n\x0coperation_id\x18\x0f \x01(\t\x12\x38\n\x14operation_start_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10operation_method\x18\x11 \x01(\t\x12\x14\n\x0clast_failure\x18\x12 \x01(\t\x12\x0e\n\x06reason\x18\x13 \x01(\t\x12.\n\nstate_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cmemory_limit\x18\x15 \x01(\x04\x12\x18\n\x10\x65nginery_version\x18\x16 \x01(\t\x1a\x45\n\x0fPropertiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.enginery.v1.Value:\x02\x38\x01\"\x15\n\x13WatchEnginesRequest\"R\n\x14WatchEnginesResponse\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.enginery.v1.EngineEvent\x12\x10\n\x08snapshot\x18\x02 \x01(\x08\"n\n\x0b\x45ngineEvent\x12*\n\x04kind\x18\x01 \x01(\x0e\x32\x1c.enginery.v1.EngineEventKind\x12#\n\x06\x65ngine\x18\x02 \x01(\x0b\x32\x13.enginery.v1.Engine\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x17\n\x15GetClusterInfoRequest\"\x89\x03\n\x16GetClusterInfoResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x18\n\x10\x63ontroller_epoch\x18\x02 \x01(\x04\x12\x18\n\x10\x65nginery_version\x18\x03 \x01(\t\x12\x16\n\x0epython_version\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x65ngine_count\x18\x06 \x01(\r\x12(\n\x05lease\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bvalue_limit\x18\x08 \x01(\x04\x12\x0b\n\x03pid\x18\t \x01(\r\x12\x14\n\x0c\x63\x61pabilities\x18\n \x03(\t\x12\x1a\n\x12waiting_task_count\x18\x0b \x01(\r\x12\x19\n\x11placed_task_count\x18\x0c \x01(\r\x12\x30\n\x0c\x63urrent_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Q\n\x0fShutdownRequest\x12\x14\n\x0ckeep_engines\x18\x01 \x01(\x08\x12(\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x12\n\x10ShutdownResponse\"\x8c\x01\n\x0eSessionRequest\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x19.enginery.v1.SessionHello\x12 \n\x05\x63\x61lls\x18\x02 \x03(\x0b\x32\x11.enginery.v1.Call\x12(\n\tfunctions\x18\x03 \x03(\x0b\x32\x15.enginery.v1.FunctionJ\x04\x08\x04\x10\x10\"j\n\x0fSessionResponse\x12,\n\x07welcome\x18\x01 \x01(\x0b\x32\x1b.enginery.v1.SessionWelcome\x12#\n\x07replies\x18\x02 \x03(\x0b\x32\x12.enginery.v1.ReplyJ\x04\x08\x03\x10\x10\"P\n\x0cSessionHello\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x16\n\x0e\x63lient_version\x18\x02 \x01(\t\x12\x14\n\x0c\x63\x61pabilities\x18\x03 \x03(\t\"T\n\x0eSessionWelcome\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x18\n\x10\x63ontroller_epoch\x18\x02 \x01(\x04\x12\x14\n\x0c\x63\x61pabilities\x18\x03 \x03(\t*\xc2\x01\n\x0b\x45ngineState\x12\x1c\n\x18\x45NGINE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45NGINE_STATE_READY\x10\x01\x12\x15\n\x11\x45NGINE_STATE_BUSY\x10\x02\x12\x1d\n\x19\x45NGINE_STATE_UNRESPONSIVE\x10\x03\x12\x15\n\x11\x45NGINE_STATE_AWAY\x10\x04\x12\x19\n\x15\x45NGINE_STATE_DRAINING\x10\x05\x12\x15\n\x11\x45NGINE_STATE_LOST\x10\x06*\x9f\x02\n\x0f\x45ngineEventKind\x12!\n\x1d\x45NGINE_EVENT_KIND_UNSPECIFIED\x10\x00\x12 \n\x1c\x45NGINE_EVENT_KIND_REGISTERED\x10\x01\x12\x1a\n\x16\x45NGINE_EVENT_KIND_AWAY\x10\x02\x12\x1a\n\x16\x45NGINE_EVENT_KIND_BACK\x10\x03\x12\x1a\n\x16\x45NGINE_EVENT_KIND_GONE\x10\x04\x12$\n ENGINE_EVENT_KIND_KERNEL_CHANGED\x10\x05\x12(\n$ENGINE_EVENT_KIND_PROPERTIES_CHANGED\x10\x06\x12#\n\x1f\x45NGINE_EVENT_KIND_STATE_CHANGED\x10\x07\x32\xa7\x03\n\x0e\x43lusterService\x12P\n\x0bListEngines\x12\x1f.enginery.v1.ListEnginesRequest\x1a .enginery.v1.ListEnginesResponse\x12U\n\x0cWatchEngines\x12 .enginery.v1.WatchEnginesRequest\x1a!.enginery.v1.WatchEnginesResponse0\x01\x12Y\n\x0eGetClusterInfo\x12\".enginery.v1.GetClusterInfoRequest\x1a#.enginery.v1.GetClusterInfoResponse\x12G\n\x08Shutdown\x12\x1c.enginery.v1.ShutdownRequest\x1a\x1d.enginery.v1.ShutdownResponse\x12H\n\x07Session\x12\x1b.enginery.v1.SessionRequest\x1a\x1c.enginery.v1.SessionResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,40 +37,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ENGINE_PROPERTIESENTRY']._loaded_options = None
   _globals['_ENGINE_PROPERTIESENTRY']._serialized_options = b'8\001'
-  _globals['_ENGINESTATE']._serialized_start=2092
-  _globals['_ENGINESTATE']._serialized_end=2286
-  _globals['_ENGINEEVENTKIND']._serialized_start=2289
-  _globals['_ENGINEEVENTKIND']._serialized_end=2576
+  _globals['_ENGINESTATE']._serialized_start=2168
+  _globals['_ENGINESTATE']._serialized_end=2362
+  _globals['_ENGINEEVENTKIND']._serialized_start=2365
+  _globals['_ENGINEEVENTKIND']._serialized_end=2652
   _globals['_LISTENGINESREQUEST']._serialized_start=157
   _globals['_LISTENGINESREQUEST']._serialized_end=238
   _globals['_LISTENGINESRESPONSE']._serialized_start=240
   _globals['_LISTENGINESRESPONSE']._serialized_end=324
   _globals['_ENGINE']._serialized_start=327
-  _globals['_ENGINE']._serialized_end=977
-  _globals['_ENGINE_PROPERTIESENTRY']._serialized_start=908
-  _globals['_ENGINE_PROPERTIESENTRY']._serialized_end=977
-  _globals['_WATCHENGINESREQUEST']._serialized_start=979
-  _globals['_WATCHENGINESREQUEST']._serialized_end=1000
-  _globals['_WATCHENGINESRESPONSE']._serialized_start=1002
-  _globals['_WATCHENGINESRESPONSE']._serialized_end=1084
-  _globals['_ENGINEEVENT']._serialized_start=1086
-  _globals['_ENGINEEVENT']._serialized_end=1196
-  _globals['_GETCLUSTERINFOREQUEST']._serialized_start=1198
-  _globals['_GETCLUSTERINFOREQUEST']._serialized_end=1221
-  _globals['_GETCLUSTERINFORESPONSE']._serialized_start=1224
-  _globals['_GETCLUSTERINFORESPONSE']._serialized_end=1567
-  _globals['_SHUTDOWNREQUEST']._serialized_start=1569
-  _globals['_SHUTDOWNREQUEST']._serialized_end=1650
-  _globals['_SHUTDOWNRESPONSE']._serialized_start=1652
-  _globals['_SHUTDOWNRESPONSE']._serialized_end=1670
-  _globals['_SESSIONREQUEST']._serialized_start=1673
-  _globals['_SESSIONREQUEST']._serialized_end=1813
-  _globals['_SESSIONRESPONSE']._serialized_start=1815
-  _globals['_SESSIONRESPONSE']._serialized_end=1921
-  _globals['_SESSIONHELLO']._serialized_start=1923
-  _globals['_SESSIONHELLO']._serialized_end=2003
-  _globals['_SESSIONWELCOME']._serialized_start=2005
-  _globals['_SESSIONWELCOME']._serialized_end=2089
-  _globals['_CLUSTERSERVICE']._serialized_start=2579
-  _globals['_CLUSTERSERVICE']._serialized_end=3002
+  _globals['_ENGINE']._serialized_end=1003
+  _globals['_ENGINE_PROPERTIESENTRY']._serialized_start=934
+  _globals['_ENGINE_PROPERTIESENTRY']._serialized_end=1003
+  _globals['_WATCHENGINESREQUEST']._serialized_start=1005
+  _globals['_WATCHENGINESREQUEST']._serialized_end=1026
+  _globals['_WATCHENGINESRESPONSE']._serialized_start=1028
+  _globals['_WATCHENGINESRESPONSE']._serialized_end=1110
+  _globals['_ENGINEEVENT']._serialized_start=1112
+  _globals['_ENGINEEVENT']._serialized_end=1222
+  _globals['_GETCLUSTERINFOREQUEST']._serialized_start=1224
+  _globals['_GETCLUSTERINFOREQUEST']._serialized_end=1247
+  _globals['_GETCLUSTERINFORESPONSE']._serialized_start=1250
+  _globals['_GETCLUSTERINFORESPONSE']._serialized_end=1643
+  _globals['_SHUTDOWNREQUEST']._serialized_start=1645
+  _globals['_SHUTDOWNREQUEST']._serialized_end=1726
+  _globals['_SHUTDOWNRESPONSE']._serialized_start=1728
+  _globals['_SHUTDOWNRESPONSE']._serialized_end=1746
+  _globals['_SESSIONREQUEST']._serialized_start=1749
+  _globals['_SESSIONREQUEST']._serialized_end=1889
+  _globals['_SESSIONRESPONSE']._serialized_start=1891
+  _globals['_SESSIONRESPONSE']._serialized_end=1997
+  _globals['_SESSIONHELLO']._serialized_start=1999
+  _globals['_SESSIONHELLO']._serialized_end=2079
+  _globals['_SESSIONWELCOME']._serialized_start=2081
+  _globals['_SESSIONWELCOME']._serialized_end=2165
+  _globals['_CLUSTERSERVICE']._serialized_start=2655
+  _globals['_CLUSTERSERVICE']._serialized_end=3078
 # @@protoc_insertion_point(module_scope)

@@ -219,6 +219,7 @@ class Engine(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     STATE_TIME_FIELD_NUMBER: _builtins.int
     MEMORY_LIMIT_FIELD_NUMBER: _builtins.int
+    ENGINERY_VERSION_FIELD_NUMBER: _builtins.int
     engine_id: _builtins.int
     """(Required) Its id."""
     incarnation: _builtins.str
@@ -251,6 +252,8 @@ class Engine(_message.Message):
     """(Optional) Why it is away, draining or lost, for people to read."""
     memory_limit: _builtins.int
     """(Optional) Resident memory in bytes at which its kernel is killed. Absent means no limit."""
+    enginery_version: _builtins.str
+    """(Optional) Version of its host's Enginery. Absent means unknown."""
     @_builtins.property
     def register_time(self) -> _timestamp_pb2.Timestamp:
         """(Required) When it was registered."""
@@ -297,10 +300,11 @@ class Engine(_message.Message):
         reason: _builtins.str = ...,
         state_time: _timestamp_pb2.Timestamp | None = ...,
         memory_limit: _builtins.int = ...,
+        enginery_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["operation_start_time", b"operation_start_time", "register_time", b"register_time", "state_time", b"state_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["direct_addresses", b"direct_addresses", "engine_id", b"engine_id", "epoch", b"epoch", "hostname", b"hostname", "incarnation", b"incarnation", "ip", b"ip", "last_failure", b"last_failure", "memory_limit", b"memory_limit", "operation_id", b"operation_id", "operation_method", b"operation_method", "operation_start_time", b"operation_start_time", "pid", b"pid", "port", b"port", "properties", b"properties", "python_version", b"python_version", "queued_count", b"queued_count", "reason", b"reason", "register_time", b"register_time", "resident_bytes", b"resident_bytes", "state", b"state", "state_time", b"state_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["direct_addresses", b"direct_addresses", "engine_id", b"engine_id", "enginery_version", b"enginery_version", "epoch", b"epoch", "hostname", b"hostname", "incarnation", b"incarnation", "ip", b"ip", "last_failure", b"last_failure", "memory_limit", b"memory_limit", "operation_id", b"operation_id", "operation_method", b"operation_method", "operation_start_time", b"operation_start_time", "pid", b"pid", "port", b"port", "properties", b"properties", "python_version", b"python_version", "queued_count", b"queued_count", "reason", b"reason", "register_time", b"register_time", "resident_bytes", b"resident_bytes", "state", b"state", "state_time", b"state_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -421,6 +425,7 @@ class GetClusterInfoResponse(_message.Message):
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     WAITING_TASK_COUNT_FIELD_NUMBER: _builtins.int
     PLACED_TASK_COUNT_FIELD_NUMBER: _builtins.int
+    CURRENT_TIME_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
     """(Required) The cluster, as a UUID. Kept with the controller's state directory."""
     controller_epoch: _builtins.int
@@ -451,6 +456,10 @@ class GetClusterInfoResponse(_message.Message):
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """(Optional) Capabilities of the controller, lower_snake. Unknown ones are ignored."""
 
+    @_builtins.property
+    def current_time(self) -> _timestamp_pb2.Timestamp:
+        """(Optional) What the controller's clock says. Absent means unknown."""
+
     def __init__(
         self,
         *,
@@ -466,10 +475,11 @@ class GetClusterInfoResponse(_message.Message):
         capabilities: _abc.Iterable[_builtins.str] | None = ...,
         waiting_task_count: _builtins.int = ...,
         placed_task_count: _builtins.int = ...,
+        current_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["current_time", b"current_time", "lease", b"lease", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "cluster_id", b"cluster_id", "controller_epoch", b"controller_epoch", "engine_count", b"engine_count", "enginery_version", b"enginery_version", "lease", b"lease", "pid", b"pid", "placed_task_count", b"placed_task_count", "python_version", b"python_version", "start_time", b"start_time", "value_limit", b"value_limit", "waiting_task_count", b"waiting_task_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "cluster_id", b"cluster_id", "controller_epoch", b"controller_epoch", "current_time", b"current_time", "engine_count", b"engine_count", "enginery_version", b"enginery_version", "lease", b"lease", "pid", b"pid", "placed_task_count", b"placed_task_count", "python_version", b"python_version", "start_time", b"start_time", "value_limit", b"value_limit", "waiting_task_count", b"waiting_task_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -187,12 +187,14 @@ async def test_watch_of_engines_with_large_properties(cluster: FakeCluster) -> N
 
 
 async def test_info(cluster: FakeCluster) -> None:
-    """The facts of the cluster."""
-    await cluster.host().hello()
+    """The facts of the cluster, and its clock; an engine's version is that of its host."""
+    await cluster.host().hello(enginery_version="1.2")
     info = await cluster.cluster.GetClusterInfo(cluster_pb2.GetClusterInfoRequest(), metadata=cluster.metadata)
     assert (info.cluster_id, info.pid) == (cluster.client_info.cluster_id, os.getpid())
     assert (info.engine_count, info.lease.seconds, info.value_limit) == (1, 2, 4 << 30)
     assert info.controller_epoch > 0
+    assert abs(info.current_time.ToNanoseconds() / 1e9 - time.time()) < 10
+    assert [engine.enginery_version for engine in (await listed(cluster)).engines] == ["1.2"]
 
 
 @pytest.mark.parametrize("keep", [False, True])

@@ -47,7 +47,7 @@ async def test_killed_controller_knows_its_engines_and_results_again(tmp_path: P
     state = tmp_path / "state"
     async with controller_process(state) as cluster:
         host = cluster.host()
-        welcome = await host.hello(0, incarnation="kernel", memory_limit=1 << 30)
+        welcome = await host.hello(0, incarnation="kernel", memory_limit=1 << 30, enginery_version="1")
         session = await cluster.session()
         done = session.call(0, b"result")
         assert (await session.ask(done)).response == b"result"
@@ -62,6 +62,7 @@ async def test_killed_controller_knows_its_engines_and_results_again(tmp_path: P
     async with controller_process(state) as cluster:
         (away,) = await listed(cluster)
         assert (away.state, away.incarnation) == (cluster_pb2.ENGINE_STATE_AWAY, "kernel")
+        assert away.enginery_version == "1"
         assert (away.engine_id, away.epoch, away.memory_limit) == (0, welcome.epoch, 1 << 30)
         assert "started again" in away.reason
         session = await cluster.session()

@@ -333,9 +333,11 @@ type Engine struct {
 	// (Optional) When it came into its state. Absent for READY and BUSY.
 	StateTime *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=state_time,json=stateTime,proto3" json:"state_time,omitempty"`
 	// (Optional) Resident memory in bytes at which its kernel is killed. Absent means no limit.
-	MemoryLimit   uint64 `protobuf:"varint,21,opt,name=memory_limit,json=memoryLimit,proto3" json:"memory_limit,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	MemoryLimit uint64 `protobuf:"varint,21,opt,name=memory_limit,json=memoryLimit,proto3" json:"memory_limit,omitempty"`
+	// (Optional) Version of its host's Enginery. Absent means unknown.
+	EngineryVersion string `protobuf:"bytes,22,opt,name=enginery_version,json=engineryVersion,proto3" json:"enginery_version,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Engine) Reset() {
@@ -513,6 +515,13 @@ func (x *Engine) GetMemoryLimit() uint64 {
 		return x.MemoryLimit
 	}
 	return 0
+}
+
+func (x *Engine) GetEngineryVersion() string {
+	if x != nil {
+		return x.EngineryVersion
+	}
+	return ""
 }
 
 // WatchEnginesRequest asks for engines and their changes.
@@ -737,8 +746,10 @@ type GetClusterInfoResponse struct {
 	WaitingTaskCount uint32 `protobuf:"varint,11,opt,name=waiting_task_count,json=waitingTaskCount,proto3" json:"waiting_task_count,omitempty"`
 	// (Optional) Tasks that are on an engine.
 	PlacedTaskCount uint32 `protobuf:"varint,12,opt,name=placed_task_count,json=placedTaskCount,proto3" json:"placed_task_count,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// (Optional) What the controller's clock says. Absent means unknown.
+	CurrentTime   *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=current_time,json=currentTime,proto3" json:"current_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetClusterInfoResponse) Reset() {
@@ -853,6 +864,13 @@ func (x *GetClusterInfoResponse) GetPlacedTaskCount() uint32 {
 		return x.PlacedTaskCount
 	}
 	return 0
+}
+
+func (x *GetClusterInfoResponse) GetCurrentTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CurrentTime
+	}
+	return nil
 }
 
 // ShutdownRequest asks to stop the cluster.
@@ -1206,7 +1224,7 @@ const file_enginery_v1_cluster_proto_rawDesc = "" +
 	"\finclude_lost\x18\x03 \x01(\bR\vincludeLost\"l\n" +
 	"\x13ListEnginesResponse\x12-\n" +
 	"\aengines\x18\x01 \x03(\v2\x13.enginery.v1.EngineR\aengines\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x89\a\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xb4\a\n" +
 	"\x06Engine\x12\x1b\n" +
 	"\tengine_id\x18\x01 \x01(\x11R\bengineId\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\tR\vincarnation\x12\x14\n" +
@@ -1232,7 +1250,8 @@ const file_enginery_v1_cluster_proto_rawDesc = "" +
 	"\x06reason\x18\x13 \x01(\tR\x06reason\x129\n" +
 	"\n" +
 	"state_time\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\tstateTime\x12!\n" +
-	"\fmemory_limit\x18\x15 \x01(\x04R\vmemoryLimit\x1aQ\n" +
+	"\fmemory_limit\x18\x15 \x01(\x04R\vmemoryLimit\x12)\n" +
+	"\x10enginery_version\x18\x16 \x01(\tR\x0fengineryVersion\x1aQ\n" +
 	"\x0fPropertiesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12(\n" +
 	"\x05value\x18\x02 \x01(\v2\x12.enginery.v1.ValueR\x05value:\x028\x01\"\x15\n" +
@@ -1244,7 +1263,7 @@ const file_enginery_v1_cluster_proto_rawDesc = "" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1c.enginery.v1.EngineEventKindR\x04kind\x12+\n" +
 	"\x06engine\x18\x02 \x01(\v2\x13.enginery.v1.EngineR\x06engine\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x17\n" +
-	"\x15GetClusterInfoRequest\"\xf4\x03\n" +
+	"\x15GetClusterInfoRequest\"\xb3\x04\n" +
 	"\x16GetClusterInfoResponse\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12)\n" +
@@ -1261,7 +1280,8 @@ const file_enginery_v1_cluster_proto_rawDesc = "" +
 	"\fcapabilities\x18\n" +
 	" \x03(\tR\fcapabilities\x12,\n" +
 	"\x12waiting_task_count\x18\v \x01(\rR\x10waitingTaskCount\x12*\n" +
-	"\x11placed_task_count\x18\f \x01(\rR\x0fplacedTaskCount\"e\n" +
+	"\x11placed_task_count\x18\f \x01(\rR\x0fplacedTaskCount\x12=\n" +
+	"\fcurrent_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\vcurrentTime\"e\n" +
 	"\x0fShutdownRequest\x12!\n" +
 	"\fkeep_engines\x18\x01 \x01(\bR\vkeepEngines\x12/\n" +
 	"\x05grace\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05grace\"\x12\n" +
@@ -1359,28 +1379,29 @@ var file_enginery_v1_cluster_proto_depIdxs = []int32{
 	4,  // 8: enginery.v1.EngineEvent.engine:type_name -> enginery.v1.Engine
 	17, // 9: enginery.v1.GetClusterInfoResponse.start_time:type_name -> google.protobuf.Timestamp
 	18, // 10: enginery.v1.GetClusterInfoResponse.lease:type_name -> google.protobuf.Duration
-	18, // 11: enginery.v1.ShutdownRequest.grace:type_name -> google.protobuf.Duration
-	14, // 12: enginery.v1.SessionRequest.hello:type_name -> enginery.v1.SessionHello
-	19, // 13: enginery.v1.SessionRequest.calls:type_name -> enginery.v1.Call
-	20, // 14: enginery.v1.SessionRequest.functions:type_name -> enginery.v1.Function
-	15, // 15: enginery.v1.SessionResponse.welcome:type_name -> enginery.v1.SessionWelcome
-	21, // 16: enginery.v1.SessionResponse.replies:type_name -> enginery.v1.Reply
-	22, // 17: enginery.v1.Engine.PropertiesEntry.value:type_name -> enginery.v1.Value
-	2,  // 18: enginery.v1.ClusterService.ListEngines:input_type -> enginery.v1.ListEnginesRequest
-	5,  // 19: enginery.v1.ClusterService.WatchEngines:input_type -> enginery.v1.WatchEnginesRequest
-	8,  // 20: enginery.v1.ClusterService.GetClusterInfo:input_type -> enginery.v1.GetClusterInfoRequest
-	10, // 21: enginery.v1.ClusterService.Shutdown:input_type -> enginery.v1.ShutdownRequest
-	12, // 22: enginery.v1.ClusterService.Session:input_type -> enginery.v1.SessionRequest
-	3,  // 23: enginery.v1.ClusterService.ListEngines:output_type -> enginery.v1.ListEnginesResponse
-	6,  // 24: enginery.v1.ClusterService.WatchEngines:output_type -> enginery.v1.WatchEnginesResponse
-	9,  // 25: enginery.v1.ClusterService.GetClusterInfo:output_type -> enginery.v1.GetClusterInfoResponse
-	11, // 26: enginery.v1.ClusterService.Shutdown:output_type -> enginery.v1.ShutdownResponse
-	13, // 27: enginery.v1.ClusterService.Session:output_type -> enginery.v1.SessionResponse
-	23, // [23:28] is the sub-list for method output_type
-	18, // [18:23] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	17, // 11: enginery.v1.GetClusterInfoResponse.current_time:type_name -> google.protobuf.Timestamp
+	18, // 12: enginery.v1.ShutdownRequest.grace:type_name -> google.protobuf.Duration
+	14, // 13: enginery.v1.SessionRequest.hello:type_name -> enginery.v1.SessionHello
+	19, // 14: enginery.v1.SessionRequest.calls:type_name -> enginery.v1.Call
+	20, // 15: enginery.v1.SessionRequest.functions:type_name -> enginery.v1.Function
+	15, // 16: enginery.v1.SessionResponse.welcome:type_name -> enginery.v1.SessionWelcome
+	21, // 17: enginery.v1.SessionResponse.replies:type_name -> enginery.v1.Reply
+	22, // 18: enginery.v1.Engine.PropertiesEntry.value:type_name -> enginery.v1.Value
+	2,  // 19: enginery.v1.ClusterService.ListEngines:input_type -> enginery.v1.ListEnginesRequest
+	5,  // 20: enginery.v1.ClusterService.WatchEngines:input_type -> enginery.v1.WatchEnginesRequest
+	8,  // 21: enginery.v1.ClusterService.GetClusterInfo:input_type -> enginery.v1.GetClusterInfoRequest
+	10, // 22: enginery.v1.ClusterService.Shutdown:input_type -> enginery.v1.ShutdownRequest
+	12, // 23: enginery.v1.ClusterService.Session:input_type -> enginery.v1.SessionRequest
+	3,  // 24: enginery.v1.ClusterService.ListEngines:output_type -> enginery.v1.ListEnginesResponse
+	6,  // 25: enginery.v1.ClusterService.WatchEngines:output_type -> enginery.v1.WatchEnginesResponse
+	9,  // 26: enginery.v1.ClusterService.GetClusterInfo:output_type -> enginery.v1.GetClusterInfoResponse
+	11, // 27: enginery.v1.ClusterService.Shutdown:output_type -> enginery.v1.ShutdownResponse
+	13, // 28: enginery.v1.ClusterService.Session:output_type -> enginery.v1.SessionResponse
+	24, // [24:29] is the sub-list for method output_type
+	19, // [19:24] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_enginery_v1_cluster_proto_init() }
