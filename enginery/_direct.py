@@ -21,7 +21,7 @@ import grpc.aio
 from enginery import _address
 from enginery._certificates import host_name
 from enginery._channel import open_channel
-from enginery._connection import cause_of, greet, open_session, translated
+from enginery._connection import cause_of, connect_early, greet, open_session, translated
 from enginery._methods import ENGINE_ID_KEY
 from enginery._path import Path
 from enginery._reasons import DeliveryError
@@ -39,7 +39,7 @@ MAX_HOSTS = 64
 """Hosts that one client is connected to; the engines of others are called by the relay."""
 _FIRST_DELAY = 1.0  # seconds before a host is tried again
 _LONGEST_DELAY = 60.0
-_LASTING = 5.0  # seconds after which a stream was a good one
+_LASTING = 60.0  # seconds after which a stream was a good one: some ways carry what is small and lose the rest
 _PATIENCE = 5.0  # seconds for an engine to say who it is
 _ASK_AGAIN = 5.0  # seconds after which engines without a path are asked again
 _LOOKED_AT = frozenset(
@@ -106,6 +106,12 @@ class DirectPaths:
             return None
         return next((host.transfers for host in self._hosts.values() if host.path is path), None)
 
+    def doubt(self, transfers: Transfers) -> None:
+        """Leave the path beside which values do not move any more: what broke that has broken both."""
+        for host in self._hosts.values():
+            if host.transfers is transfers:
+                host.leave()
+
     def finish(self) -> set[asyncio.Task[None]]:
         """Send what is left and end the streams; return the tasks that end when all is answered."""
         for host in self._hosts.values():
@@ -140,6 +146,7 @@ class _Host:
         self.is_open = False
         self.transfers: Transfers | None = None
         """Over a channel of its own, while the stream is open."""
+        self._stream: Any = None
         self.task = asyncio.create_task(self._run(), name="enginery-direct")
 
     def is_to_have(self, engines: dict[int, _Who]) -> None:
@@ -151,18 +158,26 @@ class _Host:
         self._link.leave(others, "the engine is registered anew, or no more")
         self._changed.set()
 
+    def leave(self) -> None:
+        """End the stream that is open; it is opened again later."""
+        if self._stream is not None:
+            self._stream.cancel()
+
     async def _run(self) -> None:
         delay = _FIRST_DELAY
         while True:
             began = time.monotonic()
+            self._changed.clear()
             for address in self._addresses:
                 cause = await self._serve(address)
                 logger.debug("no direct path to %s: %s", address, cause)
                 if self._link.closed:
                     return
-            if time.monotonic() - began > _LASTING + self._link.timeout:
+            if time.monotonic() - began > _LASTING:
                 delay = _FIRST_DELAY
-            await asyncio.sleep(delay * random.uniform(0.8, 1.2))  # noqa: S311 - spreads clients, hides nothing
+            pause = delay * random.uniform(0.8, 1.2)  # noqa: S311 - spreads clients, hides nothing
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), pause)
             delay = min(delay * 2, _LONGEST_DELAY)
 
     async def _serve(self, address: str) -> str:
@@ -175,23 +190,35 @@ class _Host:
         if info.insecure and not _is_here(address):
             return "it is not on this machine, and nothing is encrypted"
         channel, bulk = open_channel(info), open_channel(info)
-        stream = open_session(channel, info)
+        began = time.monotonic()
         try:
             async with asyncio.timeout(link.timeout):
+                # Another host would take the session for one that comes again, and end the stream that it has.
+                if not await self._has_some(engine_stub(channel), info):
+                    return "none of its engines is there"
+                stream = self._stream = open_session(channel, info)
                 welcome = await greet(stream, link.session.session_id)
             if welcome.cluster_id != link.cluster_id:
                 return f"it is of cluster {welcome.cluster_id}"
+            connect_early(bulk, time.monotonic() - began)
             self.transfers = Transfers(bulk, info.metadata)
             return await self._serve_open(stream, channel, info)
         except TimeoutError:
             return f"no answer within {link.timeout:g} s"
-        except (DeliveryError, grpc.aio.AioRpcError) as error:
+        except (Exception, asyncio.CancelledError) as error:
             return translated(error).text
         finally:
-            self.transfers = None
-            stream.cancel()
+            self.leave()
+            self.transfers = self._stream = None
             await channel.close()
             await bulk.close()
+
+    async def _has_some(self, stub: Any, info: ConnectionInfo) -> bool:
+        """Return whether one of its engines is where `stub` leads."""
+        for engine_id, who in list(self.engines.items()):
+            if await _is_there(stub, info, engine_id, who):
+                return True
+        return False
 
     async def _serve_open(self, stream: Any, channel: grpc.aio.Channel, info: ConnectionInfo) -> str:
         link = self._link

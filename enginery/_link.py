@@ -326,6 +326,8 @@ class Link:
             except (Exception, asyncio.CancelledError) as error:
                 failure = translated(error)
             if direct is not None and failure.reason in _BROKEN | NOT_THERE:
+                if failure.reason in _BROKEN:
+                    self._direct.doubt(direct)  # or the call would be sent there, and find that out anew
                 direct = None
                 continue
             now = time.monotonic()
@@ -412,7 +414,7 @@ class Link:
             self._closing = True
             self._sendable.set()
             direct = self._direct.finish()
-            if self.session.waiting_count:  # or nobody might ever see the last calls
+            if self.session.waiting_count or self.session.unsent_count:  # or nobody might see the last calls
                 await asyncio.wait({keeper, *direct}, timeout=_LINGER)
         finally:  # Ctrl-C ends the waiting, not the closing
             await self._end(keeper)

@@ -34,6 +34,7 @@ _LONGEST_DELAY = 2.0
 _PASSING = frozenset({"CONTROLLER_LOST", "ENGINE_AWAY", "SHUTTING_DOWN", "QUEUE_FULL"})
 _ELSEWHERE = frozenset({"INVALID_ENGINE_ID", "NO_ENGINES_REGISTERED", "ENGINE_LOST", "OPERATION_NOT_FOUND"})
 _ANSWER_TIME = 30.0  # seconds for the controller to answer what it need not wait for
+_HEARING_TIME = 5.0  # seconds for it to hear of a change
 _WAIT = 50.0  # seconds that one call waits for the end of an operation
 
 
@@ -81,11 +82,13 @@ class OperationCalls:
         await self._call("Release", operation_pb2.ReleaseRequest(operation_ids=[operation_id]), None)
 
     async def heard(self, engine_id: int) -> None:
-        """Return when the controller has heard of what an engine's host told it, or cannot be asked: a host
-        tells that before it answers."""
+        """Return when the controller has heard of what an engine's host told it, or cannot be asked now: a host
+        tells that before it answers, and a controller that comes back anew."""
+        if not self._link.connected:
+            return
         try:
             stub, metadata = await self._stub(engine_id)
-            await stub.GetId(engine_pb2.GetIdRequest(), metadata=metadata, timeout=_ANSWER_TIME)
+            await stub.GetId(engine_pb2.GetIdRequest(), metadata=metadata, timeout=_HEARING_TIME)
         except (DeliveryError, grpc.aio.AioRpcError) as error:
             logger.debug("the controller may not have heard of a change: %s", translated(error).text)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import time
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import enginery
+from enginery._reasons import DeliveryError
 from enginery.v1 import cluster_pb2
 from tests.e2e.cutting_relay import CuttingRelay
 from tests.e2e.services import controller, host, until
@@ -112,25 +114,37 @@ def test_direct_calls_outlive_a_controller(tmp_path: Path) -> None:
         process.wait()
         until(lambda: not client.statistics()["connected"], "the client to see it")
         assert client[0]["kept"] == "kept"
+        began = time.monotonic()
+        client[0].set_properties({"told": "later"})
+        assert (
+            time.monotonic() - began < 20
+        )  # not the minute for which calls wait
         stack.enter_context(controller(state))
         until(lambda: client.statistics()["connected"], "the client to connect")
         assert client[0]["kept"] == "kept"
-        assert client.submit("kept.upper").result(5) == "KEPT"
+        assert client.submit("kept.upper", where={"told": "later"}).result(20) == "KEPT"
 
 
-def test_an_address_that_leads_to_another_host_is_not_used(tmp_path: Path) -> None:
-    """The port of one host is told as that of another: its engines have the same cluster's certificate."""
+def test_an_address_that_leads_to_another_host_is_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The port of one host is told as that of another: its engines have the same cluster's certificate. Looking
+    there does not end the path to the one that has it."""
     state = tmp_path / "state"
     with cluster(state) as (_, client), CuttingRelay(direct_address(client)) as relay, ExitStack() as stack:
         stack.enter_context(host(state, 1, "--advertise", relay.address))
         client.wait_for_engines(3)
         assert direct_address(client, 2) == relay.address
-        asked = relay.count()["up"]
-        assert client[2].apply(abs, -1) == 1
-        until(lambda: asked or relay.count()["up"], "the client to look there")
         until(lambda: goes_directly(client, 0), "the direct path of another engine")
+        path = client._link.session.ways.of(0)
+        with caplog.at_level("DEBUG", "enginery"):
+            assert client[2].apply(abs, -1) == 1
+            until(lambda: f"no direct path to {relay.address}" in caplog.text, "the client to look there")
+        assert relay.count()["up"]
         assert not goes_directly(client, 2)
         assert client[2].execute("id").value == 2
+        assert goes_directly(client, 0)
+        assert client._link.session.ways.of(0) is path
 
 
 def test_a_direct_path_that_breaks_loses_and_doubles_nothing(tmp_path: Path) -> None:
@@ -159,6 +173,24 @@ def test_a_direct_path_that_breaks_loses_and_doubles_nothing(tmp_path: Path) -> 
         assert calls[0].stdout == "one\n"
         assert ran.read_text().split() == [str(n) for n in range(1, 40)]
         until(lambda: goes_directly(client), "the direct path again")
+
+
+def test_values_that_do_not_move_directly_have_calls_leave_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What breaks the one has broken the other: the call would wait for that anew."""
+    with cluster(tmp_path / "state") as (_, client):
+        until(lambda: goes_directly(client), "the direct path")
+        (there,) = client._link._direct._hosts.values()
+
+        async def breaks(*_: object, **__: object) -> None:
+            raise DeliveryError("CONTROLLER_LOST", cause="the way loses what is large")
+
+        monkeypatch.setattr(there.transfers, "upload", breaks)
+        path = there.path
+        client[0]["large"] = np.arange(400_000.0)
+        until(lambda: client._link.session.ways.direct(0) is not path, "the path to be left")
+        assert client[0]["large"].sum() == np.arange(400_000.0).sum()
 
 
 def test_without_direct_paths(tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ class Client:
         """Return the reply of a call."""
         async with asyncio.timeout(PATIENCE):
             while call_id not in self.replies:
-                response = await self.stream.read()
+                response = await _connection.read_response(self.stream)
+                assert response is not None
                 self.replies |= {reply.call_id: reply for reply in response.replies}
         return self.replies.pop(call_id)
 
