@@ -73,23 +73,27 @@ class Authority:
     def load_or_create(cls, directory: Path) -> Authority:
         """Return the authority kept in `directory`, made there if there is none or it ends within two years.
 
-        Raises CertificateError if its files cannot be read or do not belong together.
+        Raises CertificateError if its files cannot be read or do not belong together, or the key is lost.
         """
         try:
-            key_pem = read_private(directory / CA_KEY_FILE)
             certificate_pem = read_private(directory / CA_FILE)
-        except FileNotFoundError:
+            key_pem = read_private(directory / CA_KEY_FILE)
+        except FileNotFoundError as error:
+            if (directory / CA_FILE).exists():  # others trust it: to replace it is not for us to decide
+                raise CertificateError(
+                    f"{directory / CA_FILE} is there, and its key is not: {_REMEDY}"
+                ) from error
             return cls._create(directory)
         except OSError as error:
             raise CertificateError(f"the cluster's authority cannot be trusted: {error}") from error
         try:
             key = serialization.load_pem_private_key(key_pem, password=None)
             certificate = x509.load_pem_x509_certificate(certificate_pem)
-        except ValueError as error:
-            raise CertificateError(
-                f"{directory / CA_FILE} or its key is damaged ({error}): {_REMEDY}"
-            ) from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+            public_key = certificate.public_key()
+        except Exception:  # what is damaged has many types there, without a base of their own
+            # Without their texts, which show parts of what was read: of the key.
+            raise CertificateError(f"{directory / CA_FILE} or its key is damaged: {_REMEDY}") from None
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != public_key:
             raise CertificateError(f"{directory / CA_FILE} and {CA_KEY_FILE} do not belong together: {_REMEDY}")
         if certificate.not_valid_after_utc - _now() < _SERVER_LIFE:
             return cls._create(directory)

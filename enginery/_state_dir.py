@@ -22,6 +22,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -41,7 +42,8 @@ VARIABLE = "ENGINERY_STATE_DIR"
 """Environment variable that names the state directory."""
 
 _MAX_SOCKET_PATH = 100  # bytes; the system's limit is 108 on Linux and 104 on macOS, the end included
-_TOKEN_LENGTH = 32  # characters at least
+_TOKEN = re.compile(r"[!-~]{32,512}")  # what metadata can carry, and nobody guesses
+_HIGHEST_EPOCH = 1 << 53  # each start is above the last: so many are never reached
 _HIGHEST_PORT = 65_535
 _LOCK_PATIENCE = 0.3  # seconds: `discover` probes the lock for a moment
 
@@ -334,19 +336,34 @@ def _unusable(path: Path, error: Exception) -> EngineryError:
 
 
 def _identity(fields: Any) -> ClusterIdentity:
-    """Return what a file says; ValueError or TypeError if it is not whole: an empty token lets anybody in."""
-    identity = ClusterIdentity(**fields)
+    """Return what a file says; ValueError if it is not whole: an empty token lets anybody in.
+
+    Errors name fields and show no values: in a file that was mixed up any of them may be a token.
+    """
+    if not isinstance(fields, dict):
+        raise ValueError("it is no JSON object")
+    known = {
+        field.name: fields[field.name] for field in dataclasses.fields(ClusterIdentity) if field.name in fields
+    }
     for name in ("engine_token", "client_token"):
-        if not isinstance(fields[name], str) or len(fields[name]) < _TOKEN_LENGTH:
+        token = known.get(name)
+        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
             raise ValueError(f"{name} is damaged")
-    for name in ("port", "controller_epoch"):
-        if type(fields.get(name, 0)) is not int:
-            raise ValueError(f"{name} is {fields[name]!r}")
-    if not 0 <= identity.port <= _HIGHEST_PORT:
-        raise ValueError(f"port is {identity.port}")
-    if str(uuid.UUID(str(identity.cluster_id))) != fields["cluster_id"]:
-        raise ValueError(f"cluster_id is {identity.cluster_id!r}")
-    return identity
+    if known["engine_token"] == known["client_token"]:
+        raise ValueError("both tokens are the same")
+    for name, highest in (("port", _HIGHEST_PORT), ("controller_epoch", _HIGHEST_EPOCH)):
+        if type(known.setdefault(name, 0)) is not int or not 0 <= known[name] <= highest:
+            raise ValueError(f"{name} is damaged")
+    if not _is_id(known.get("cluster_id")):
+        raise ValueError("cluster_id is damaged")
+    return ClusterIdentity(**known)
+
+
+def _is_id(text: object) -> bool:
+    try:
+        return isinstance(text, str) and str(uuid.UUID(text)) == text
+    except ValueError:
+        return False
 
 
 def _start_time(pid: int) -> float | None:

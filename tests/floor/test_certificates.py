@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import traceback
 from typing import TYPE_CHECKING
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from enginery import _certificates
-from enginery._certificates import Authority, make_request
+from enginery._certificates import CA_FILE, CA_KEY_FILE, Authority, make_request
 from enginery.errors import CertificateError
 
 if TYPE_CHECKING:
@@ -99,6 +101,44 @@ def test_damaged_or_mixed_files(tmp_path: Path) -> None:
         Authority.load_or_create(tmp_path)
     (tmp_path / "ca.pem").chmod(0o644)
     with pytest.raises(CertificateError, match="chmod 600"):
+        Authority.load_or_create(tmp_path)
+
+
+def test_a_damaged_key_is_not_shown(tmp_path: Path) -> None:
+    """The library's errors show parts of what it read: ours do not, their tracebacks neither."""
+    Authority.load_or_create(tmp_path)
+    key = (tmp_path / CA_KEY_FILE).read_text()
+    lines = key.splitlines()
+    (tmp_path / CA_KEY_FILE).write_text(key.replace("END PRIVATE KEY", f"END {lines[1]}"))
+    with pytest.raises(CertificateError, match="damaged") as caught:
+        Authority.load_or_create(tmp_path)
+    assert lines[1] not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_certificate_whose_key_is_lost_is_not_replaced(tmp_path: Path) -> None:
+    """Hosts and clients elsewhere trust it: who runs the cluster decides. A lost certificate is made anew."""
+    Authority.load_or_create(tmp_path)
+    (tmp_path / CA_KEY_FILE).unlink()
+    before = (tmp_path / CA_FILE).read_bytes()
+    with pytest.raises(CertificateError, match="its key is not: stop the cluster, remove both"):
+        Authority.load_or_create(tmp_path)
+    assert (tmp_path / CA_FILE).read_bytes() == before
+    (tmp_path / CA_FILE).unlink()
+    Authority.load_or_create(tmp_path)
+
+
+def test_a_certificate_with_a_damaged_key_in_it(tmp_path: Path) -> None:
+    """It can be parsed, but not used: it is refused as damaged all the same."""
+    Authority.load_or_create(tmp_path)
+    certificate = x509.load_pem_x509_certificate((tmp_path / CA_FILE).read_bytes())
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    point = certificate.public_key().public_bytes(
+        serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
+    )
+    spoilt = der.replace(point, point[:1] + bytes(len(point) - 1))
+    pem = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(spoilt) + b"-----END CERTIFICATE-----\n"
+    (tmp_path / CA_FILE).write_bytes(pem)
+    with pytest.raises(CertificateError, match="damaged"):
         Authority.load_or_create(tmp_path)
 
 

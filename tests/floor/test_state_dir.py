@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,24 @@ def test_spoilt_identity_is_named(state: StateDirectory, damage: dict[str, objec
     path.write_text(json.dumps(json.loads(path.read_text()) | damage))
     with pytest.raises(EngineryError, match=r"cluster\.json cannot be used"):
         state.load_identity()
+
+
+def test_a_damaged_identity_shows_no_token(state: StateDirectory) -> None:
+    """Where fields were mixed up, any of them may hold a token: none is shown, and long ones are not either."""
+    good = dataclasses.asdict(state.load_identity())
+    token = good["client_token"]
+    for damage in (
+        {"port": token},
+        {"cluster_id": token},
+        {"controller_epoch": token},
+        {"engine_token": token},
+    ):
+        (state.path / "cluster.json").write_text(json.dumps({**good, **damage}))
+        with pytest.raises(EngineryError, match="remove it") as caught:
+            state.load_identity()
+        assert token not in "".join(traceback.format_exception(caught.value))
+    (state.path / "cluster.json").write_text(json.dumps({**good, "x" * 5_000: 1}))
+    assert state.load_identity().client_token == token  # what is not known, a newer Enginery wrote
 
 
 def test_one_holder(state: StateDirectory) -> None:

@@ -13,7 +13,7 @@ from enginery._channel import open_channel
 from enginery.errors import ConnectionFileError
 from tests.fuzz import mutator
 from tests.fuzz.loop import Loop
-from tests.fuzz.rules import SECRET, BrokenRule, Watch, check_secret
+from tests.fuzz.rules import FAST, SECRET, BrokenRule, Watch, check_secret
 
 if TYPE_CHECKING:
     from random import Random
@@ -49,7 +49,7 @@ class FileTarget:
         """Make a place for the file."""
         self._watch = watch
         self._loop = Loop(watch)
-        self._folder = tempfile.TemporaryDirectory()
+        self._folder = tempfile.TemporaryDirectory(dir=FAST)
         self._path = Path(self._folder.name) / "client.json"
         self._path.touch(mode=0o600)
 

@@ -311,9 +311,7 @@ class LinkTarget:
         operations += _second_calls(link)
         await turns(_never, 3)
         self._hear()
-        await turns(
-            lambda: all(one.done() for one in operations) and all(one.done() for one in asked), _TURNS
-        )
+        await turns(lambda: all(one.done() for one in operations) and all(one.done() for one in asked), _TURNS)
         repr(link.roster.engines)
         await link.close()
         await turns(lambda: all(one.done() for one in asked), _TURNS)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SLOW = 1.0  # seconds of this process's time for one input
 _READ_EVERY = 50  # inputs
 _READ_SLACK = 0.5  # seconds that the inputs since then may have taken
+FAST = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Where files are written fast, if there is such a place."""
 MAX_STATUS = 6 << 10  # bytes: trailers over 8 KB fail
 SECRET = "S3CRET-token-of-the-cluster"
 """Which nothing may show."""

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 from tests.fuzz.file_target import FileTarget
 from tests.fuzz.kernel_target import KernelTarget
+from tests.fuzz.link_target import LinkTarget
 from tests.fuzz.reply_target import ReplyTarget
 from tests.fuzz.request_target import RequestTarget
+from tests.fuzz.state_target import StateTarget
 from tests.fuzz.stream_target import (
     DirectTarget,
     HostTarget,
@@ -31,5 +33,7 @@ TARGETS: dict[str, Callable[[Watch], Target]] = {
     HostTarget.name: HostTarget,
     TransferTarget.name: TransferTarget,
     ReplyTarget.name: ReplyTarget,
+    LinkTarget.name: LinkTarget,
     FileTarget.name: FileTarget,
+    StateTarget.name: StateTarget,
 }
