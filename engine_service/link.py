@@ -285,6 +285,8 @@ class Link:
             )
             self._act(member, actions)
             self._open_direct(welcome)
+            if self._transfers is not None:
+                self._transfers.connect()
         if message.welcomes and not self._is_asking:
             self._report()  # a controller that has restarted knows nothing of what runs
         for refusal in message.refusals:

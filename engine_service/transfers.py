@@ -42,16 +42,20 @@ class Transfers:
     """The transfers of one registration stream."""
 
     def __init__(self, info: ConnectionInfo, engines: Mapping[int, Engine]) -> None:
-        """Relay to `engines`, by id; nothing is connected before the first offer."""
+        """Relay to `engines`, by id."""
         self._info = info
         self._engines = engines
-        self._channel: grpc.aio.Channel | None = None
+        self._channel = open_channel(info)
         self._slots = asyncio.Semaphore(MAX_RUNNING)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         """Return how many run or wait."""
         return len(self._tasks)
+
+    def connect(self) -> None:
+        """Connect in the background, so that the first transfer does not wait for it."""
+        self._channel.get_state(try_to_connect=True)
 
     def start(self, offer: engine_pb2.TransferOffer) -> None:
         """Take up an offer, unless there are too many: it then expires at the controller."""
@@ -69,12 +73,9 @@ class Transfers:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        if self._channel is not None:
-            await self._channel.close()
+        await self._channel.close()
 
     async def _run(self, offer: engine_pb2.TransferOffer) -> None:
-        if self._channel is None:
-            self._channel = open_channel(self._info)
         open_stream: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(
             METHOD,
             request_serializer=None,

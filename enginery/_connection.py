@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from enginery.v1 import cluster_pb2
 if TYPE_CHECKING:
     from enginery._connection_file import ConnectionInfo
 
+_LONG = 0.05  # seconds
 _SESSION = "/enginery.v1.ClusterService/Session"
 
 
@@ -65,7 +67,9 @@ async def open_connection(
     )
     try:
         async with asyncio.timeout(timeout):
+            began = time.monotonic()
             connection.welcome = await greet(stream, session_id)
+            connect_early(bulk, time.monotonic() - began)
             if cluster_id and connection.welcome.cluster_id != cluster_id:
                 raise DeliveryError("WRONG_CLUSTER", cluster_id=connection.welcome.cluster_id)
             snapshot = await watch.read()
@@ -78,6 +82,12 @@ async def open_connection(
             raise DeliveryError("CONTROLLER_LOST", cause=f"no answer within {timeout:g} s") from None
         raise translated(error) from None
     return connection
+
+
+def connect_early(bulk: grpc.aio.Channel, seconds: float) -> None:
+    """Connect the channel of large values if that takes long, as it did for calls; none waits for it then."""
+    if seconds > _LONG:
+        bulk.get_state(try_to_connect=True)
 
 
 def open_session(channel: grpc.aio.Channel, info: ConnectionInfo) -> Any:

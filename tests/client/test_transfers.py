@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import enginery
+from enginery import _connection
 from enginery._reasons import DeliveryError
 from enginery.errors import BlobNotFound, ControllerLost, DataLoss, QueueCleared, ValueTooLarge
 
@@ -80,6 +81,22 @@ def test_an_upload_that_breaks_off_goes_on(
     assert controller.chunks_taken == 4, "the pickle and three of its buffer"
     back = client[targets].pull("a")
     assert all((one == array).all() for one in ([back] if targets == 0 else back))
+
+
+@pytest.mark.parametrize(("is_far", "state"), [(True, "READY"), (False, "IDLE")])
+def test_the_channel_to_a_far_controller_is_connected_before_the_first_value(
+    controller: FakeController, monkeypatch: pytest.MonkeyPatch, is_far: bool, state: str
+) -> None:
+    """It would wait for that; beside a near one most clients never need it."""
+    monkeypatch.setattr(_connection, "_LONG", 0.0 if is_far else 60.0)
+    with enginery.connect(controller.path, timeout=5) as client:
+        assert client.ids
+        connection = client._link._connection
+        assert connection is not None
+        deadline = time.monotonic() + 10
+        while connection.channels[1].get_state().name != state:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
 
 
 def test_every_way_for_a_large_value(client: enginery.Client) -> None:

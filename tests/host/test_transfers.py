@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import grpc
 from google.rpc import status_pb2
 
 from engine_service import transfers as transfers_module
@@ -148,6 +149,16 @@ async def test_a_caller_that_is_attached_and_goes_is_noticed_though_nothing_happ
         outgoing.put_nowait(None)
         await until(lambda: len(transfers) == 0)
         host.kernels[0].started[0].released.set()
+        stream.end()
+
+
+async def test_the_channel_is_connected_before_the_first_transfer() -> None:
+    """Over a far link that takes as long as the transfer of a value that is not very large."""
+    async with linked() as host:
+        stream, _ = await host.registered()
+        transfers = host.link._transfers
+        assert transfers is not None
+        await until(lambda: transfers._channel.get_state() is grpc.ChannelConnectivity.READY)
         stream.end()
 
 
