@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from engine_service.config import HostConfig
 
 _MPI_STARTUP = 300.0  # seconds: a process of MPI waits for all others
-_MPI_STOP_GRACE = 0.5
+_MPI_STOP_GRACE = 0.2
 
 logger = logging.getLogger(__name__)
 

@@ -138,10 +138,9 @@ def parser() -> argparse.ArgumentParser:
     leaving.add_argument(
         "--drain-grace",
         type=_seconds,
-        default=DEFAULT_DRAIN_GRACE,
         metavar="SECONDS",
         help="what runs gets so long to end after SIGINT or SIGTERM; a second one stops it at once "
-        f"(default: {DEFAULT_DRAIN_GRACE:g})",
+        f"(default: {DEFAULT_DRAIN_GRACE:g}; with --mpi 0, since mpiexec kills what is left a second later)",
     )
     leaving.add_argument(
         "--orphan-timeout",
@@ -197,6 +196,8 @@ def parse(arguments: Sequence[str] | None = None) -> HostConfig:
         made.error("--connection-file and --state-dir say the same: give one of them")
     if options["engine_id"] is not None and options["n"] != 1:
         made.error("--engine-id is for one engine, not several")
+    if options["drain_grace"] is None:
+        options["drain_grace"] = 0.0 if options["mpi"] else DEFAULT_DRAIN_GRACE
     if options["mpi"]:
         if options["n"] != 1 or options["engine_id"] is not None:
             made.error("--mpi is one engine whose id is its rank: without -n and --engine-id")

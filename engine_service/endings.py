@@ -35,6 +35,7 @@ def fail_queued(engine: Engine, operation: Operation, cause: str) -> DeliveryErr
         cause=cause,
         method=PYTHON_NAMES[operation.method],
         operation_id=_ids.show(operation.operation_id),
+        after=_after(engine),
     )
     engine.fail_all(engine.queue.clear(all_incarnations=False), _not_run(error))
     return error
@@ -67,12 +68,17 @@ def _death(engine: Engine, operation: Operation) -> DeliveryError | None:
             limit=engine.options.memory_limit,
             method=PYTHON_NAMES[operation.method],
             operation_id=_ids.show(operation.operation_id),
+            after=_after(engine),
         )
     if operation.stop_cause is not None and engine.keeper.kill_cause:
-        after = "the engine ends" if engine.options.kernel.mpi else "the engine has a new one"
-        cause = f"it did not stop when it was interrupted, so its kernel was killed; {after}"
+        cause = f"it did not stop when it was interrupted, so its kernel was killed; {_after(engine)}"
         return _stopped(engine, operation, "lost", cause)
     return None
+
+
+def _after(engine: Engine) -> str:
+    """Return what follows the end of its kernel."""
+    return "the engine ends" if engine.options.kernel.mpi else "the engine starts anew"
 
 
 def _stopped(engine: Engine, operation: Operation, namespace: str, cause: str) -> DeliveryError:

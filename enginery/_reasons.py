@@ -67,8 +67,8 @@ TABLE: dict[str, Entry] = {
     "ENGINE_AWAY": Entry(Code.UNAVAILABLE, errors.EngineAway, "engine {engine_id} is not connected", Retry.SAME_CALL),
     "ENGINE_LOST": Entry(Code.ABORTED, errors.EngineLost, "engine {engine_id} was lost while the call waited ({cause}); it may have run", Retry.REBUILD),
     "ENGINE_STOPPED": Entry(Code.ABORTED, errors.EngineStopped, "engine {engine_id} was stopped ({cause})", Retry.REBUILD),
-    "KERNEL_DIED": Entry(Code.ABORTED, errors.KernelDied, "the kernel of engine {engine_id} died ({cause}) while it ran {method}, operation {operation_id}; its namespace is lost, the engine starts anew", Retry.REBUILD),
-    "MEMORY_LIMIT_EXCEEDED": Entry(Code.ABORTED, errors.MemoryLimitExceeded, "the kernel of engine {engine_id} was killed at {size} bytes of resident memory, over its limit of {limit} (--memory-limit), while it ran {method}, operation {operation_id}; its namespace is lost, the engine starts anew", Retry.REBUILD),
+    "KERNEL_DIED": Entry(Code.ABORTED, errors.KernelDied, "the kernel of engine {engine_id} died ({cause}) while it ran {method}, operation {operation_id}; its namespace is lost, {after}", Retry.REBUILD),
+    "MEMORY_LIMIT_EXCEEDED": Entry(Code.ABORTED, errors.MemoryLimitExceeded, "the kernel of engine {engine_id} was killed at {size} bytes of resident memory, over its limit of {limit} (--memory-limit), while it ran {method}, operation {operation_id}; its namespace is lost, {after}", Retry.REBUILD),
     "KERNEL_NOT_STARTING": Entry(Code.FAILED_PRECONDITION, errors.EngineError, "the kernel of engine {engine_id} does not start ({cause}): see `enginery logs`", Retry.NEVER),
     # The operation
     "QUEUE_CLEARED": Entry(Code.ABORTED, errors.QueueCleared, "taken out of the queue of engine {engine_id} before it ran: {cause}", Retry.REBUILD),

@@ -44,9 +44,7 @@ class Kernel:
         self._interrupts = interrupts
         self._reports = reports
         self._pid = os.getpid()
-        mpi: Any = None
-        if start.mpi:
-            from mpi4py import MPI as mpi  # starts MPI  # noqa: N811
+        mpi: Any = _start_mpi() if start.mpi else None
         self._rank = mpi.COMM_WORLD.Get_rank() if start.mpi else -1
         self._namespace = Namespace(self._rank if start.engine_id < 0 else start.engine_id, mpi)
         self._properties = Properties(start.properties)
@@ -152,6 +150,15 @@ class Kernel:
         finally:
             for value in stored:
                 value.close()
+
+
+def _start_mpi() -> Any:
+    """Return the MPI module, which starts MPI as it is imported."""
+    try:
+        from mpi4py import MPI  # a library that is found when it is needed
+    except (ImportError, RuntimeError, OSError) as error:
+        sys.exit(f"--mpi: mpi4py finds no MPI on this machine, such as Open MPI or MPICH: {error}")
+    return MPI
 
 
 def _leave_child(reply: Reply) -> NoReturn:

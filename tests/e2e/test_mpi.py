@@ -8,7 +8,10 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import pytest
+
 import enginery
+from enginery import errors
 from enginery._channel import environment
 
 if TYPE_CHECKING:
@@ -56,9 +59,15 @@ def test_engines_of_an_mpi_job(tmp_path: Path) -> None:
 
 
 def test_a_process_of_mpi_is_not_replaced(tmp_path: Path) -> None:
-    """When one dies the job ends, and so do all of its engines."""
+    """When one dies the job ends, and all of its engines say goodbye: also those that wait in MPI."""
     with mpi_engines(tmp_path, 2) as (client, mpiexec):
-        client[1].execute("import os; os.kill(os.getpid(), 9)", block=False)
+        waiting = client[0].execute("print('in', flush=True); mpi.COMM_WORLD.barrier()", block=False)
+        while not waiting.stdout:
+            time.sleep(0.01)
+        with pytest.raises(enginery.KernelDied, match="the engine ends"):
+            client[1].execute("import os; os.kill(os.getpid(), 9)")
+        with pytest.raises(errors.EngineStopped):
+            waiting.result(timeout=_WAIT)
         assert mpiexec.wait(_WAIT) != 0
         deadline = time.monotonic() + _WAIT
         while len(client.ids) and time.monotonic() < deadline:

@@ -56,6 +56,7 @@ def test_options(tmp_path: Path) -> None:
     assert (config.drain_grace, config.orphan_timeout, config.log_format) == (0.0, 600.0, "json")
     plain = parse(["--state-dir", str(tmp_path)])
     assert (plain.memory_limit, plain.drain_grace, plain.orphan_timeout) == (None, 5.0, None)
+    assert parse(["--state-dir", str(tmp_path), "--mpi"]).drain_grace == 0.0  # the job's launcher does not wait
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
+import pytest
+
+from engine_service.kernel_exit import KernelExited
 from engine_service.kernel_process import KernelOptions
 from tests.kernel.conftest import running
-
-if TYPE_CHECKING:
-    import pytest
 
 
 async def test_what_the_launcher_left_open_is_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,3 +26,13 @@ async def test_what_the_launcher_left_open_is_the_kernels(monkeypatch: pytest.Mo
     finally:
         os.close(read)
         os.close(write)
+
+
+async def test_a_machine_without_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it lacks is said in one line, without a traceback."""
+    monkeypatch.setenv("MPI4PY_LIBMPI", "/nowhere/libmpi.so")
+    with pytest.raises(KernelExited) as caught:
+        async with running(KernelOptions(mpi=True)):
+            pass
+    assert "mpi4py finds no MPI on this machine" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
