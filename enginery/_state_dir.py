@@ -187,6 +187,12 @@ class StateDirectory:
             (self.path / name).exists() for name in ("lock", "cluster.json")
         )
 
+    @property
+    def is_used(self) -> bool:
+        """Whether a controller or a host keeps files here, or left some: else it is somebody else's folder."""
+        known = any((self.path / name).exists() for name in ("lock", "cluster.json"))
+        return known or any(self.processes_directory.glob("[0-9]*"))
+
     def controller_pid(self) -> int | None:
         """Return the process id of the controller that holds the directory, None if none does."""
         if not self.is_running():

@@ -40,11 +40,11 @@ def down(
     With the folder of a client.json that was copied here it stops the processes alone.
     """
     state = find_own_cluster(state_dir)
-    if not state.path.is_dir():
-        out.print(f"no cluster in {state.path}", markup=False)
-        return
     if state.is_remote:
         _stop_remote(state, grace)
+        return
+    if not state.is_used:
+        out.print(f"no cluster in {state.path}", markup=False)
         return
     with undisturbed():
         stopped = _stop(state, grace)

@@ -205,6 +205,15 @@ def test_down_after_the_controller_was_killed(shell: Shell) -> None:
     assert shell.left() == []
 
 
+def test_down_leaves_a_folder_alone_that_is_no_clusters(shell: Shell, tmp_path: Path) -> None:
+    """Whatever is in it: it was named by mistake."""
+    for name in ("logs", "journal", "processes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.txt").touch()
+    assert shell.run("down", "--state-dir", str(tmp_path)).stdout.startswith("no cluster in ")
+    assert len(list(tmp_path.glob("*/mine.txt"))) == 3
+
+
 def test_a_kept_state_directory_is_used_again(shell: Shell, tmp_path: Path) -> None:
     """--keep: the next cluster has the same id, port, authority and token, so connection files stay good."""
     state = tmp_path / "state"
