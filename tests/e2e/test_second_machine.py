@@ -168,31 +168,39 @@ def test_the_hosts_own_port_is_reached_from_elsewhere(cluster: Cluster) -> None:
     assert cluster.script.value(f"asyncio.run(call_directly({path!r}, 'id + 41'))") == [HOST, "42"]
 
 
-def test_reconnects_keep_ids_and_namespaces(cluster: Cluster) -> None:
-    """Both links are cut and all connections of host and client break; a call runs, one waits, one is made."""
-    script = cluster.script
-    ran, go_on = cluster.host.folder / "ran", cluster.host.folder / "go-on"
-    script.run(f"client[0].push(dict(kept='kept', ran={str(ran)!r}, go_on={str(go_on)!r}))")
-    script.run("incarnations = [client.engines[id].incarnation for id in client.ids]")
-    script.run("client[0].execute('import os, time; file = open(ran, \"a\", 1)')")
+@pytest.mark.parametrize("way", ["direct", "relayed"])
+def test_reconnects_keep_ids_and_namespaces(cluster: Cluster, way: str) -> None:
+    """Both links are cut and all connections of host and client break; a call runs, one waits, one is made.
+
+    So it is whether calls go to the host itself or by the controller.
+    """
+    script, path = cluster.script, str(cluster.client.folder / "client.json")
+    script.run(f"caller = enginery.connect({path!r}, direct={way == 'direct'})")
+    is_direct = "caller[0].apply(abs, 1) and caller._link.session.ways.is_direct(0)"
+    until(lambda: script.value(is_direct) is (way == "direct"), "the direct path")
+    ran, go_on = cluster.host.folder / f"ran-{way}", cluster.host.folder / f"go-on-{way}"
+    script.run(f"caller[0].push(dict(kept='kept', ran={str(ran)!r}, go_on={str(go_on)!r}))")
+    script.run("incarnations = [caller.engines[id].incarnation for id in caller.ids]")
+    script.run("caller[0].execute('import os, time; file = open(ran, \"a\", 1)')")
     wait = "print(1, file=file)\nwhile not os.path.exists(go_on): time.sleep(0.01)\nprint('one'); 1"
-    script.run(f"first = client[0].execute({wait!r}, block=False)")
-    script.run("second = client[0].execute('print(2, file=file); 2', block=False)")
+    script.run(f"first = caller[0].execute({wait!r}, block=False)")
+    script.run("second = caller[0].execute('print(2, file=file); 2', block=False)")
     until(lambda: ran.exists() and ran.read_text(), "the first call to run")
-    until(lambda: script.value("len(client[0].queue_status().queue)") == 1, "the second call to wait")
+    until(lambda: script.value("len(caller[0].queue_status().queue)") == 1, "the second call to wait")
     cluster.set_loss(1.0)
     for machine in (cluster.host, cluster.client):
         machine.lose_connections()
     go_on.touch()
-    script.run("third = client[0].execute('print(3, file=file); 3', block=False)")
+    script.run("third = caller[0].execute('print(3, file=file); 3', block=False)")
     until(lambda: ran.read_text() == "1\n2\n", "the second call to run, though nobody hears of it")
     assert not script.value("first.done() or second.done() or third.done()")
     cluster.set_loss(LOSS)
     assert script.value("[call.result(20).value for call in (first, second, third)]") == [1, 2, 3]
     assert script.value("first.stdout") == "one\n"
     assert ran.read_text() == "1\n2\n3\n"
-    assert script.value("[client.ids, client[0]['kept']]") == [[0, 1], "kept"]
-    assert script.value("[client.engines[id].incarnation for id in client.ids] == incarnations")
+    assert script.value("[caller.ids, caller[0]['kept']]") == [[0, 1], "kept"]
+    assert script.value("[caller.engines[id].incarnation for id in caller.ids] == incarnations")
+    script.run("caller.close()")
 
 
 def test_down_from_another_machine(cluster: Cluster) -> None:
