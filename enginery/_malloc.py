@@ -6,13 +6,13 @@ import ctypes
 import functools
 import os
 
-_KEPT = 16 << 20
+_KEPT = 8 << 20  # in each arena of threads
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's names: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 
 
 @functools.cache
 def keep_freed() -> None:
-    """Keep up to 16 MiB of what is freed for the next value, where the C library is glibc and the user has not
+    """Keep up to 8 MiB of what is freed for the next value, where the C library is glibc and the user has not
     set by the environment what it keeps.
 
     As it is, the library gives each buffer of 1 MiB back to the system, which then makes every page of the next

@@ -1,10 +1,12 @@
-"""Values of any size pass through the controller, and leave nothing there."""
+"""Values of any size pass through the controller, and leave nothing there; connections may break on the way."""
 
 from __future__ import annotations
 
 import dataclasses
+import zlib
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import psutil
@@ -13,13 +15,15 @@ import pytest
 import enginery
 from enginery import _connection_file
 from tests.e2e.cutting_relay import CuttingRelay
-
-if TYPE_CHECKING:
-    from enginery.view import EngineView
+from tests.e2e.services import controller, host, until
+from tests.e2e.test_direct_path import free_port, goes_directly
 
 SIZE = 1_000_000_000
 ROOM = 32_000_000
 CUTS = (3 * SIZE // 10, 7 * SIZE // 10)
+DIRECT_SIZE = 50_000_000
+ON_ITS_WAY = 10_000_000  # bytes at most, of a connection
+PATTERN = 1_000_003  # bytes that are repeated: no piece is like its neighbour
 
 
 def _peak(pid: int) -> int:
@@ -32,6 +36,15 @@ def _controller() -> int:
     """Return the process id of the controller that this process started."""
     children = psutil.Process().children(recursive=True)
     return next(child.pid for child in children if "controller_service" in child.cmdline())
+
+
+def _array(size: int) -> Any:
+    """Return an array of `size` bytes in Fortran's order."""
+    return np.resize(np.arange(PATTERN).astype(np.uint8), size).reshape((10, size // 10)).T
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return one.shape == other.shape and all(map(np.array_equal, one.T, other.T))
 
 
 @pytest.mark.slow
@@ -48,28 +61,53 @@ def test_a_gigabyte_through_the_controller_by_connections_that_break(tmp_path: P
             file = tmp_path / "client.json"
             _connection_file.write(file, dataclasses.replace(info, address=relay.address))
             with enginery.connect(file, direct=False) as client:
-                _there_and_back(client[0], relay)
+                client[0].execute("import zlib")
+                client[0]["warm"] = _array(10_000_000)
+                assert client[0]["warm"].size == 10_000_000
+                process = _controller()
+                before = _peak(process)
+                big = _array(SIZE)
+                relay.cut_after("up", *CUTS)
+                client[0]["big"] = big
+                moved = relay.count()
+                assert (moved["left"], moved["up"] < 1.05 * SIZE) == (0, True)
+                assert client[0].execute("zlib.crc32(big.T)").value == zlib.crc32(big.T)
+                relay.cut_after("down", *CUTS)
+                back = client[0]["big"]
+                moved = relay.count()
+                assert (moved["left"], moved["down"] < 1.05 * SIZE) == (0, True)
+                assert (back.dtype, back.flags.f_contiguous, _is_same(back, big)) == (big.dtype, True, True)
+                back[-1, -1] = 1  # writable
+                assert _peak(process) - before < ROOM
                 assert client.statistics()["reconnects"] == 0, "calls do not share the connection that broke"
 
 
-def _there_and_back(view: EngineView, relay: CuttingRelay) -> None:
-    view["warm"] = np.ones(10_000_000, dtype=np.uint8)
-    assert view["warm"].size == 10_000_000
-    controller = _controller()
-    before = _peak(controller)
-    big = np.ones((SIZE // 10, 10), dtype=np.uint8, order="F")
-    big[-1, -1] = 7
-    relay.cut_after("up", *CUTS)
-    view["big"] = big
-    moved = relay.count()
-    assert (moved["left"], moved["up"] < 1.05 * SIZE) == (0, True)
-    assert view.execute("int(big.sum())").value == SIZE + 6
-
-    relay.cut_after("down", *CUTS)
-    back = view["big"]
-    moved = relay.count()
-    assert (moved["left"], moved["down"] < 1.05 * SIZE) == (0, True)
-    assert (back.shape, back.dtype, back.flags.f_contiguous) == (big.shape, big.dtype, True)
-    assert np.array_equal(back, big)
-    back[-1, -1] = 1  # writable
-    assert _peak(controller) - before < ROOM
+def test_a_value_whose_direct_connection_breaks(tmp_path: Path) -> None:
+    """It goes on through the controller from where it was: only what was on its way is sent by both."""
+    state = tmp_path / "state"
+    with ExitStack() as stack:
+        stack.enter_context(controller(state))
+        port = free_port()
+        direct = stack.enter_context(CuttingRelay(f"127.0.0.1:{port}"))
+        stack.enter_context(host(state, 1, "--port", str(port), "--advertise", direct.address))
+        info = _connection_file.read(state / "client.json", "client")
+        relay = stack.enter_context(CuttingRelay(info.address))
+        file = tmp_path / "client.json"
+        _connection_file.write(file, dataclasses.replace(info, address=relay.address))
+        client = stack.enter_context(enginery.connect(file))
+        client.wait_for_engines(1)
+        big = _array(DIRECT_SIZE)
+        client[0]["before"] = big
+        for direction in ("up", "down"):
+            until(lambda: goes_directly(client), "the direct path")
+            direct.cut_after(direction, 4 * DIRECT_SIZE // 10)
+            relay.count()
+            if direction == "up":
+                client[0]["big"] = big
+                assert client[0].execute("(big == before).all()").value
+            else:
+                assert _is_same(client[0]["big"], big)
+            directly, by_controller = direct.count(), relay.count()
+            assert directly["left"] == 0
+            assert by_controller[direction] > DIRECT_SIZE // 2
+            assert directly[direction] + by_controller[direction] < DIRECT_SIZE + ON_ITS_WAY
