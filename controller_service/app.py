@@ -33,6 +33,7 @@ from enginery import _address, _alive, _connection_file, _logs
 from enginery._certificates import Authority, controller_name, host_name
 from enginery._channel import SERVER_OPTIONS
 from enginery._connection_file import ConnectionInfo
+from enginery._direct_token import direct_token
 from enginery._methods import ENGINE_SERVICE
 from enginery._open_streams import OpenStreams
 from enginery._reasons import DeliveryError
@@ -227,9 +228,11 @@ class Controller:
             assert authority is not None
             return authority.sign_request(request, host_name(cluster_id), *names)
 
-        facts = ClusterFacts(
-            cluster_id, epoch, token_digest(identity.client_token), None if authority is None else sign
-        )
+        def direct_digest(address: str) -> bytes:
+            return token_digest(direct_token(identity.client_token, address))
+
+        digest = token_digest(identity.client_token)
+        facts = ClusterFacts(cluster_id, epoch, digest, None if authority is None else sign, direct_digest)
         engines = EngineEndpoint(switchboard, facts, streams)
         operations = Operations(switchboard)
         any_engine = self._any_engine = AnyEngine(switchboard, operations)

@@ -12,6 +12,7 @@ from google.protobuf import duration_pb2
 
 from controller_service.events import Facts, HelloReceived, Registration
 from controller_service.link import Link
+from enginery._direct_token import MAX_ADDRESSES
 from enginery._reasons import DeliveryError
 from enginery._requests import parse
 from enginery._server_stream import Stream
@@ -20,7 +21,7 @@ from enginery.errors import CertificateError
 from enginery.v1 import engine_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     import grpc.aio
 
@@ -44,6 +45,8 @@ class ClusterFacts:
     client_token_digest: bytes
     sign_request: Callable[[bytes, Collection[str]], bytes] | None
     """Makes a certificate of a PEM request and further names; None if the cluster speaks plaintext."""
+    direct_digest: Callable[[str], bytes] | None = None
+    """Says by which digest the host at an address knows clients that show it a token of its own."""
 
 
 class EngineEndpoint:
@@ -185,7 +188,12 @@ class _Connection:
             lease=lease_duration(self._registry.lease),
             certificate=certificate,
             client_token_digest=self._cluster.client_token_digest,
+            direct_token_digests=self._direct_digests(engine.facts.direct_addresses),
         )
+
+    def _direct_digests(self, addresses: Sequence[str]) -> list[bytes]:
+        digest = self._cluster.direct_digest
+        return [] if digest is None else [digest(address) for address in addresses[:MAX_ADDRESSES]]
 
 
 def lease_duration(lease: float) -> duration_pb2.Duration:

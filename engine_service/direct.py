@@ -68,7 +68,7 @@ class DirectPort:
         self._health: health.aio.HealthServicer | None = None
         self._is_draining = False
         self._reporting: asyncio.Task[None] | None = None
-        self._known: tuple[str, bytes, bytes] | None = None
+        self._known: tuple[str, tuple[bytes, ...], bytes] | None = None
         self._streams = OpenStreams()
         self.on_call: Callable[[], None] = lambda: None
         """Called with each call of a Session."""
@@ -85,17 +85,25 @@ class DirectPort:
         """Whether it serves."""
         return self._server is not None
 
-    async def open(self, cluster_id: str, certificate: str, client_token_digest: bytes) -> None:
-        """Serve clients that have the token of this digest; without a certificate in plaintext, on loopback.
+    async def open(
+        self,
+        cluster_id: str,
+        certificate: str,
+        client_token_digest: bytes,
+        direct_token_digests: tuple[bytes, ...] = (),
+    ) -> None:
+        """Serve clients that have the token of this digest, or one of those that are for this host alone;
+        without a certificate in plaintext, on loopback.
 
-        Called again with the same cluster, digest and authority it does nothing; with others, or with TLS in
+        Called again with the same cluster, digests and authority it does nothing; with others, or with TLS in
         the place of plaintext, it serves those alone.
         """
         try:
-            known = (cluster_id, client_token_digest, issuer(certificate.encode()) if certificate else b"")
+            authority = issuer(certificate.encode()) if certificate else b""
         except CertificateError:
             logger.exception("the host's own port stays as it is")
             return
+        known = (cluster_id, (client_token_digest, *direct_token_digests), authority)
         if self._known == known or self._is_draining:
             return
         if self._server is not None:
@@ -103,7 +111,9 @@ class DirectPort:
             await self._server.stop(_GRACE)
             self._server = None
         guard = Guard(
-            Authorizer({CLIENT: client_token_digest}),
+            Authorizer(
+                {CLIENT: client_token_digest}, also=[(CLIENT, digest) for digest in direct_token_digests]
+            ),
             {**service_roles(ENGINE_SERVICE, CLIENT), SESSION: frozenset({CLIENT})},
             process="engine host",
         )

@@ -370,7 +370,12 @@ class Link:
 
     def _open_direct(self, welcome: engine_pb2.Welcome) -> None:
         if self._direct is not None and welcome.client_token_digest and self._opening is None:
-            opening = self._direct.open(welcome.cluster_id, welcome.certificate, welcome.client_token_digest)
+            opening = self._direct.open(
+                welcome.cluster_id,
+                welcome.certificate,
+                welcome.client_token_digest,
+                tuple(welcome.direct_token_digests),
+            )
             self._opening = asyncio.create_task(opening, name="opening of the host's own port")
 
     # ---- what goes up

@@ -22,6 +22,7 @@ from enginery import _address
 from enginery._certificates import host_name
 from enginery._channel import open_channel
 from enginery._connection import cause_of, connect_early, greet, open_session, translated
+from enginery._direct_token import direct_token
 from enginery._methods import ENGINE_ID_KEY
 from enginery._path import Path
 from enginery._reasons import DeliveryError
@@ -185,7 +186,11 @@ class _Host:
         link = self._link
         assert link.info is not None
         info = dataclasses.replace(
-            link.info, address=address, server_name=host_name(link.cluster_id), socket_path=None
+            link.info,
+            address=address,
+            server_name=host_name(link.cluster_id),
+            socket_path=None,
+            token=direct_token(link.info.token, address),
         )
         if info.insecure and not _is_here(address):
             return "it is not on this machine, and nothing is encrypted"

@@ -46,9 +46,16 @@ def token_digest(token: str) -> bytes:
 class Authorizer:
     """Knows which role a call has."""
 
-    def __init__(self, digests: Mapping[str, bytes], *, socket_role: str | None = None) -> None:
-        """Take the digest of each role's token, and the role of callers on a Unix socket, if any."""
-        self._digests = dict(digests)
+    def __init__(
+        self,
+        digests: Mapping[str, bytes],
+        *,
+        also: Iterable[tuple[str, bytes]] = (),
+        socket_role: str | None = None,
+    ) -> None:
+        """Take the digest of each role's token, those of further tokens, and the role of callers on a Unix
+        socket, if any."""
+        self._digests = [*digests.items(), *also]
         self._socket_role = socket_role
 
     def role(self, metadata: Iterable[tuple[str, str | bytes]], peer: str) -> str:
@@ -56,7 +63,7 @@ class Authorizer:
         given = next((value for key, value in metadata if key == "authorization"), None)
         if given is not None:
             digest = token_digest(_bearer(given))
-            for role, expected in self._digests.items():
+            for role, expected in self._digests:
                 if hmac.compare_digest(digest, expected):
                     return role
         if self._socket_role is not None and peer.startswith("unix:"):

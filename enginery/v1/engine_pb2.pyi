@@ -2126,6 +2126,7 @@ class Welcome(_message.Message):
     CERTIFICATE_FIELD_NUMBER: _builtins.int
     CLIENT_TOKEN_DIGEST_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
+    DIRECT_TOKEN_DIGESTS_FIELD_NUMBER: _builtins.int
     slot: _builtins.int
     """(Required) The hello that it answers."""
     engine_id: _builtins.int
@@ -2150,6 +2151,14 @@ class Welcome(_message.Message):
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """(Optional) Capabilities of the controller, lower_snake. Unknown ones are ignored."""
 
+    @_builtins.property
+    def direct_token_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """(Optional) The same of the tokens that clients make for the host, one for each of the hello's
+        `direct_addresses`, of the first 16: HMAC-SHA256, in lower-case hexadecimal digits, of `enginery direct ` and the
+        address, with the client token as key. A client that shows such a token tells the host none that opens
+        another port.
+        """
+
     def __init__(
         self,
         *,
@@ -2162,10 +2171,11 @@ class Welcome(_message.Message):
         certificate: _builtins.str = ...,
         client_token_digest: _builtins.bytes = ...,
         capabilities: _abc.Iterable[_builtins.str] | None = ...,
+        direct_token_digests: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "certificate", b"certificate", "client_token_digest", b"client_token_digest", "cluster_id", b"cluster_id", "controller_epoch", b"controller_epoch", "engine_id", b"engine_id", "epoch", b"epoch", "lease", b"lease", "slot", b"slot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "certificate", b"certificate", "client_token_digest", b"client_token_digest", "cluster_id", b"cluster_id", "controller_epoch", b"controller_epoch", "direct_token_digests", b"direct_token_digests", "engine_id", b"engine_id", "epoch", b"epoch", "lease", b"lease", "slot", b"slot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

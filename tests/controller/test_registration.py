@@ -14,6 +14,7 @@ from cryptography import x509
 
 from enginery import _status
 from enginery._certificates import make_request
+from enginery._direct_token import direct_token
 from enginery.v1 import cluster_pb2, engine_pb2, value_pb2
 from tests.controller.fakes import PATIENCE, FakeCluster, running, until
 
@@ -29,11 +30,13 @@ async def listed(cluster: FakeCluster) -> list[cluster_pb2.Engine]:
 async def test_welcome_tells_what_a_host_needs(cluster: FakeCluster, caplog: pytest.LogCaptureFixture) -> None:
     """Id, epoch, cluster, lease and the digest of the client token; logged with id, ip, port and pid."""
     caplog.set_level(logging.INFO)
-    welcome = await cluster.host().hello()
+    welcome = await cluster.host().hello(direct_addresses=["engines.test:7001"])
     assert (welcome.engine_id, welcome.cluster_id) == (0, cluster.client_info.cluster_id)
     assert (welcome.lease.seconds, welcome.lease.nanos) == (2, 0)
     assert welcome.client_token_digest == hashlib.sha256(cluster.client_info.token.encode()).digest()
     assert 0 < welcome.controller_epoch <= welcome.epoch
+    token = direct_token(cluster.client_info.token, "engines.test:7001")
+    assert list(welcome.direct_token_digests) == [hashlib.sha256(token.encode()).digest()]
     (engine,) = await listed(cluster)
     (record,) = [record for record in caplog.records if "registered" in record.getMessage()]
     assert record.getMessage() == f"registered (ip 127.0.0.1, port {engine.port}, pid 4321)"

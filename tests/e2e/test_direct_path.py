@@ -116,9 +116,7 @@ def test_direct_calls_outlive_a_controller(tmp_path: Path) -> None:
         assert client[0]["kept"] == "kept"
         began = time.monotonic()
         client[0].set_properties({"told": "later"})
-        assert (
-            time.monotonic() - began < 20
-        )  # not the minute for which calls wait
+        assert time.monotonic() - began < 20  # not the minute for which calls wait
         stack.enter_context(controller(state))
         until(lambda: client.statistics()["connected"], "the client to connect")
         assert client[0]["kept"] == "kept"
@@ -182,6 +180,9 @@ def test_values_that_do_not_move_directly_have_calls_leave_too(
     with cluster(tmp_path / "state") as (_, client):
         until(lambda: goes_directly(client), "the direct path")
         (there,) = client._link._direct._hosts.values()
+        assert client._link.info is not None
+        assert there.transfers is not None
+        assert client._link.info.token not in str(there.transfers._metadata)  # which a host never learns
 
         async def breaks(*_: object, **__: object) -> None:
             raise DeliveryError("CONTROLLER_LOST", cause="the way loses what is large")

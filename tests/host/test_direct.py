@@ -16,6 +16,7 @@ from engine_service.direct import DirectPort
 from enginery._certificates import Authority, host_name
 from enginery._channel import open_channel
 from enginery._connection_file import ConnectionInfo
+from enginery._direct_token import direct_token
 from enginery._serving import token_digest
 from enginery._status import from_rpc
 from enginery.v1 import engine_pb2, engine_pb2_grpc
@@ -160,6 +161,25 @@ async def test_a_new_token_replaces_the_old(tmp_path: Path) -> None:
                 )
                 if expected:
                     assert await reason(call) == expected
+                else:
+                    assert (await call).engine_id == 0
+
+
+async def test_a_token_that_is_for_this_host_alone(tmp_path: Path) -> None:
+    """It is taken beside the client token, of which it is made; one made for another address is not."""
+    async with open_port(tmp_path) as (authority, port):
+        address = f"127.0.0.1:{port.port}"
+        certificate = authority.sign_request(port.certificate_request.encode(), host_name(CLUSTER)).decode()
+        digest = token_digest(direct_token("client", address))
+        await port.open(CLUSTER, certificate, token_digest("client"), (digest,))
+        for token in ("client", direct_token("client", address), direct_token("client", "127.0.0.1:1")):
+            info = as_client(authority, port, token)
+            async with open_channel(info) as channel:
+                call = engine_pb2_grpc.EngineServiceStub(channel).GetId(
+                    engine_pb2.GetIdRequest(), metadata=info.metadata
+                )
+                if token == direct_token("client", "127.0.0.1:1"):
+                    assert await reason(call) == "WRONG_TOKEN"
                 else:
                     assert (await call).engine_id == 0
 

@@ -4113,9 +4113,14 @@ type Welcome struct {
 	// `--insecure` too.
 	ClientTokenDigest []byte `protobuf:"bytes,8,opt,name=client_token_digest,json=clientTokenDigest,proto3" json:"client_token_digest,omitempty"`
 	// (Optional) Capabilities of the controller, lower_snake. Unknown ones are ignored.
-	Capabilities  []string `protobuf:"bytes,9,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Capabilities []string `protobuf:"bytes,9,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	// (Optional) The same of the tokens that clients make for the host, one for each of the hello's
+	// `direct_addresses`, of the first 16: HMAC-SHA256, in lower-case hexadecimal digits, of `enginery direct ` and the
+	// address, with the client token as key. A client that shows such a token tells the host none that opens
+	// another port.
+	DirectTokenDigests [][]byte `protobuf:"bytes,10,rep,name=direct_token_digests,json=directTokenDigests,proto3" json:"direct_token_digests,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Welcome) Reset() {
@@ -4207,6 +4212,13 @@ func (x *Welcome) GetClientTokenDigest() []byte {
 func (x *Welcome) GetCapabilities() []string {
 	if x != nil {
 		return x.Capabilities
+	}
+	return nil
+}
+
+func (x *Welcome) GetDirectTokenDigests() [][]byte {
+	if x != nil {
+		return x.DirectTokenDigests
 	}
 	return nil
 }
@@ -5318,7 +5330,7 @@ const file_enginery_v1_engine_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\v2\x12.enginery.v1.ValueR\x05value:\x028\x01B\f\n" +
 	"\n" +
 	"_engine_idB\b\n" +
-	"\x06_epoch\"\xc1\x02\n" +
+	"\x06_epoch\"\xf3\x02\n" +
 	"\aWelcome\x12\x12\n" +
 	"\x04slot\x18\x01 \x01(\rR\x04slot\x12\x1b\n" +
 	"\tengine_id\x18\x02 \x01(\x11R\bengineId\x12\x14\n" +
@@ -5329,7 +5341,9 @@ const file_enginery_v1_engine_proto_rawDesc = "" +
 	"\x05lease\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x05lease\x12 \n" +
 	"\vcertificate\x18\a \x01(\tR\vcertificate\x12.\n" +
 	"\x13client_token_digest\x18\b \x01(\fR\x11clientTokenDigest\x12\"\n" +
-	"\fcapabilities\x18\t \x03(\tR\fcapabilities\"3\n" +
+	"\fcapabilities\x18\t \x03(\tR\fcapabilities\x120\n" +
+	"\x14direct_token_digests\x18\n" +
+	" \x03(\fR\x12directTokenDigests\"3\n" +
 	"\aRefusal\x12\x12\n" +
 	"\x04slot\x18\x01 \x01(\rR\x04slot\x12\x14\n" +
 	"\x05error\x18\x0f \x01(\fR\x05error\"\\\n" +
