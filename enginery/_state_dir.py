@@ -127,7 +127,15 @@ class StateDirectory:
         )
 
     def prepare(self) -> None:
-        """Make the directory and `logs/`, 0700; EngineryError if it is another user's or open to others."""
+        """Make the directory and `logs/`, 0700.
+
+        EngineryError if it is another user's, open to others, or the folder of another machine's `client.json`.
+        """
+        if self.is_remote:
+            raise EngineryError(
+                f"{self.client_file} is that of a cluster elsewhere, and would be overwritten: "
+                "use another --state-dir, or remove it"
+            )
         try:
             base = runtime_directory()
             if base in self.path.parents:

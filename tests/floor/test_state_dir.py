@@ -62,6 +62,15 @@ def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
         StateDirectory(tmp_path / "file").prepare()
 
 
+def test_the_folder_of_a_copied_client_file_is_refused(tmp_path: Path) -> None:
+    """A cluster of its own there would overwrite what leads to the other."""
+    file = tmp_path / "client.json"
+    file.write_text("{}")
+    with pytest.raises(EngineryError, match=f"{file} is that of a cluster elsewhere"):
+        StateDirectory(tmp_path).prepare()
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_identity_stays(state: StateDirectory) -> None:
     """Cluster id, tokens and port are made once; the epoch always rises; tokens are not shown."""
     first = state.load_identity()
