@@ -75,6 +75,14 @@ class Authority:
 
         Raises CertificateError if its files cannot be read or do not belong together, or the key is lost.
         """
+        found = cls.load(directory)
+        if found is None or found._certificate.not_valid_after_utc - _now() < _SERVER_LIFE:
+            return cls._create(directory)
+        return found
+
+    @classmethod
+    def load(cls, directory: Path) -> Authority | None:
+        """Return the authority kept in `directory`, None if there is none; raises as `load_or_create`."""
         try:
             certificate_pem = read_private(directory / CA_FILE)
             key_pem = read_private(directory / CA_KEY_FILE)
@@ -83,7 +91,7 @@ class Authority:
                 raise CertificateError(
                     f"{directory / CA_FILE} is there, and its key is not: {_REMEDY}"
                 ) from error
-            return cls._create(directory)
+            return None
         except OSError as error:
             raise CertificateError(f"the cluster's authority cannot be trusted: {error}") from error
         try:
@@ -95,8 +103,6 @@ class Authority:
             raise CertificateError(f"{directory / CA_FILE} or its key is damaged: {_REMEDY}") from None
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != public_key:
             raise CertificateError(f"{directory / CA_FILE} and {CA_KEY_FILE} do not belong together: {_REMEDY}")
-        if certificate.not_valid_after_utc - _now() < _SERVER_LIFE:
-            return cls._create(directory)
         return cls(key, certificate)
 
     @classmethod

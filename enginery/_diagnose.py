@@ -9,12 +9,18 @@ import time
 from typing import TYPE_CHECKING
 
 from enginery._channel import CLIENT_OPTIONS
+from enginery._methods import ENGINE_ID_KEY
 from enginery.errors import AuthenticationError, CertificateError, ConnectError, ControllerNotRunning
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import grpc
+
     from enginery._connection_file import ConnectionInfo
 
 _PROBE = "/enginery.v1.ClusterService/GetClusterInfo"
+_ASK = "/enginery.v1.EngineService/GetId"
 # OpenSSL's verify codes
 _NOT_YET_VALID, _EXPIRED, _WRONG_NAME = 9, 10, 62
 
@@ -38,7 +44,7 @@ def find_problem(info: ConnectionInfo, *, timeout: float = 5.0) -> ConnectError 
     where = _where(info)
     try:
         plain = socket.create_connection((host.strip("[]"), int(port)), timeout)
-    except socket.gaierror as error:
+    except (socket.gaierror, UnicodeError) as error:  # a UnicodeError: no name can be like that
         return ControllerNotRunning(f"the name in {where} cannot be resolved: {error}")
     except TimeoutError:
         return ControllerNotRunning(
@@ -48,11 +54,18 @@ def find_problem(info: ConnectionInfo, *, timeout: float = 5.0) -> ConnectError 
     except OSError as error:
         return ControllerNotRunning(
             f"no controller runs at {where}: {error.strerror or error}; start one with `enginery up`, "
-            "or use its current connection file"
+            f"or use its current connection file{_loopback_hint(host)}"
         )
     with plain:
         problem = _plaintext_problem(plain, where) if info.insecure else _tls_problem(plain, info, where)
     return problem or _call_problem(info, where, timeout)
+
+
+def _loopback_hint(host: str) -> str:
+    """Say what a file that was copied to another machine leads to, if it names the machine itself."""
+    if host.strip("[]") not in ("127.0.0.1", "::1", "localhost"):
+        return ""
+    return f" ({host} is this machine: a controller on another one needs --bind and --advertise)"
 
 
 def _where(info: ConnectionInfo) -> str:
@@ -69,6 +82,11 @@ def _tls_problem(plain: socket.socket, info: ConnectionInfo, where: str) -> Conn
         context.wrap_socket(plain, server_hostname=info.server_name).close()
     except ssl.SSLCertVerificationError as error:
         return CertificateError(_certificate_text(error, info, where))
+    except TimeoutError:
+        return ConnectError(
+            f"{where} accepts connections but does not answer: what listens there is frozen or overloaded, "
+            "or is another program"
+        )
     except (ssl.SSLError, OSError) as error:
         reason = getattr(error, "reason", None) or error
         return CertificateError(
@@ -113,16 +131,39 @@ def _plaintext_problem(plain: socket.socket, where: str) -> ConnectError | None:
     )
 
 
-def _call_problem(info: ConnectionInfo, where: str, timeout: float) -> ConnectError | None:
+def _open(info: ConnectionInfo) -> grpc.Channel:
     import grpc
 
     if info.insecure:
-        channel = grpc.insecure_channel(info.address, options=CLIENT_OPTIONS)
-    else:
-        credentials = grpc.ssl_channel_credentials(info.ca_pem.encode())
-        override = ("grpc.ssl_target_name_override", info.server_name)
-        channel = grpc.secure_channel(info.address, credentials, options=[*CLIENT_OPTIONS, override])
-    with channel:
+        return grpc.insecure_channel(info.address, options=CLIENT_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(info.ca_pem.encode())
+    override = ("grpc.ssl_target_name_override", info.server_name)
+    return grpc.secure_channel(info.address, credentials, options=[*CLIENT_OPTIONS, override])
+
+
+def find_silent(info: ConnectionInfo, engine_ids: Iterable[int], *, timeout: float = 3.0) -> list[int]:
+    """Return those of the engines whose hosts do not answer a question within `timeout` seconds."""
+    import grpc
+
+    with _open(info) as channel:
+        ask = channel.unary_unary(_ASK, request_serializer=bytes, response_deserializer=bytes)
+        asked = {
+            engine_id: ask.future(
+                b"", timeout=timeout, metadata=(*info.metadata, (ENGINE_ID_KEY, str(engine_id)))
+            )
+            for engine_id in engine_ids
+        }
+        return [
+            engine_id
+            for engine_id, answer in asked.items()
+            if answer.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # waits for the answer
+        ]
+
+
+def _call_problem(info: ConnectionInfo, where: str, timeout: float) -> ConnectError | None:
+    import grpc
+
+    with _open(info) as channel:
         probe = channel.unary_unary(_PROBE, request_serializer=bytes, response_deserializer=bytes)
         try:
             probe(b"", timeout=timeout, metadata=info.metadata, wait_for_ready=True)

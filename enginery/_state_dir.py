@@ -68,7 +68,7 @@ class ClusterIdentity:
 def runtime_directory() -> Path:
     """Return this user's directory for state: `$XDG_RUNTIME_DIR/enginery`, else `/tmp/enginery-UID`."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime and Path(runtime).is_dir() and os.access(runtime, os.W_OK):
+    if runtime and os.path.isdir(runtime) and os.access(runtime, os.W_OK):  # noqa: PTH112 - it never raises
         return Path(runtime) / "enginery"
     return Path(f"/tmp/enginery-{os.getuid()}")  # noqa: S108 - 0700, and its owner is checked
 
@@ -191,9 +191,8 @@ class StateDirectory:
     @property
     def is_remote(self) -> bool:
         """Whether all that is here of a cluster is a `client.json`: it was copied from another machine."""
-        return self.client_file.exists() and not any(
-            (self.path / name).exists() for name in ("lock", "cluster.json")
-        )
+        client, *others = (os.path.exists(self.path / name) for name in _OF_REMOTE)  # noqa: PTH110 - it never raises
+        return client and not any(others)
 
     @property
     def is_used(self) -> bool:
@@ -213,10 +212,15 @@ class StateDirectory:
     # Its processes on this machine
 
     def add_process(self, pid: int, kind: str) -> None:
-        """Note a process of this cluster, so that `enginery down` finds it even without a controller."""
-        write_private(
-            self.processes_directory / str(pid), json.dumps({"kind": kind, "start": _start_time(pid)}).encode()
-        )
+        """Note a process of this cluster, so that `enginery down` finds it even without a controller.
+
+        EngineryError if that cannot be written, such as for want of room.
+        """
+        note = json.dumps({"kind": kind, "start": _start_time(pid)}).encode()
+        try:
+            write_private(self.processes_directory / str(pid), note)
+        except OSError as error:
+            raise EngineryError(f"the state directory {self.path} cannot be used: {error}") from error
 
     def remove_process(self, pid: int) -> None:
         """Forget a process; one that is not known does nothing."""
@@ -395,6 +399,9 @@ _OWN_FILES = (
     "lock", "cluster.json", "ca.pem", "ca-key.pem", "engine.json", "client.json", "client.sock",
     "launcher.json",
 )  # fmt: skip
+
+
+_OF_REMOTE = ("client.json", "lock", "cluster.json")
 
 
 def _try_lock(fd: int, kind: int = fcntl.LOCK_EX) -> bool:

@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from enginery import __version__
-from enginery._doctor import (
-    Finding,
-    examine_connection,
-    examine_controller,
-    examine_directory,
-    examine_engines,
-    read_connection_file,
-)
+from enginery._diagnose import find_silent
+from enginery._doctor import examine_connection, examine_controller, examine_engines, read_connection_file
+from enginery._doctor_directory import examine_directory
+from enginery._finding import COPY_ANEW, Finding, restart
 from enginery._state_dir import StateDirectory
 from enginery.cli.common import StateDir, find_own_cluster, out, plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from enginery._connection_file import ConnectionInfo
 
 
 def doctor(
@@ -37,8 +35,8 @@ def doctor(
 ) -> None:
     """Find out what is wrong with a cluster, and say which command mends it.
 
-    It looks at state directory, files, port, certificate and clock, token, controller, engines and versions, in
-    this order. Exit code 1: something is wrong.
+    It looks at state directory, disk, files, processes, port, certificate, token, controller, clock, engines
+    and versions, in this order. Exit code 1: something is wrong.
     """
     faults = 0
     for finding in examine(state_dir, connection_file):
@@ -54,32 +52,35 @@ def examine(state_dir: Path | None, connection_file: Path | None) -> Iterator[Fi
     """Yield what is found; what comes after a fault that hides it is not looked at."""
     if connection_file is None and state_dir is not None and StateDirectory(state_dir).is_remote:
         connection_file = StateDirectory(state_dir).client_file
+    again = COPY_ANEW
     if connection_file is None:
         state = find_own_cluster(state_dir)
         for finding in examine_directory(state):
             yield finding
-            if finding.is_fault and finding.check != "client.sock":  # that one is only a convenience
+            if finding.is_fault and finding.hides_others:
                 return
         connection_file = state.client_file
-    info, finding = read_connection_file(connection_file)
+        again = restart(state.path)
+    info, finding = read_connection_file(connection_file, again)
     yield finding
     if info is None:
         return
-    for finding in examine_connection(info):
+    for finding in examine_connection(info, again):
         yield finding
-        if finding.is_fault and finding.check != "certificate":
+        if finding.is_fault and finding.hides_others:
             return
-    if finding.check == "certificate":  # not merely an end that is near: nothing came after it
-        return
-    yield from _ask(connection_file)
+    yield from _ask(info)
 
 
-def _ask(connection_file: Path) -> Iterator[Finding]:
+def _ask(info: ConnectionInfo) -> Iterator[Finding]:
     from enginery.client import connect
 
-    with connect(connection_file) as client:
+    assert info.path is not None
+    with connect(info.path) as client:
         yield from examine_controller(client._link.run(client._link.cluster_info()), __version__)
-        yield from examine_engines(client.engines, platform.python_version())
+        engines = client.engines
+    there = [engine.engine_id for engine in engines if engine.state in ("ready", "busy")]
+    yield from examine_engines(engines, find_silent(info, there), __version__, platform.python_version())
 
 
 def _show(finding: Finding) -> None:

@@ -7,31 +7,25 @@ import dataclasses
 import datetime as dt
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 import pytest
 
 from enginery import _certificates, _doctor
 from enginery._certificates import Authority
-from enginery._connection_file import write
-from enginery._doctor import (
-    Finding,
-    examine_connection,
-    examine_controller,
-    examine_directory,
-    examine_engines,
-    read_connection_file,
-)
-from enginery._state_dir import StateDirectory
+from enginery._connection_file import ConnectionInfo, write
+from enginery._diagnose import find_silent
+from enginery._doctor import examine_connection, examine_controller, examine_engines, read_connection_file
+from enginery._finding import COPY_ANEW
 from enginery.engines import EngineInfo
-from enginery.v1 import cluster_pb2
+from enginery.v1 import cluster_pb2, engine_pb2, engine_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from pathlib import Path
 
-    from enginery._connection_file import ConnectionInfo
+    from enginery._finding import Finding
 
     from .conftest import Served
 
@@ -46,106 +40,31 @@ def names(findings: Iterable[Finding]) -> list[str]:
     return [finding.check for finding in findings]
 
 
-async def ask(info: ConnectionInfo) -> list[Finding]:
-    return await asyncio.to_thread(lambda: list(examine_connection(info)))
+AGAIN = "get another"
 
 
-@pytest.fixture
-def running(state: StateDirectory) -> Iterator[StateDirectory]:
-    """A state directory that a controller seems to hold, with a socket that is listened at."""
-    state.load_identity()
-    state.lock()
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(state.client_socket))
-        listener.listen()
-        yield state
-    state.unlock()
-
-
-def test_a_directory_in_order_has_no_fault(running: StateDirectory) -> None:
-    """Directory, files and socket are looked at in this order."""
-    findings = list(examine_directory(running))
-    assert names(findings) == ["state directory", "files", "client.sock"]
-    assert not any(finding.is_fault for finding in findings)
-
-
-def test_no_directory(tmp_path: Path) -> None:
-    """Nothing was ever started there."""
-    found = fault(examine_directory(StateDirectory(tmp_path / "none")))
-    assert "there is none" in found.text
-    assert found.mend == f"enginery up --state-dir {tmp_path / 'none'}"
-
-
-def test_a_file_in_the_place_of_the_directory(tmp_path: Path) -> None:
-    """It has to go."""
-    (tmp_path / "file").touch(mode=0o700)
-    assert fault(examine_directory(StateDirectory(tmp_path / "file"))).mend.startswith("rm ")
-
-
-def test_a_directory_open_to_others(running: StateDirectory) -> None:
-    """Others could exchange the files: nothing else is looked at."""
-    running.path.chmod(0o755)
-    findings = list(examine_directory(running))
-    assert names(findings) == ["state directory"]
-    assert fault(findings).mend == f"chmod 700 {running.path}"
-
-
-@pytest.mark.parametrize("name", ["cluster.json", "client.json"])
-def test_a_file_that_others_can_read(running: StateDirectory, name: str) -> None:
-    """The command that mends it names the file."""
-    path = running.path / name
-    path.touch(mode=0o600)
-    path.chmod(0o644)
-    found = [one for one in examine_directory(running) if one.mend == f"chmod 600 {path}"]
-    assert len(found) == 1
-
-
-def test_a_damaged_cluster_file(running: StateDirectory) -> None:
-    """Half a file is not taken for a cluster."""
-    (running.path / "cluster.json").write_text('{"cluster_id"')
-    assert "cannot be used" in fault(examine_directory(running)).text
-
-
-def test_no_controller_ever(state: StateDirectory) -> None:
-    """A directory without a cluster."""
-    assert "no controller was ever started" in fault(examine_directory(state)).text
-
-
-def test_no_controller_now(state: StateDirectory) -> None:
-    """A directory that nobody holds."""
-    state.load_identity()
-    found = fault(examine_directory(state))
-    assert (found.check, found.mend) == ("controller", f"enginery up --state-dir {state.path}")
-
-
-def test_a_dead_socket(running: StateDirectory) -> None:
-    """The socket's file without anybody behind it."""
-    assert running.client_socket is not None
-    running.client_socket.unlink()
-    assert fault(examine_directory(running)).check == "client.sock"
-
-
-def test_a_path_too_long_for_a_socket(tmp_path: Path) -> None:
-    """Then there is none, which is said."""
-    state = StateDirectory(tmp_path / ("long" * 30))
-    state.prepare()
-    state.load_identity()
-    state.lock()
-    found = fault(examine_directory(state))
-    state.unlock()
-    assert "shorter --state-dir" in found.mend
+async def ask(info: ConnectionInfo, timeout: float = 5.0) -> list[Finding]:
+    return await asyncio.to_thread(lambda: list(examine_connection(info, AGAIN, timeout=timeout)))
 
 
 def test_a_connection_file(served: Served, tmp_path: Path) -> None:
-    """One in order is read; one that is damaged or missing is to be copied anew."""
-    write(tmp_path / "client.json", served.client)
-    info, found = read_connection_file(tmp_path / "client.json")
+    """One in order is read; each fault has its own remedy."""
+    path = tmp_path / "client.json"
+    write(path, served.client)
+    info, found = read_connection_file(path, AGAIN)
     assert info is not None
     assert not found.is_fault
-    (tmp_path / "client.json").write_text("{}")
-    info, found = read_connection_file(tmp_path / "client.json")
+    path.chmod(0o644)
+    assert read_connection_file(path, AGAIN)[1].mend == f"chmod 600 {path}"
+    path.chmod(0o600)
+    path.write_text("{}")
+    info, found = read_connection_file(path, AGAIN)
     assert info is None
-    assert "copy it anew" in found.mend
+    assert found.mend == AGAIN
+    write(tmp_path / "engine.json", dataclasses.replace(served.client, role="engine"))
+    found = read_connection_file(tmp_path / "engine.json", AGAIN)[1]
+    assert found.mend == f"enginery doctor --file {path}"
+    assert read_connection_file(tmp_path / "none.json", AGAIN)[1].mend == AGAIN
 
 
 async def test_a_connection_in_order(served: Served) -> None:
@@ -161,12 +80,34 @@ async def test_nobody_listens(served: Served) -> None:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     found = fault(await ask(dataclasses.replace(served.client, address=f"127.0.0.1:{port}")))
-    assert (found.check, found.mend) == ("port", "enginery up")
+    assert (found.check, found.mend) == ("port", AGAIN)
 
 
-async def test_a_name_that_nobody_knows(served: Served) -> None:
-    """The address that the controller advertises is no address here."""
-    found = fault(await ask(dataclasses.replace(served.client, address="no-such-host.invalid:1")))
+async def test_a_copied_file_that_leads_to_the_own_machine(served: Served) -> None:
+    """The controller that wrote it takes calls from its own machine alone."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        info = dataclasses.replace(served.client, address=f"127.0.0.1:{unused.getsockname()[1]}")
+        found = next(iter(await asyncio.to_thread(lambda: list(examine_connection(info, COPY_ANEW)))))
+    assert "127.0.0.1 is this machine" in found.text
+    assert "--advertise" in found.mend
+
+
+async def test_what_listens_says_nothing(served: Served) -> None:
+    """A frozen controller, whose port is still open, or another program: not called a wrong certificate."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        found = fault(await ask(dataclasses.replace(served.client, address=address), timeout=0.2))
+    assert found.check == "port"
+    assert "does not answer" in found.text
+
+
+@pytest.mark.parametrize("name", ["no-such-host.invalid", "x" * 300])
+async def test_a_name_that_nobody_knows(served: Served, name: str) -> None:
+    """The address that the controller advertises is no address here, or nowhere."""
+    found = fault(await ask(dataclasses.replace(served.client, address=f"{name}:1")))
     assert "--advertise" in found.mend
 
 
@@ -174,7 +115,7 @@ async def test_another_authority(served: Served, tmp_path: Path) -> None:
     """Another cluster has the port now."""
     other = Authority.load_or_create(tmp_path)
     found = fault(await ask(dataclasses.replace(served.client, ca_pem=other.ca_pem)))
-    assert (found.check, found.mend) == ("certificate", "copy client.json anew from the controller")
+    assert (found.check, found.mend) == ("certificate", AGAIN)
 
 
 @pytest.mark.parametrize(("days", "words"), [(-800, "has expired"), (+30, "not valid yet")])
@@ -194,6 +135,7 @@ async def test_a_certificate_out_of_its_time(
     found = next(finding for finding in findings if finding.check == "certificate")
     assert found.is_fault
     assert words in found.text
+    assert found.mend.startswith("correct the clock if `date` is wrong; else")
 
 
 async def test_a_certificate_that_ends_soon(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,8 +149,7 @@ async def test_a_certificate_that_ends_soon(served: Served, monkeypatch: pytest.
 async def test_a_wrong_token(served: Served) -> None:
     """The certificate is right, the token is not."""
     found = fault(await ask(dataclasses.replace(served.client, token="old")))
-    assert found.check == "token"
-    assert "client.json" in found.mend
+    assert (found.check, found.mend) == ("token", AGAIN)
 
 
 def _info(**more: object) -> cluster_pb2.GetClusterInfoResponse:
@@ -216,12 +157,15 @@ def _info(**more: object) -> cluster_pb2.GetClusterInfoResponse:
 
 
 def test_the_controllers_version_and_clock() -> None:
-    """Another version of Enginery, and a controller that started in the future."""
+    """Another version of Enginery, and a clock that is wrong, either way."""
     assert not any(finding.is_fault for finding in examine_controller(_info(), "1.2"))
     assert "pip install enginery==1.2" in fault(examine_controller(_info(), "1.3")).mend
-    ahead = _info()
-    ahead.start_time.FromSeconds(int(time.time()) + 4_000)
-    assert fault(examine_controller(ahead, "1.2")).check == "clock"
+    for seconds, words in ((-4_000, "behind"), (0, ""), (4_000, "ahead")):
+        info = _info()
+        info.current_time.FromSeconds(int(time.time()) + seconds)
+        found = [one for one in examine_controller(info, "1.2") if one.is_fault]
+        assert [one.check for one in found] == ["clock"] * bool(words)
+        assert all(words in one.text for one in found)
 
 
 def _engine(**more: object) -> EngineInfo:
@@ -239,11 +183,33 @@ def _engine(**more: object) -> EngineInfo:
     return EngineInfo(**settings | more)  # type: ignore[arg-type]
 
 
+def _examined(engine: EngineInfo, *silent: int, python: str = "3.11.9") -> list[Finding]:
+    return [one for one in examine_engines([engine], silent, "1.2", python) if one.is_fault]
+
+
 def test_engines() -> None:
-    """None, one that is away, one of another Python; a kernel that died and was replaced is no fault."""
-    assert fault(examine_engines([], "3.11.7")).mend == "enginery engine -n 4"
-    assert not any(one.is_fault for one in examine_engines([_engine(last_failure="SIGSEGV")], "3.11.9"))
-    assert (
-        "is away" in fault(examine_engines([_engine(state="away", reason="its stream broke")], "3.11.7")).text
-    )
-    assert "runs Python 3.11.7" in fault(examine_engines([_engine()], "3.13.0")).text
+    """None, one that is away, a silent one, other versions; a kernel that was replaced is no fault."""
+    assert fault(examine_engines([], (), "1.2", "3.11.7")).mend == "enginery engine -n 4"
+    assert not _examined(_engine(last_failure="SIGSEGV", enginery_version="1.2"))
+    assert "is away" in fault(_examined(_engine(state="away", reason="its stream broke"))).text
+    assert "does not answer" in fault(_examined(_engine(), 0)).text
+    assert "runs Python 3.11.7" in fault(_examined(_engine(), python="3.13.0")).text
+    assert "runs Enginery 1.1" in fault(_examined(_engine(enginery_version="1.1"))).text
+
+
+async def test_engines_whose_host_is_silent() -> None:
+    """A frozen host is found before its heartbeats are missed."""
+
+    class Engines(engine_pb2_grpc.EngineServiceServicer):
+        async def GetId(self, request: object, context: Any) -> engine_pb2.GetIdResponse:  # noqa: N802
+            if ("enginery-engine-id", "1") in tuple(context.invocation_metadata()):
+                await asyncio.sleep(60)
+            return engine_pb2.GetIdResponse()
+
+    server = grpc.aio.server()
+    engine_pb2_grpc.add_EngineServiceServicer_to_server(Engines(), server)  # type: ignore[abstract]
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    info = ConnectionInfo("client", "", address, server_name="", ca_pem="", token="-", insecure=True)
+    assert await asyncio.to_thread(find_silent, info, [0, 1, 2], timeout=0.3) == [1]
+    await server.stop(0)
