@@ -28,11 +28,10 @@ from enginery.v1 import (  # noqa: E402
     engine_pb2,
     engine_pb2_grpc,
     frame_pb2,
-    value_pb2,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
 
 CLUSTER_ID = "bare"
 CHUNK = 1 << 20
@@ -54,21 +53,17 @@ async def _apply(request: engine_pb2.ApplyRequest, context: object) -> engine_pb
     return engine_pb2.ApplyResponse(operation_id=request.function_name)
 
 
-async def _upload(
-    requests: AsyncIterator[engine_pb2.UploadRequest], context: object
-) -> engine_pb2.UploadResponse:
+async def _upload(chunks: AsyncIterator[bytes], context: object) -> bytes:
     size = 0
-    async for message in requests:
-        size += len(message.chunk.data)
-    return engine_pb2.UploadResponse(blob=value_pb2.Blob(size=size))
+    async for chunk in chunks:
+        size += len(chunk)
+    return b"%d" % size
 
 
-async def _download(
-    request: engine_pb2.DownloadRequest, context: object
-) -> AsyncIterator[engine_pb2.DownloadResponse]:
+async def _download(request: bytes, context: object) -> AsyncIterator[bytes]:
     data = bytes(CHUNK)
-    for offset in range(0, int(request.blob_id), CHUNK):
-        yield engine_pb2.DownloadResponse(chunk=value_pb2.Chunk(offset=offset, data=data))
+    for _ in range(0, int(request), CHUNK):
+        yield data
 
 
 def _handlers() -> list[grpc.GenericRpcHandler]:
@@ -79,16 +74,10 @@ def _handlers() -> list[grpc.GenericRpcHandler]:
     apply = grpc.unary_unary_rpc_method_handler(
         _apply, engine_pb2.ApplyRequest.FromString, engine_pb2.ApplyResponse.SerializeToString
     )
-    upload = grpc.stream_unary_rpc_method_handler(
-        _upload, engine_pb2.UploadRequest.FromString, engine_pb2.UploadResponse.SerializeToString
-    )
-    download = grpc.unary_stream_rpc_method_handler(
-        _download, engine_pb2.DownloadRequest.FromString, engine_pb2.DownloadResponse.SerializeToString
-    )
     engine: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "Apply": apply,
-        "Upload": upload,
-        "Download": download,
+        "Upload": grpc.stream_unary_rpc_method_handler(_upload),  # of raw bytes: protobuf would copy them
+        "Download": grpc.unary_stream_rpc_method_handler(_download),
     }
     return [
         grpc.method_handlers_generic_handler("enginery.v1.ClusterService", {"Session": session}),
@@ -168,21 +157,51 @@ async def _in_flight(stub: cluster_pb2_grpc.ClusterServiceAsyncStub) -> float:
     return measure.CALLS_IN_FLIGHT / (time.perf_counter() - start)
 
 
-async def _bulk(stub: engine_pb2_grpc.EngineServiceAsyncStub, size: int) -> tuple[float, float]:
-    """Return MB/s of an upload and of a download of `size` MB in chunks of 1 MiB."""
-    data = bytes(CHUNK)
-    offsets = range(0, size * measure.MB, CHUNK)
-    up, down = [], []
-    for _ in range(measure.REPEATS[size] + 1):
+class _Bulk:
+    """Streams of raw chunks of 1 MiB, there and back."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._upload: grpc.aio.StreamUnaryMultiCallable[bytes, bytes]
+        self._upload = channel.stream_unary("/enginery.v1.EngineService/Upload")
+        self._download: grpc.aio.UnaryStreamMultiCallable[bytes, bytes]
+        self._download = channel.unary_stream("/enginery.v1.EngineService/Download")
+        self._data = bytes(CHUNK)
+
+    async def push(self, size: int) -> None:
+        """Send `size` MB."""
+        await self._upload(self._data for _ in range(0, size * measure.MB, CHUNK))
+
+    async def pull(self, size: int) -> None:
+        """Receive `size` MB."""
+        async for chunk in self._download(b"%d" % (size * measure.MB)):
+            assert chunk
+
+    async def throughput(self, size: int) -> tuple[float, float]:
+        """Return MB/s of `push` and of `pull`."""
+        up, down = [], []
+        for _ in range(measure.REPEATS[size] + 1):
+            start = time.perf_counter()
+            await self.push(size)
+            middle = time.perf_counter()
+            await self.pull(size)
+            up.append(size / (middle - start))
+            down.append(size / (time.perf_counter() - middle))
+        return measure.median(up[1:]), measure.median(down[1:])
+
+
+async def _beside(stub: cluster_pb2_grpc.ClusterServiceAsyncStub, transfer: Coroutine[Any, Any, None]) -> float:
+    """Return p99 in microseconds of a ping-pong beside a transfer, which has a connection of its own."""
+    transferring = asyncio.create_task(transfer)
+    stream = stub.Session()
+    samples: list[float] = []
+    while not transferring.done():
         start = time.perf_counter()
-        chunks = (value_pb2.Chunk(offset=at, data=data) for at in offsets)
-        await stub.Upload(engine_pb2.UploadRequest(chunk=chunk) for chunk in chunks)
-        middle = time.perf_counter()
-        async for message in stub.Download(engine_pb2.DownloadRequest(blob_id=str(size * measure.MB))):
-            assert message.chunk.data
-        up.append(size / (middle - start))
-        down.append(size / (time.perf_counter() - middle))
-    return measure.median(up[1:]), measure.median(down[1:])
+        await stream.write(_message(len(samples)))
+        await stream.read()
+        samples.append((time.perf_counter() - start) * 1e6)
+    await stream.done_writing()
+    await transferring
+    return measure.percentile(samples, 0.99)
 
 
 async def measure_bare(tls: bool) -> measure.Numbers:
@@ -203,14 +222,18 @@ async def measure_bare(tls: bool) -> measure.Numbers:
         numbers: measure.Numbers = {"ready": time.perf_counter() - start}
         try:
             numbers["idle server"] = measure.resident(process.pid)
-            async with _channel(tls, ports["tls" if tls else "plaintext"], Path(folder)) as channel:
+            port = ports["tls" if tls else "plaintext"]
+            async with _channel(tls, port, Path(folder)) as channel, _channel(tls, port, Path(folder)) as other:
+                bulk = _Bulk(other)
                 cluster = cluster_pb2_grpc.ClusterServiceStub(channel)
                 engine = engine_pb2_grpc.EngineServiceStub(channel)
                 numbers |= await _ping_pong(cluster)
                 numbers |= await _unary(engine)
                 numbers["in flight"] = await _in_flight(cluster)
                 for size in measure.SIZES:
-                    numbers[f"push {size} MB"], numbers[f"pull {size} MB"] = await _bulk(engine, size)
+                    numbers[f"push {size} MB"], numbers[f"pull {size} MB"] = await bulk.throughput(size)
+                numbers["beside push p99"] = await _beside(cluster, bulk.push(measure.LARGE))
+                numbers["beside pull p99"] = await _beside(cluster, bulk.pull(measure.LARGE))
         finally:
             process.stdin.close()
             await process.wait()

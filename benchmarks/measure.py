@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from pathlib import Path
@@ -15,6 +16,8 @@ ROUND_TRIPS = 5_000
 WARM_UP = 500
 SIZES = (1, 10, 100)
 """Sizes pushed and pulled, in MB."""
+LARGE = 1_000
+"""MB of the transfer beside which round trips are measured."""
 REPEATS = {1: 20, 10: 8, 100: 3}
 IN_FLIGHT = 64
 CALLS_IN_FLIGHT = 10_000
@@ -51,6 +54,19 @@ def round_trips(call: Callable[[], object], name: str, count: int = ROUND_TRIPS)
         call()
         samples.append((time.perf_counter() - start) * 1e6)
     return {f"{name} p50": percentile(samples, 0.5), f"{name} p99": percentile(samples, 0.99)}
+
+
+def round_trips_beside(call: Callable[[], object], other: Callable[[], object]) -> float:
+    """Return p99 in microseconds of calls, one after the other, for as long as `other` runs in a thread."""
+    beside = threading.Thread(target=other)
+    samples = []
+    beside.start()
+    while beside.is_alive():
+        start = time.perf_counter()
+        call()
+        samples.append((time.perf_counter() - start) * 1e6)
+    beside.join()
+    return percentile(samples, 0.99)
 
 
 def calls_per_second(submit: Callable[[int], Pending], count: int = CALLS_IN_FLIGHT) -> float:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from enginery.view import EngineView
+
 FEW, MANY = 50_000, 100_000
 """Calls after which resident memory is taken: from the first to the second it must not grow.
 
@@ -52,9 +54,10 @@ def measure_enginery() -> measure.Numbers:
         numbers["tasks async"] = asyncio.run(_tasks_async(cluster.state_dir))
         numbers["map"] = measure.rate(lambda count: list(client.map(nothing, range(count))), ITEMS)
         for size in measure.SIZES:
-            data = np.ones(size * measure.MB, dtype=np.uint8)
-            numbers[f"push {size} MB"] = measure.throughput(partial(one.push, {"a": data}), size)
-            numbers[f"pull {size} MB"] = measure.throughput(lambda: one.pull("a"), size)
+            numbers |= _bulk(one, size)
+        with enginery.connect(cluster.state_dir, direct=False) as relayed:
+            numbers |= {f"relayed {name}": rate for name, rate in _bulk(relayed[0], max(measure.SIZES)).items()}
+        numbers |= _beside(one, client[1])
     with enginery.Cluster(4) as cluster:
         numbers |= _growth(cluster.client)
     start = time.perf_counter()
@@ -63,6 +66,25 @@ def measure_enginery() -> measure.Numbers:
         everyone = cluster.client[:]
         numbers |= measure.round_trips(lambda: everyone.apply(nothing), "fan-out", 1_000)
     return numbers
+
+
+def _bulk(view: EngineView, size: int) -> measure.Numbers:
+    """Return MB/s of `size` MB to an engine and back."""
+    data = np.ones(size * measure.MB, dtype=np.uint8)
+    return {
+        f"push {size} MB": measure.throughput(partial(view.push, {"a": data}), size),
+        f"pull {size} MB": measure.throughput(partial(view.pull, "a"), size),
+    }
+
+
+def _beside(one: EngineView, other: EngineView) -> measure.Numbers:
+    """Return p99 of calls on an engine while another of the same host is sent, or sends, what is large."""
+    data = np.ones(measure.LARGE * measure.MB, dtype=np.uint8)
+    call = partial(other.apply, nothing)
+    return {
+        "beside push p99": measure.round_trips_beside(call, partial(one.push, {"a": data})),
+        "beside pull p99": measure.round_trips_beside(call, partial(one.pull, "a")),
+    }
 
 
 def _tasks(client: enginery.Client, count: int) -> None:
