@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SPOT, RATE, VOLATILITY = 100.0, 0.05, 0.25
 SEED = 2026
+LEAST_PATHS = 10_000  # of fewer none may reach a far strike, and then there is no error to measure by
 _BLOCK = 50_000  # paths at a time: small enough to stay in the cache of a processor
 
 
@@ -118,6 +119,10 @@ def main() -> None:
     )
     parser.add_argument("--strikes", type=int, default=60, help="how many strikes (default: 60)")
     arguments = parser.parse_args()
+    if arguments.strikes < 1:
+        parser.error("--strikes: at least 1")
+    if arguments.paths < LEAST_PATHS:
+        parser.error(f"--paths: at least {LEAST_PATHS:,}")
     strikes = np.linspace(60.0, 140.0, arguments.strikes)
     expiries = np.array([0.25, 0.5, 1.0, 2.0])
     console = Console()

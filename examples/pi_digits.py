@@ -135,8 +135,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Count the pairs of digits of pi on engines.")
     parser.add_argument("--digits", type=int, default=300_000, help="how many digits (default: 300,000)")
     digits = parser.parse_args().digits
-    if digits < 1:
-        parser.error("at least one digit")
+    if digits < 2:
+        parser.error("--digits: at least 2, which are one pair")
     console = Console()
     with a_client() as client:
         engines = len(client)

@@ -175,7 +175,10 @@ def main() -> None:
     """Take the census twice, and compare."""
     parser = argparse.ArgumentParser(description="Take a census of Python's standard library on engines.")
     parser.add_argument("package", nargs="?", default="", help="one package, such as asyncio (default: all)")
-    files = library_files(parser.parse_args().package)
+    package = parser.parse_args().package
+    files = library_files(package)
+    if not files:
+        parser.error(f"there is no package {package} in the standard library")
     console = Console()
     with a_client() as client:
         engines = len(client)

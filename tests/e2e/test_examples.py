@@ -25,3 +25,21 @@ def test_an_example_finds_what_a_serial_run_finds(example: str, arguments: list[
     done = subprocess.run([*command, "--", *arguments], capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == 0, done.stderr
     assert says in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("example", "arguments", "says"),
+    [
+        ("stdlib_census.py", ["nosuch"], "there is no package nosuch"),
+        ("option_pricing.py", ["--paths", "0"], "--paths: at least 10,000"),
+        ("option_pricing.py", ["--strikes", "0"], "--strikes: at least 1"),
+        ("pi_digits.py", ["--digits", "1"], "--digits: at least 2"),
+    ],
+)
+def test_an_example_says_what_it_cannot_do(example: str, arguments: list[str], says: str) -> None:
+    """At once, as wrong usage, without a cluster or a traceback."""
+    command = [sys.executable, str(ROOT / "examples" / example), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
