@@ -16,6 +16,7 @@ from enginery._malloc import keep_freed
 from enginery._methods import ENGINE_ID_KEY, ENGINE_IDS_KEY
 from enginery._reasons import DeliveryError
 from enginery._requests import parse
+from enginery._stall import Stall
 from enginery.v1 import engine_pb2, value_pb2
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LARGE = 1 << 20  # bytes of a value for which pages of its own pay
-_SLOWEST = 1 << 20  # bytes a second: a transfer below that is given up
-_PATIENCE = 60.0  # seconds on top
+_PATIENCE = 60.0  # seconds for an answer to what is asked without bytes of a value
 _DIGITS = 20  # of an offset at most
 _RELEASE_PATIENCE = 5.0  # seconds that an answer may wait until its engine's host has forgotten a value
 
@@ -103,17 +103,20 @@ class Transfers:
                 if error.reason != "UPLOAD_INCOMPLETE":
                     raise
                 offset = _offset_of(error)
-        return await self._upload(engine_ids, _messages(blob, encoded, offset), _deadline(blob.size))
+        return await self._upload(engine_ids, _messages(blob, encoded, offset))
 
     async def _upload(
-        self, engine_ids: Sequence[int], messages: AsyncGenerator[bytes], timeout: float
+        self, engine_ids: Sequence[int], messages: AsyncGenerator[bytes], timeout: float | None = None
     ) -> frozenset[int]:
         if len(engine_ids) == 1:
             metadata = self._to(engine_ids[0])
         else:
             metadata = (*self._metadata, (ENGINE_IDS_KEY, ",".join(map(str, engine_ids))))
+        stall = Stall()
+        call = self._upload_stream(stall.noting(messages), metadata=metadata, timeout=timeout)
         try:
-            answer = await self._upload_stream(messages, metadata=metadata, timeout=timeout)
+            with stall.ending(call):
+                answer = await call
         except grpc.aio.AioRpcError as error:
             if _status.hides_status(error):  # it will be told why when it asks what is there
                 raise DeliveryError("NOT_SENT", cause="the upload of a value broke off") from None
@@ -126,12 +129,15 @@ class Transfers:
         blob = arriving.blob
         _prepare(blob)
         request = engine_pb2.DownloadRequest(blob_id=blob.blob_id, offset=arriving.received)
-        call = self._download_stream(request, metadata=self._to(engine_id), timeout=_deadline(blob.size))
-        async with Behind(arriving.place, blob.size) as placing:
-            async for data in call:
-                piece = _pieces.from_message(data) or _parsed(data)
-                if piece is not None:
-                    await placing.put(piece)
+        call = self._download_stream(request, metadata=self._to(engine_id))
+        stall = Stall()
+        with stall.ending(call):
+            async with Behind(arriving.place, blob.size) as placing:
+                async for data in call:
+                    stall.moved()
+                    piece = _pieces.from_message(data) or _parsed(data)
+                    if piece is not None:
+                        await placing.put(piece)
         arriving.check()
         if release:
             await self._release(engine_id, blob)
@@ -177,10 +183,6 @@ def _room(size: int) -> memoryview:
 def _prepare(blob: value_pb2.Blob) -> None:
     if blob.size >= WORTH:  # or the user's process stays as it is
         keep_freed()
-
-
-def _deadline(size: int) -> float:
-    return _PATIENCE + size / _SLOWEST
 
 
 async def _messages(

@@ -373,6 +373,7 @@ class FakeController:
         self.incoming: dict[str, bytearray] = {}  # the bytes of every blob that was ever uploaded
         self.chunks_taken = self.chunks_given = 0
         self.cut_uploads: set[int] = set()  # after which chunks of all an upload is to break off
+        self.pause = 0.0  # seconds before each chunk, either way
         self.cut_downloads = 0
         """Downloads that are to break off before their last chunk arrives."""
         self.cluster_id = "11111111-2222-4333-8444-555555555555"
@@ -721,6 +722,7 @@ class FakeController:
             assert 0 < len(request.chunk.data) <= 1 << 20
             data += request.chunk.data
             self.chunks_taken += 1
+            await asyncio.sleep(self.pause)
             if self.chunks_taken in self.cut_uploads:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         if len(data) != blob.size:
@@ -747,6 +749,7 @@ class FakeController:
                 if request.release:  # as a host does that has sent all, though not all of it arrived
                     del engine.blobs[request.blob_id]
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+            await asyncio.sleep(self.pause)
             chunk = value_pb2.Chunk(offset=offset, data=data[offset : offset + (1 << 19)])
             if self.damage:
                 chunk.crc32 = 1

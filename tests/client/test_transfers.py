@@ -12,12 +12,21 @@ import numpy as np
 import pytest
 
 import enginery
-from enginery import _connection
+from enginery import _connection, _link, _stall
 from enginery._reasons import DeliveryError
 from enginery.errors import BlobNotFound, ControllerLost, DataLoss, QueueCleared, ValueTooLarge
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.client.fake import FakeController
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.005)
 
 
 def big(size: int = 3_000_001) -> Any:
@@ -83,6 +92,25 @@ def test_an_upload_that_breaks_off_goes_on(
     assert all((one == array).all() for one in ([back] if targets == 0 else back))
 
 
+def test_what_stands_still_is_tried_again(
+    client: enginery.Client, controller: FakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another stream, and from where it was."""
+    monkeypatch.setattr(_stall, "LIMIT", 0.3)
+    monkeypatch.setattr(_link, "_FIRST_DELAY", 0.01)
+    array = big()
+    controller.upload_gate = asyncio.Event()
+    pushing = client[0].push({"a": array}, block=False)
+    until(lambda: len(controller.uploads) == 2)
+    controller.loop.call_soon_threadsafe(controller.upload_gate.set)
+    pushing.result(10)
+    controller.pause = 10.0
+    pulling = client[0].pull("a", block=False)
+    until(lambda: controller.chunks_given == 1)
+    controller.pause = 0.0
+    assert (pulling.result(10) == array).all()
+
+
 @pytest.mark.parametrize(("is_far", "state"), [(True, "READY"), (False, "IDLE")])
 def test_the_channel_to_a_far_controller_is_connected_before_the_first_value(
     controller: FakeController, monkeypatch: pytest.MonkeyPatch, is_far: bool, state: str
@@ -93,10 +121,7 @@ def test_the_channel_to_a_far_controller_is_connected_before_the_first_value(
         assert client.ids
         connection = client._link._connection
         assert connection is not None
-        deadline = time.monotonic() + 10
-        while connection.channels[1].get_state().name != state:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        until(lambda: connection.channels[1].get_state().name == state)
 
 
 def test_every_way_for_a_large_value(client: enginery.Client) -> None:
