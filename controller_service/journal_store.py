@@ -12,28 +12,30 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import os
+import re
 import shutil
 import sqlite3
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from controller_service import file_system
-from controller_service.journal_records import EngineRow, KeptTask, Result, kept
-from controller_service.placement import options_of
-from controller_service.task_call import TaskCall
+from controller_service import file_system, journal_rows
+from controller_service.journal_records import kept
 from enginery._files import make_private_directory, read_private, write_private
-from enginery.v1 import frame_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from controller_service.events import Kept
-    from controller_service.journal_records import Batch, NamedCall
+    from controller_service.journal_records import Batch, EngineRow, KeptTask, NamedCall, Result
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 DEFAULT_AGE = 24 * 3600.0
 DEFAULT_LIMIT = 1 << 30
@@ -45,7 +47,8 @@ _WAL_BYTES = 16 << 20  # to which the write-ahead log shrinks again after a burs
 _CACHE_KIB = 8 << 10
 _LOCK_PATIENCE = 2.0  # seconds: nobody else writes, but somebody may look with sqlite3 at the command line
 _HIGHEST = (1 << 63) - 1
-_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
+_STRANGE = re.compile("no such (table|column)|unsupported file format")  # with the code of all kinds of defects
 
 _TASKS = """
 CREATE TABLE tasks (
@@ -93,7 +96,7 @@ SET attempts = excluded.attempts, engine_id = excluded.engine_id, epoch = exclud
 """
 _FIND = """
 SELECT operation_id, engine_id, method, session_id, outcome, ended_ms, attempts, label, number, is_file,
-    is_error, answer
+    is_error, size, answer
 FROM results WHERE operation_id = ?
 """
 _PAGE = """
@@ -146,6 +149,7 @@ class Store:
         self._database: sqlite3.Connection | None = None
         self._engines: dict[int, EngineRow] = {}
         self._knows_engines = False  # the database says the same as `_engines`
+        self._is_new = False  # the database was made by this controller
 
     def load(self) -> Kept:
         """Open the journal and return what is kept of engines. A damaged one is moved aside."""
@@ -190,26 +194,30 @@ class Store:
         oldest = self._clock.now_ms() - self._bounds.age * 1000
         self._query("DELETE FROM calls WHERE kept_ms < ?", (oldest,))
         rows = self._query("SELECT operation_id, engine_id, epoch FROM calls ORDER BY kept_ms", ())
-        return {(operation_id, engine_id): epoch for operation_id, engine_id, epoch in rows}
+        return dict(_sound(rows, journal_rows.named_call, "a call"))
 
     def tasks(self) -> list[KeptTask]:
         """Return the tasks that have not ended, in the order in which they came."""
-        return [_task(row) for row in self._query("SELECT * FROM tasks ORDER BY arrival", ())]
+        return _sound(self._query("SELECT * FROM tasks ORDER BY arrival", ()), journal_rows.task, "a task")
 
     def find(self, operation_id: bytes) -> Result | None:
         """Return the result of an operation."""
         rows = self._query(_FIND, (operation_id,))
         if not rows:
             return None
-        *shown, is_file, is_error, answer = rows[0]
+        *shown, is_file, is_error, size, answer = rows[0]
         if is_file:
             try:
                 answer = read_private(self._answer(operation_id))
             except FileNotFoundError:
                 logger.error("the answer of operation %s is not in the journal any more", operation_id.hex())
                 return None
-        response, error = (b"", answer) if is_error else (answer, b"")
-        return _result(shown, response, error)
+            if len(answer) + _OVERHEAD != size:
+                logger.error("the answer of operation %s is damaged in the journal", operation_id.hex())
+                return None
+        answers = (b"", answer) if is_error else (answer, b"")
+        found = _sound([shown], lambda row: journal_rows.result(row, *answers), "a result")
+        return found[0] if found else None
 
     def page(
         self,
@@ -228,7 +236,7 @@ class Store:
             "outcomes": sum(1 << outcome for outcome in set(outcomes)) or -1,
             "limit": limit,
         }
-        return [_result(row) for row in self._query(_PAGE, values)]
+        return _sound(self._query(_PAGE, values), journal_rows.result, "a result")
 
     def close(self) -> None:
         """Close the files."""
@@ -243,6 +251,7 @@ class Store:
             make_private_directory(self._path)
             make_private_directory(self._answers)
             file = self._path / "journal.db"
+            self._is_new = self._is_new or not file.exists()
             os.close(os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))  # SQLite would ask the umask
             self._database = sqlite3.connect(file, timeout=_LOCK_PATIENCE, isolation_level=None)
             self._configure(self._database)
@@ -262,7 +271,11 @@ class Store:
         database.execute(f"PRAGMA synchronous = {'FULL' if self._power else 'NORMAL'}")
         database.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
         database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        # One text that is none would keep all rows beside it from being read.
+        database.text_factory = partial(str, encoding="utf-8", errors="replace")
         version = database.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0 and (not self._is_new or any(self._answers.iterdir())):
+            raise _UnusableError("it is empty")
         if version == 0:
             database.executescript(f"BEGIN; {_SCHEMA} {_TASKS} {_ATTEMPTS} COMMIT;")
             database.execute("INSERT INTO meta VALUES ('cluster_id', ?)", (self._cluster_id,))
@@ -307,13 +320,13 @@ class Store:
         database = self._open()
         rows = database.execute(_ENGINES).fetchall()
         try:
-            for engine_id, epoch, retired, *rest in rows:
-                self._engines[engine_id] = EngineRow(engine_id, int(epoch), bool(retired), *rest)
+            self._engines |= {row.engine_id: row for row in map(journal_rows.engine, rows)}
             found = kept(self._engines.values())
         except Exception as error:  # SQLite has no checksums: a row may hold anything
             raise _UnusableError(f"what it says of engines is damaged: {error}") from error
         self._knows_engines = True
         self._sweep(database)
+        self._check_sum(database)
         return found
 
     def _write_engines(self, database: sqlite3.Connection, changed: Collection[int]) -> None:
@@ -422,7 +435,8 @@ class Store:
         oldest = self._clock.now_ms() - self._bounds.age * 1000
         last, files = 0, set()
         cursor = database.execute(
-            "SELECT number, kept_ms, size, is_file, operation_id FROM results ORDER BY number"
+            "SELECT number, CAST(kept_ms AS INTEGER), MAX(CAST(size AS INTEGER), 0), is_file, "
+            "CAST(operation_id AS BLOB) FROM results ORDER BY number"
         )
         for number, kept_ms, size, is_file, operation_id in cursor:
             if excess <= 0 and kept_ms >= oldest:
@@ -438,10 +452,17 @@ class Store:
 
     def _sweep(self, database: sqlite3.Connection) -> None:
         """Remove files that no row speaks of: their controller died before it wrote the row."""
-        known = {row[0].hex() for row in database.execute("SELECT operation_id FROM results WHERE is_file")}
+        rows = database.execute("SELECT CAST(operation_id AS BLOB) FROM results WHERE is_file")
+        known = {row[0].hex() for row in rows}
         for path in self._answers.iterdir():
             if path.name not in known:
                 path.unlink()
+
+    def _check_sum(self, database: sqlite3.Connection) -> None:
+        """Count anew how much is kept, if what is written of it cannot be: by that results are removed."""
+        if not 0 <= _kept_bytes(database) <= 2 * self._bounds.size:
+            (total,) = database.execute("SELECT total(CAST(size AS INTEGER)) FROM results").fetchone()
+            database.execute("UPDATE meta SET value = ? WHERE name = 'kept_bytes'", (max(0, int(total)),))
 
 
 class _UnusableError(sqlite3.DatabaseError):
@@ -450,32 +471,23 @@ class _UnusableError(sqlite3.DatabaseError):
 
 def _is_damage(error: sqlite3.Error) -> bool:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest says where it was found
-    return isinstance(error, _UnusableError) or code in _DAMAGED
+    return isinstance(error, _UnusableError) or code in _DAMAGED or _STRANGE.match(str(error)) is not None
 
 
-def _result(row: Sequence[Any], response: bytes = b"", error: bytes = b"") -> Result:
-    operation_id, engine_id, method, session_id, outcome, ended_ms, attempts, label, number = row
-    return Result(
-        operation_id, engine_id, method, session_id, outcome, ended_ms, response, error, attempts, label, number
-    )
-
-
-def _task(row: Sequence[Any]) -> KeptTask:
-    task_id, frame, submitted_ns, arrival, attempts, engine_id, epoch, rejected_by = row
-    try:
-        call = frame_pb2.Call.FromString(frame)
-        excluded = frozenset(map(int, filter(None, rejected_by.split(","))))
-    except Exception as error:  # protobuf's DecodeError differs in class between its implementations
-        raise _UnusableError(f"what it says of a task is damaged: {error}") from error
-    options = options_of(call)
-    own = TaskCall.of(call, options.label)
-    return KeptTask(
-        task_id, call.session_id, own, options, submitted_ns, arrival, attempts, engine_id, epoch, excluded
-    )
+def _sound(rows: Iterable[Sequence[Any]], read: Callable[[Sequence[Any]], T], what: str) -> list[T]:
+    """Return what `read` makes of rows, but those that are damaged, which are logged."""
+    found = []
+    for row in rows:
+        try:
+            found.append(read(row))
+        except journal_rows.DamagedRowError as error:
+            logger.error("%s in the journal is damaged, and so is not found any more: %s", what, error)
+    return found
 
 
 def _kept_bytes(database: sqlite3.Connection) -> int:
-    return int(_meta(database, "kept_bytes"))
+    value = _meta(database, "kept_bytes")
+    return int(value) if isinstance(value, int | float) and math.isfinite(value) else -1
 
 
 def _meta(database: sqlite3.Connection, name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.fuzz.file_target import FileTarget
+from tests.fuzz.journal_target import JournalTarget
 from tests.fuzz.kernel_target import KernelTarget
 from tests.fuzz.link_target import LinkTarget
 from tests.fuzz.reply_target import ReplyTarget
@@ -36,4 +37,5 @@ TARGETS: dict[str, Callable[[Watch], Target]] = {
     LinkTarget.name: LinkTarget,
     FileTarget.name: FileTarget,
     StateTarget.name: StateTarget,
+    JournalTarget.name: JournalTarget,
 }

@@ -22,10 +22,11 @@ from controller_service import file_system, journal_store
 from controller_service import journal as journal_module
 from controller_service.events import Facts, Kept, Registration
 from controller_service.journal import Journal
-from controller_service.journal_records import Batch, Result
+from controller_service.journal_records import Batch, KeptTask, Result
 from controller_service.journal_store import LARGE, Bounds, Store
 from controller_service.lease import Lease
 from controller_service.no_journal import NoJournal
+from controller_service.task_call import TaskCall
 from enginery import _ids
 from enginery._methods import METHODS
 from enginery._reasons import DeliveryError
@@ -485,7 +486,38 @@ def give_it_away(path: Path) -> None:
     database.close()
 
 
-@pytest.mark.parametrize("harm", [damage_the_header, damage_the_pages, make_it_newer, give_it_away])
+def empty_it(path: Path) -> None:
+    """Leave nothing in it, as after a disk that was full."""
+    (path / "journal.db").write_bytes(b"")
+
+
+def lose_it(path: Path) -> None:
+    """Leave the answers alone."""
+    (path / "journal.db").unlink()
+    (path / "answers" / name(1).hex()).write_bytes(b"answer")
+
+
+def drop_a_table(path: Path) -> None:
+    """Take away what a restored copy may not have."""
+    database = sqlite3.connect(path / "journal.db", isolation_level=None)
+    database.execute("DROP TABLE engines")
+    database.close()
+
+
+def make_it_strange(path: Path) -> None:
+    """Have its header name a format of SQLite that none has."""
+    with (path / "journal.db").open("r+b") as file:
+        file.seek(47)
+        file.write(b"\x09")
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        damage_the_header, damage_the_pages, make_it_newer, give_it_away,
+        empty_it, lose_it, drop_a_table, make_it_strange,
+    ],
+)  # fmt: skip
 async def test_a_journal_that_cannot_be_used_is_moved_aside(
     path: Path, harm: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -531,7 +563,15 @@ async def test_damage_that_shows_later(path: Path, caplog: pytest.LogCaptureFixt
 
 @pytest.mark.parametrize(
     "damage",
-    ["UPDATE engines SET hello = x'ffff'", "UPDATE engines SET epoch = 'x'", "DELETE FROM meta"],
+    [
+        "UPDATE engines SET hello = x'ffff'",
+        "UPDATE engines SET epoch = 'x'",
+        "UPDATE engines SET epoch = -1",
+        "UPDATE engines SET port = 0.5",
+        "UPDATE engines SET registered_ms = 9223372036854775807",
+        "UPDATE engines SET lease_used = 'x'",
+        "DELETE FROM meta",
+    ],
 )
 async def test_rows_that_make_no_sense_stop_nothing(path: Path, damage: str) -> None:
     """SQLite has no checksums: what it returns may be anything. The journal is moved aside, and goes on."""
@@ -539,15 +579,89 @@ async def test_rows_that_make_no_sense_stop_nothing(path: Path, damage: str) -> 
         add(journal, 1)
         journal.put_engine(engine(0))
         await safe(journal)
-    database = sqlite3.connect(path / "journal.db")
-    database.execute(damage)
-    database.commit()
-    database.close()
+    change(path, damage)
     async with opened(path) as journal:
         add(journal, 2)
         await safe(journal)
         assert await known(journal, 2) == [2]
     assert (path.parent / f"{path.name}.damaged").is_dir()
+
+
+def task(number: int) -> KeptTask:
+    """Return a task that waits."""
+    options = frame_pb2.TaskOptions(retries=1)
+    call = frame_pb2.Call(method=METHODS["Execute"], request=b"x", task=options)  # type: ignore[arg-type]
+    return KeptTask(name(number), SESSION, TaskCall.of(call, ""), options, 1, number, 0)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["frame = x'ff'", "arrival = 'x'", "attempts = x'00'", "rejected_by = '1,x'", "engine_id = 1099511627776"],
+)
+async def test_a_damaged_task_hides_no_other(path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It is left out, and an error line says so; the others go on, and so do results."""
+    async with opened(path) as journal:
+        journal.put_task(task(1))
+        journal.put_task(task(2))
+        add(journal, 3)
+        await safe(journal)
+    change(path, f"UPDATE tasks SET {damage} WHERE rowid = 1")
+    async with opened(path) as journal:
+        assert [one.task_id for one in await journal.tasks()] == [name(2)]
+        assert await known(journal, 3) == [3]
+    assert "a task in the journal is damaged" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "damage", ["outcome = 'x'", "method = 0", "answer = 7", "session_id = 7", "label = x'ff'", "ended_ms = -1"]
+)
+async def test_a_damaged_result_hides_no_other(
+    path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is not found any more, and an error line says so; pages show the others."""
+    async with opened(path) as journal:
+        add(journal, 1)
+        add(journal, 2)
+        await safe(journal)
+    change(path, f"UPDATE results SET {damage} WHERE number = 1")
+    async with opened(path) as journal:
+        assert await known(journal, 2) == [2]
+        assert {one.operation_id for one in await journal.page(10)} >= {name(2)}
+    assert "a result in the journal is damaged" in caplog.text
+
+
+async def test_an_answer_that_was_cut_is_not_handed_out(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that is shorter than what was written is no answer, and an error line says so."""
+    async with opened(path) as journal:
+        add(journal, 1, b"x" * (LARGE + 1))
+        await safe(journal)
+    (path / "answers" / name(1).hex()).write_bytes(b"x" * LARGE)
+    async with opened(path) as journal:
+        assert await journal.find(name(1)) is None
+    assert "is damaged in the journal" in caplog.text
+
+
+@pytest.mark.parametrize("kept_bytes", ["9223372036854775807", "-5", "'x'", "1e300"])
+async def test_a_wrong_sum_removes_nothing(path: Path, kept_bytes: str) -> None:
+    """What is kept is counted anew if the count cannot be right: by it results are removed."""
+    async with opened(path) as journal:
+        add(journal, 1)
+        await safe(journal)
+        right = journal.statistics().kept_bytes
+    change(path, f"UPDATE meta SET value = {kept_bytes} WHERE name = 'kept_bytes'")
+    async with opened(path) as journal:
+        add(journal, 2)
+        await safe(journal)
+        assert await known(journal, 2) == [1, 2]
+        assert journal.statistics().kept_bytes == 2 * right
+
+
+def change(path: Path, statement: str) -> None:
+    """Change rows behind the journal's back."""
+    database = sqlite3.connect(path / "journal.db")
+    database.execute(statement)
+    database.commit()
+    database.close()
 
 
 async def test_a_defect_does_not_end_the_writer(
