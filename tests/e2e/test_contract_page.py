@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from google.protobuf import text_format
 from google.rpc import error_details_pb2, status_pb2
 
 import enginery
-from enginery.v1 import cluster_pb2, cluster_pb2_grpc, engine_pb2, frame_pb2
+from enginery.v1 import cluster_pb2, cluster_pb2_grpc, engine_pb2, engine_pb2_grpc, frame_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,20 +29,27 @@ def _messages(kind: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[cluster_pb2.SessionResponse]]:
-    """Give what a controller with two engines answers to the example, connected to as the page says."""
+def file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Give what stands in the `client.json` of a cluster with two engines."""
     state = tmp_path_factory.mktemp("cluster") / "state"
     with enginery.Cluster(n=2, state_dir=state):
-        file = json.loads((state / "client.json").read_text())
-        credentials = grpc.ssl_channel_credentials(file["ca_pem"].encode())
-        options = [("grpc.ssl_target_name_override", file["server_name"]), ("grpc.enable_http_proxy", 0)]
-        requests = [
-            text_format.Parse(text, cluster_pb2.SessionRequest()) for text in _messages("SessionRequest")
-        ]
-        with grpc.secure_channel(file["address"], credentials, options) as channel:
-            session = cluster_pb2_grpc.ClusterServiceStub(channel).Session
-            metadata = (("authorization", f"Bearer {file['token']}"),)
-            yield list(session(iter(requests), metadata=metadata, timeout=20))
+        yield json.loads((state / "client.json").read_text())
+
+
+def _channel(address: str, name: str, file: dict[str, str]) -> grpc.Channel:
+    credentials = grpc.ssl_channel_credentials(file["ca_pem"].encode())
+    options = [("grpc.ssl_target_name_override", name), ("grpc.enable_http_proxy", 0)]
+    return grpc.secure_channel(address, credentials, options)
+
+
+@pytest.fixture(scope="module")
+def answers(file: dict[str, str]) -> list[cluster_pb2.SessionResponse]:
+    """Give what the controller answers to the example, connected to as the page says."""
+    requests = [text_format.Parse(text, cluster_pb2.SessionRequest()) for text in _messages("SessionRequest")]
+    with _channel(file["address"], file["server_name"], file) as channel:
+        session = cluster_pb2_grpc.ClusterServiceStub(channel).Session
+        metadata = (("authorization", f"Bearer {file['token']}"),)
+        return list(session(iter(requests), metadata=metadata, timeout=20))
 
 
 def _replies(answers: list[cluster_pb2.SessionResponse]) -> dict[int, frame_pb2.Reply]:
@@ -77,3 +85,19 @@ def test_its_replies_hold_what_the_page_says(answers: list[cluster_pb2.SessionRe
     assert (info.domain, info.reason, info.metadata["engine_ids"]) == ("enginery", "INVALID_ENGINE_ID", "0, 1")
     failed = engine_pb2.ExecuteResponse.FromString(replies[6].response).result
     assert failed.error.errors[0].type_name == "ZeroDivisionError"
+
+
+def test_a_host_is_called_as_the_page_says(file: dict[str, str]) -> None:
+    """At the listed address, by the name and the token that the page makes of the client's."""
+    with _channel(file["address"], file["server_name"], file) as channel:
+        metadata = (("authorization", f"Bearer {file['token']}"),)
+        listing = cluster_pb2_grpc.ClusterServiceStub(channel).ListEngines
+        engine = listing(cluster_pb2.ListEnginesRequest(), metadata=metadata, timeout=20).engines[1]
+    [address] = engine.direct_addresses
+    text = f"enginery direct {address}"
+    token = hmac.digest(file["token"].encode(), text.encode(), "sha256").hex()
+    with _channel(address, f"host.{file['cluster_id']}.enginery", file) as channel:
+        named = (("authorization", f"Bearer {token}"), ("enginery-engine-id", "1"))
+        get_id = engine_pb2_grpc.EngineServiceStub(channel).GetId
+        who = get_id(engine_pb2.GetIdRequest(), metadata=named, timeout=20)
+    assert (who.engine_id, who.incarnation) == (1, engine.incarnation)
