@@ -92,7 +92,7 @@ class Commands:
             return
         reply.text = text_of(value)
         reply.pretty = self._shell.pretty(value, reply.text)
-        forms = self._shell.forms(value, reply.text)
+        forms = self._shell.forms(value, reply.pretty)
         try:
             if forms:
                 reply.displays.append(forms)

@@ -8,7 +8,6 @@ import re
 import traceback
 from typing import TYPE_CHECKING
 
-from engine_service.kernel import interrupts
 from engine_service.kernel.display import cut, module_name, type_name
 from engine_service.kernel_messages import Failure
 from enginery import _codec
@@ -31,8 +30,9 @@ _MAX_NAME = 1000  # characters of a name or a path
 _MAX_BASES = 100
 _MAX_TRACEBACK = 256 << 10  # bytes
 _MAX_PICKLE = 64 << 10  # bytes
+_KERNEL = __file__.rpartition("/")[0]
 _ours: tuple[str, ...] = (
-    __file__.rpartition("/")[0],
+    _KERNEL,
     traceback.__file__.rpartition("/")[0] + "/asyncio",
     _codec.__file__,
 )
@@ -139,16 +139,17 @@ def _outline(described: tuple[RaisedError, ...]) -> str:
 
 
 def _strip(trace: TracebackType | None) -> TracebackType | None:
-    """Leave out the kernel's own frames: at the top, and at the end those of the handler of an interrupt."""
+    """Leave out the kernel's own frames, and at the top those of what it ran user code by."""
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_ours):
         trace = trace.tb_next
-    last = step = trace  # the last that is not the handler's
+    step = trace
     while step is not None:
-        if step.tb_frame.f_code.co_filename != interrupts.__file__:
-            last = step
-        step = step.tb_next
-    if last is not None:
-        last.tb_next = None
+        following = step.tb_next
+        while following is not None and following.tb_frame.f_code.co_filename.startswith(_KERNEL):
+            following = following.tb_next
+        if following is not step.tb_next:  # which goes over all that follow
+            step.tb_next = following
+        step = following
     return trace
 
 

@@ -8,7 +8,7 @@ import linecache
 import traceback
 import warnings
 from collections import deque
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from IPython.core import async_helpers, compilerop, interactiveshell, page
@@ -19,14 +19,14 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import display
 from traitlets.config import Config
 
-from engine_service.kernel import failure, on_import, subprocesses
+from engine_service.kernel import failure, ipython_magics, on_import, subprocesses
 from engine_service.kernel.display import MAX_TEXT, bundle, cut, figure_of
 from engine_service.kernel.namespace import HISTORY, plain
 from engine_service.kernel_messages import DisplayData
 from enginery._display_hint import Place, hint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from engine_service.kernel.awaiting import Awaiting
     from engine_service.kernel.namespace import Namespace
@@ -48,8 +48,10 @@ class IPythonShell:
         )
         self._shell = shell
         shell.loop_runner = awaiting.run
+        shell.enginery_seed = namespace.seed
         shell.display_pub.enginery_publish = publish
         shell.set_hook("show_in_pager", page.as_hook(page.display_page), 99)
+        ipython_magics.install(shell)
         namespace.hidden = shell.user_ns_hidden
         builtins.display = display  # type: ignore[attr-defined]  # for functions too; IPython has it for cells
         warnings.filterwarnings("ignore", "To exit: use 'exit'", UserWarning)
@@ -89,13 +91,13 @@ class IPythonShell:
 
     def pretty(self, value: object, text: str) -> str:
         """Return it as IPython prints it."""
-        found = self._shell.display_formatter.formatters["text/plain"](value)
+        found = self._shell.display_formatter.formatters["text/plain"](value)  # prints what it raises
         return cut(str.__str__(found), MAX_TEXT) if isinstance(found, str) else text
 
     def forms(self, value: object, text: str) -> DisplayData | None:
         """Return the forms that IPython's formatters give it, or whoever registered one for its type."""
-        data, metadata = self._shell.display_formatter.format(value)
-        return bundle(data, metadata, text) if data.keys() - {"text/plain"} else None
+        data, metadata = self._shell.display_formatter.format(value, exclude=("text/plain",))
+        return bundle(data, metadata, text) if data else None
 
     def render(self, error: BaseException) -> str | None:
         """Return a traceback as `%xmode` says, without colours unless `%colors` says which."""
@@ -196,14 +198,21 @@ class _Shell(InteractiveShell):
     compile: Any
     displayhook: Any
     history_manager: Any
+    enginery_seed: Callable[[], None]
 
     def __init__(self, **options: Any) -> None:
         self._depth = 0
+        self._passes_on = False
+        self.latest: Any = None
+        """The result of the cell that ran last."""
         self._held: list[BaseException] = []
         super().__init__(**options)
 
     def begin(self, number: int) -> None:
-        """Let the next cell have this number."""
+        """Let the next cell have this number, and find what the last ones may have deleted."""
+        if "_oh" not in self.user_ns:
+            self.init_user_ns()
+            self.hide_builtin()
         self.execution_count = self.compile.number = number
         for history in (self.history_manager.input_hist_parsed, self.history_manager.input_hist_raw):
             history.extend([""] * (number - len(history)))
@@ -212,9 +221,19 @@ class _Shell(InteractiveShell):
         """Run a cell; magics run others within."""
         self._depth += 1
         try:
-            return super().run_cell(*args, **options)
+            self.latest = super().run_cell(*args, **options)
         finally:
             self._depth -= 1
+        return self.latest
+
+    @contextmanager
+    def passing_on(self) -> Iterator[None]:
+        """Let nothing be printed of what cells within raise: who runs them raises it; `latest` has it."""
+        before, self._passes_on = self._passes_on, True
+        try:
+            yield
+        finally:
+            self._passes_on = before
 
     def showtraceback(self, exc_tuple: Any = None, *args: Any, **options: Any) -> None:
         """Hold back what ends the cell."""
@@ -233,11 +252,15 @@ class _Shell(InteractiveShell):
         return nullcontext()  # nor output, which is the host's
 
     def _hold(self, exc_tuple: Any) -> bool:
-        if self._depth > 1:
+        if self._depth != 1 and not (self._depth and self._passes_on):
             return False
         error = self._get_exc_info(exc_tuple)[1]
         running = self.displayhook.exec_result
-        if running is not None and running.error_in_exec is not error:
+        if (
+            running is not None
+            and error is not running.error_in_exec
+            and error is not running.error_before_exec
+        ):
             return False
         self._held.append(error)
         return True
@@ -251,7 +274,11 @@ class _Shell(InteractiveShell):
 
     def traceback_of(self, error: BaseException) -> str | None:
         """Return a traceback as text; None for exceptions that IPython leaves to Python."""
-        if issubclass(type(error), BaseExceptionGroup) or issubclass(type(error), UsageError):
+        if issubclass(type(error), UsageError):
+            return f"UsageError: {error}\n"
+        with suppress(Exception):  # it has none, or it does not work
+            return "\n".join([*error._render_traceback_(), ""])  # type: ignore[attr-defined]
+        if issubclass(type(error), BaseExceptionGroup):
             return None
         if sum(1 for _ in traceback.walk_tb(error.__traceback__)) > _MAX_FRAMES:
             return None  # it would take seconds
@@ -268,6 +295,21 @@ class _Shell(InteractiveShell):
     def safe_execfile(self, *args: Any, **options: Any) -> None:
         """Run a file of `%run`. What it raises, or interrupts it, ends the cell: nobody watches its output."""
         super().safe_execfile(*args, **{**options, "raise_exceptions": True})
+
+    def safe_execfile_ipy(self, *args: Any, **options: Any) -> None:
+        """Run a file of cells, as `%run` does too."""
+        with self.passing_on():
+            super().safe_execfile_ipy(*args, **{**options, "raise_exceptions": True})
+
+    def reset(self, new_session: bool = True, aggressive: bool = False) -> None:
+        """Empty the namespace, as `%reset` does, but for what an engine puts there."""
+        super().reset(new_session, aggressive)
+        self.enginery_seed()
+        self.hide_builtin()
+
+    def set_next_input(self, s: str, replace: bool = False) -> None:
+        """Show what `%load` and `%recall` would have edited: there is nobody to do that."""
+        print(s)
 
     def enable_gui(self, gui: str | None = None) -> None:
         """Refuse windows: there is no screen here."""
@@ -300,7 +342,7 @@ class _Shell(InteractiveShell):
         if number > 0:
             self.drop(f"_i{number}")
             for inputs in (history.input_hist_parsed, history.input_hist_raw):
-                inputs[number] = ""
+                inputs[number : number + 1] = [""] * len(inputs[number : number + 1])
 
     def forget_all(self) -> None:
         """Put IPython's own names back into a namespace that was emptied, and begin a history."""

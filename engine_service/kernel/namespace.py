@@ -96,8 +96,13 @@ class Namespace:
         self._filled.clear()
         self.variables.clear()
         self.variables.update(self._initial)
-        self.variables.update(id=self._engine_id, mpi=self._mpi, In=self._inputs, Out=self._outputs)
+        self.seed()
+        self.variables.update(In=self._inputs, Out=self._outputs)
         self.variables.update(dict.fromkeys(("_", "__", "___"), ""))
+
+    def seed(self) -> None:
+        """Put `id` and `mpi` there."""
+        self.variables.update(id=self._engine_id, mpi=self._mpi)
 
     def repair(self) -> None:
         """Put back what makes it a module: user code may have emptied `globals()`, or replaced `__main__`."""

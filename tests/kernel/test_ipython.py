@@ -132,6 +132,10 @@ async def test_what_is_raised(kernel: Driver) -> None:
         ("raise ExceptionGroup('g', [KeyError()])", "ExceptionGroup"),
         ("import asyncio\nawait asyncio.sleep(0)\n1/0", "ZeroDivisionError"),
         ("def f(): f()\nf()", "RecursionError"),
+        ("return 5", "SyntaxError"),
+        ("%%capture out\n1/0", "ZeroDivisionError"),
+        ("%%script no-such-program\nx", "FileNotFoundError"),
+        ("get_ipython().hooks.editor('file')", "UsageError"),
     ],
 )
 async def test_all_that_is_raised_is_the_failure(kernel: Driver, code: str, name: str) -> None:
@@ -139,6 +143,65 @@ async def test_all_that_is_raised_is_the_failure(kernel: Driver, code: str, name
     assert await kernel.raises(code) == name
     assert (kernel.stdout, kernel.stderr) == (b"", b"")
     assert (await kernel.ok("1+1")).text == "2"
+
+
+async def test_tracebacks_show_no_frames_of_ours(kernel: Driver, tmp_path: Path) -> None:
+    """Nor does a wrong magic show more than what is wrong; exceptions that render themselves do so."""
+    script = tmp_path / "script.py"
+    script.write_text("1 / 0")
+    for code in (f"%run {script}", "%%bash\nexit 3", "%%capture out\n1/0", "input()"):
+        reply = await kernel.execute(code)
+        assert reply.failure is not None
+        assert "engine_service" not in reply.failure.traceback
+        assert not [one for one in reply.failure.errors[0].frames if "engine_service" in one.file]
+    reply = await kernel.execute("%no_such_magic")
+    assert reply.failure is not None
+    assert reply.failure.traceback == "UsageError: Line magic function `%no_such_magic` not found.\n"
+    reply = await kernel.execute(
+        "class E(Exception):\n    def _render_traceback_(self): return ['own']\nraise E"
+    )
+    assert reply.failure is not None
+    assert reply.failure.traceback == "own\n"
+
+
+async def test_what_a_formatter_raises(kernel: Driver) -> None:
+    """It is printed, once and with its own cell, and the value is there nevertheless."""
+    await kernel.ok("class C:\n    def _repr_pretty_(self, p, cycle): 1 / 0")
+    reply = await kernel.ok("C()")
+    assert kernel.stdout.count(b"ZeroDivisionError: ") == 1
+    assert reply.text is not None
+    await kernel.ok("C();")
+    assert kernel.stdout == b""
+
+
+async def test_commands_of_other_languages(kernel: Driver) -> None:
+    """A script's output is the cell's, a variable's, or that of `%%capture`, as is that of `!`."""
+    await kernel.ok("%%bash\necho out; echo err >&2")
+    assert (kernel.stdout, kernel.stderr) == (b"out\n", b"err\n")
+    assert await kernel.output("%%bash --out a --err b --no-raise-error\necho out; echo err >&2; exit 1") == ""
+    assert value(await kernel.ok("a, b")) == ("out\n", "err\n")
+    assert await kernel.output("%%capture out\n!echo hidden; echo error >&2") == ""
+    assert value(await kernel.ok("out.stdout, out.stderr")) == ("hidden\n", "error\n")
+    assert await kernel.output("import sys; sys.stdout.write('real\\n');") == "real\n"
+    await kernel.ok("%%bash --bg --out running\nsleep 60")
+
+
+async def test_what_cells_delete_comes_back(kernel: Driver) -> None:
+    """`%reset` leaves `id` and `mpi`, and what IPython needs of its own is there again with the next cell."""
+    await kernel.ok("a = 1")
+    await kernel.ok("%reset -f")
+    assert (await kernel.run("keys")).keys == ("id", "mpi")
+    assert (await kernel.ok("id")).text == "3"
+    await kernel.ok("globals().clear()")
+    assert (await kernel.ok("1 + 1")).text == "2"
+    assert (await kernel.ok("_ + 1")).text == "3"
+
+
+async def test_what_would_be_edited_is_shown(kernel: Driver, tmp_path: Path) -> None:
+    """`%load` has no next input to fill."""
+    script = tmp_path / "script.py"
+    script.write_text("loaded = 1")
+    assert "loaded = 1" in await kernel.output(f"%load {script}")
 
 
 async def test_a_script_that_raises_fails_its_cell(kernel: Driver, tmp_path: Path) -> None:
@@ -150,6 +213,10 @@ async def test_a_script_that_raises_fails_its_cell(kernel: Driver, tmp_path: Pat
     script.write_text("1 / 0")
     assert await kernel.raises(f"%run {script}\nafter = True") == "ZeroDivisionError"
     assert await kernel.raises("after") == "NameError"
+    cells = tmp_path / "cells.ipy"
+    cells.write_text("%time 1\n1 / 0\n")
+    assert await kernel.raises(f"%run {cells}") == "ZeroDivisionError"
+    assert b"ZeroDivisionError" not in kernel.stdout
 
 
 async def test_what_ends_no_cell_is_printed(kernel: Driver) -> None:
@@ -170,6 +237,8 @@ async def test_interrupts(kernel: Driver) -> None:
         "import asyncio; await asyncio.sleep(60)",
         "!trap '' INT; sleep 60\nafter = True",
         "x = !sleep 60\nafter = True",
+        "get_ipython().run_cell_magic('bash', '', 'sleep 60; :')\nafter = True",
+        "get_ipython().run_cell_magic('capture', '', 'import time; time.sleep(60)')\nafter = True",
     ):
         running_cell = asyncio.create_task(kernel.execute(f"print('up', flush=True)\n{code}"))
         await asyncio.sleep(0)  # the command is sent
