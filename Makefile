@@ -7,10 +7,15 @@ CORES = $(shell getconf _NPROCESSORS_ONLN)
 # The first Python from 3.11 on that can make environments. A pyenv shim of a version that is not active fails.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# The package with all that may be had with it, and the tests that touch the most of what it depends on.
+ALL := .[dask,ipython,joblib,mpi,numpy]
+AT_RISK := tests/floor tests/conformance tests/contract tests/unit/test_codec.py tests/unit/test_by_value.py \
+	tests/kernel/test_ipython.py tests/kernel/test_mpi.py tests/cli/test_operation_commands.py tests/cli/test_shown.py \
+	tests/cli/test_following.py tests/client/test_magics.py tests/futures/test_executor.py tests/launchers/test_places.py
 CHECKS := format lint types stubs imports protos
 
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos soak fuzz run-controller run-engine setup protos package bench clean verify fix \
+.PHONY: help run test test-lowest chaos soak fuzz run-controller run-engine setup protos package bench clean verify fix \
 	$(addprefix verify-,$(CHECKS)) $(addprefix fix-,$(CHECKS))
 
 help:  ## List the targets.
@@ -21,6 +26,9 @@ run: $(STAMP)  ## Do real work: a census of the standard library on N engines (d
 
 test: $(STAMP)  ## Run the test suite; T= passes options to pytest.
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(T)
+
+test-lowest: $(VENV)-lowest/.made  ## Run what is most at risk with the lowest version of each dependency; T=tests runs all.
+	$(VENV)-lowest/bin/python -m pytest -n 2 --dist loadfile $(or $(T),$(AT_RISK))
 
 chaos: $(STAMP)  ## Kill, freeze and cut off everything for MINUTES= (30); SEED= says how. Nothing may be lost or run twice.
 	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1)
@@ -46,7 +54,16 @@ $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python from 3.11 on with venv found: install one, or say PYTHON=/path/to/python3" >&2; exit 1; }
 	@echo "Making the environment in $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -q --upgrade 'pip>=25.1' && $(BIN)/python -m pip install -q -e . --group dev && touch $@
+	@$(BIN)/python -m pip install -q --upgrade 'pip>=25.1' && $(BIN)/python -m pip install -q -e '$(ALL)' --group dev \
+		&& $(BIN)/python -m pip install -q --no-deps --group stubs && touch $@
+
+# Beside the lowest versions only what the tests AT_RISK need, in wheels: it is made within half a minute.
+$(VENV)-lowest/.made: pyproject.toml
+	@echo "Making the environment in $(@D)"
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python tools/lowest_versions.py >$(@D)/lowest.txt
+	@$(@D)/bin/python -m pip install -q --upgrade 'pip>=25.1' && $(@D)/bin/python -m pip install -q --no-compile \
+		--only-binary :all: -c $(@D)/lowest.txt -e '$(ALL)' --group test && touch $@
 
 $(VENV)-peers/.made: pyproject.toml
 	@echo "Making the environment in $(@D)"

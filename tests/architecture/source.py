@@ -28,7 +28,8 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(path: Path) -> set[str]:
+@cache
+def imports(path: Path) -> frozenset[str]:
     """Return the dotted names that a file imports anywhere in it, `from a import b` as `a.b` and `a`.
 
     Imports for type checkers alone are left out: they do not run.
@@ -46,7 +47,7 @@ def imports(path: Path) -> set[str]:
             base = _absolute(path, node)
             found.update({base, *(f"{base}.{alias.name}" for alias in node.names)})
         todo.extend(ast.iter_child_nodes(node))
-    return found
+    return frozenset(found)
 
 
 def _absolute(path: Path, node: ast.ImportFrom) -> str:

@@ -1,8 +1,12 @@
-"""Rules about the source itself: who may pickle, who may import what, how long a file gets."""
+"""Rules about the source: who may pickle, who may import what, what it depends on, how long a file gets."""
 
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
+import sys
+import tomllib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,6 +31,16 @@ WITHOUT_WIRE = (
     "engine_service.kernel",
 )
 LONGEST = 600  # lines; the house's measure is about 500
+DISTRIBUTIONS = {
+    "google.protobuf": "protobuf",
+    "google.rpc": "googleapis-common-protos",
+    "grpc": "grpcio",
+    "grpc_health": "grpcio-health-checking",
+    "grpc_reflection": "grpcio-reflection",
+}
+"""Where a distribution has another name than what is imported of it."""
+OF_THE_USER = {"matplotlib"}
+"""Imported only where the user's code has imported it before."""
 
 
 def _within(name: str, modules: tuple[str, ...]) -> bool:
@@ -77,3 +91,41 @@ def test_a_file_holds_one_noun(path: Path) -> None:
 def test_every_module_says_what_it_is(path: Path) -> None:
     """Every module begins with a docstring that says what it is for."""
     assert ast.get_docstring(source.tree(path)), f"{path.name} has no docstring"
+
+
+def _imported() -> set[str]:
+    found = set()
+    for path in source.files():
+        for name in source.imports(path):
+            top, _, rest = name.partition(".")
+            if top in source.PACKAGES or top in sys.stdlib_module_names or name in {"__main__", "google"}:
+                continue
+            module = f"{top}.{rest.partition('.')[0]}" if top == "google" else top
+            found.add(DISTRIBUTIONS.get(module, module).lower())
+    return found
+
+
+def _declared() -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "tools/lowest_versions.py"],
+        cwd=source.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {line.partition("==")[0] for line in done.stdout.splitlines()}
+
+
+def test_every_import_is_declared_and_every_dependency_imported() -> None:
+    """What is imported comes with the package or one of its extras, not with what those happen to bring."""
+    assert _imported() - OF_THE_USER == _declared()
+
+
+def test_dependencies_of_tests_do_not_narrow_those_of_the_package() -> None:
+    """The tests bring nothing that the package depends on, so that it is had at the lowest and at the highest
+    version that is allowed."""
+    groups = tomllib.loads((source.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]
+    named = {
+        re.split(r"[<>=]", one)[0] for group in ("test", "dev") for one in groups[group] if isinstance(one, str)
+    }
+    assert not named & _declared()
