@@ -103,10 +103,12 @@ class TaskRows:
     def _age(self, now: float) -> None:
         """Look at some of the tasks that are old now, and at the rest soon."""
         for _ in range(_AT_ONCE):
-            if not self._young or self._young[0][0] > now - YOUNG:
+            if not self._young or self._young[0][0] >= now - YOUNG:
                 return
             task = self._find(self._young.popleft()[1])
-            if task is not None:
+            if task is not None and task.state is State.HELD and not task.payload.is_kept:
+                self._young.append((now, task.task_id))  # it may be on an engine: a row would say on none
+            elif task is not None:
                 task.payload.is_kept = True
                 self._put(task)
         asyncio.get_running_loop().call_soon(self._age, now)

@@ -166,6 +166,27 @@ async def test_tasks_that_the_journal_did_not_have(
         assert (await session.reply(calls[1])).response == b"waits"
 
 
+async def test_a_task_that_may_be_on_an_engine_is_not_kept_as_on_none(tmp_path: Path) -> None:
+    """A second controller that is told of it again, and ends before it knows, has not said that it is nowhere."""
+    state = tmp_path / "state"
+    async with running(state, lease=2.0) as cluster:
+        await cluster.host().hello()
+        epoch = epoch_of(await cluster.session())
+    async with running(state, lease=2.0) as cluster:
+        session = await cluster.session()
+        call, new = task(session, b"may have run"), task(session, b"new", label="N")
+        await session.send(calls=[again(call, epoch), new])
+        await until(lambda: rows(state))
+        assert list(rows(state)) == [_ids.operation_id(b"sessionA", new.call_id)]
+    async with running(state, lease=2.0) as cluster:
+        other = cluster.host()
+        await other.hello()
+        session = await cluster.session()
+        await session.send(calls=[again(call, epoch)])
+        assert from_bytes((await session.reply(call)).error).reason == "ENGINE_LOST"
+        assert b"may have run" not in [one.request for one in other.calls]
+
+
 async def test_a_task_of_the_journal_is_sent_when_that_says_so(tmp_path: Path) -> None:
     """Its engine is on disk before the engine has it: after a crash what is said to wait has not run."""
     state = tmp_path / "state"
