@@ -28,6 +28,12 @@ from enginery._reasons import TABLE, Entry
 
 ROOT = Path(__file__).parents[2]
 WITH_PROOFS = ("features.md", "mapping.md", "promises.md")
+PAGES = [
+    *ROOT.glob("*.md"),
+    *ROOT.glob("docs/**/*.md"),
+    *ROOT.glob("examples/**/*.md"),
+    *ROOT.glob("benchmarks/*.md"),
+]
 CONTRACT = (ROOT / "docs" / "contract.md").read_text()
 _PROOF = re.compile(r"`(?:([\w/]+/[\w.]*)(?:::(\w+))?|::(\w+))`")
 
@@ -62,6 +68,18 @@ def test_the_pages_name_many_proofs() -> None:
     assert len(_proofs("features.md")) > 40
     assert len(_proofs("mapping.md")) > 60
     assert len(_proofs("promises.md")) > 20
+
+
+@pytest.mark.parametrize("page", sorted(PAGES), ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """To a file or folder of the project, and to a heading that is there."""
+    text = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(), flags=re.DOTALL)
+    for place, heading in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text):
+        target = page.parent / place if place else page
+        assert target.exists(), f"{place} is not there"
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in headings}
 
 
 def row(reason: str, entry: Entry) -> str:
