@@ -8,7 +8,7 @@ import socket
 WILDCARDS = frozenset({"", "0.0.0.0", "::", "[::]"})  # noqa: S104 - recognised, not bound
 """What a port may be bound to that is no address to reach it by."""
 
-_HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]|[0-9A-Fa-f:]+|[A-Za-z0-9_.-]+")
+_HOST = re.compile(r"\[[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?\]|[0-9A-Fa-f:]+|[A-Za-z0-9_.-]+")
 _HIGHEST_PORT = 65_535
 
 
@@ -24,6 +24,14 @@ def split(address: str) -> tuple[str, int | None]:
     if _HOST.fullmatch(host) is None or (port is not None and not 0 < port <= _HIGHEST_PORT):
         raise ValueError(f"{address!r} is not HOST or HOST:PORT")
     return host.strip("[]"), port
+
+
+def is_host_port(address: str) -> bool:
+    """Return whether this is HOST:PORT, and nothing else to which gRPC would go, such as a socket."""
+    try:
+        return split(address)[1] is not None
+    except ValueError:
+        return False
 
 
 def join(host: str, port: int) -> str:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from enginery import _address
 from enginery._files import read_private, write_private
 from enginery.errors import ConnectionFileError
 
 Role = Literal["engine", "client"]
 
-_HIGHEST_PORT = 65_535
 _WORD = re.compile(r"[!-~]+")  # ASCII that is seen: whatever else breaks metadata and TLS in odd ways
 
 FORMAT = 1
@@ -102,8 +102,7 @@ def _parse(fields: object, path: Path) -> ConnectionInfo:
         known[field.name] = value
     if known["role"] not in ("engine", "client"):
         raise ValueError("role is neither engine nor client")
-    host, _, port = str(known["address"]).rpartition(":")
-    if not host or not (port.isascii() and port.isdigit()) or int(port) > _HIGHEST_PORT:
+    if not _address.is_host_port(str(known["address"])):
         raise ValueError("address is not host:port")
     for name in ("token", "server_name") if not known.get("insecure") else ("token",):
         if not _WORD.fullmatch(str(known[name])):

@@ -22,7 +22,7 @@ from enginery import _address
 from enginery._certificates import host_name
 from enginery._channel import open_channel
 from enginery._connection import cause_of, connect_early, greet, open_session, translated
-from enginery._direct_token import direct_token
+from enginery._direct_token import MAX_ADDRESSES, direct_token
 from enginery._methods import ENGINE_ID_KEY
 from enginery._path import Path
 from enginery._reasons import DeliveryError
@@ -87,7 +87,7 @@ class DirectPaths:
         there: dict[tuple[str, ...], dict[int, _Who]] = {}
         for engine in self._link.roster.reachable():
             if session.ways.was_called(engine.engine_id):
-                addresses = tuple(engine.direct_addresses)
+                addresses = _addresses(engine)
                 there.setdefault(addresses, {})[engine.engine_id] = _Who(engine.epoch, engine.incarnation)
         for addresses, host in list(self._hosts.items()):
             host.is_to_have(there.pop(addresses, {}))
@@ -95,7 +95,7 @@ class DirectPaths:
                 host.task.cancel()
                 del self._hosts[addresses]
         for addresses, engines in there.items():
-            if len(self._hosts) < MAX_HOSTS:
+            if addresses and len(self._hosts) < MAX_HOSTS:
                 host = self._hosts[addresses] = _Host(self._link, addresses, engines)
                 self._tasks.add(host.task)
                 host.task.add_done_callback(self._tasks.discard)
@@ -290,6 +290,11 @@ async def _is_there(stub: Any, info: ConnectionInfo, engine_id: int, who: _Who) 
         logger.debug("engine %d is not at %s: %s", engine_id, info.address, translated(error).text)
         return False
     return bool((answer.engine_id, answer.incarnation) == (engine_id, who.incarnation))
+
+
+def _addresses(engine: cluster_pb2.Engine) -> tuple[str, ...]:
+    """Return where the host of an engine says that it is reached, as far as these are addresses."""
+    return tuple(filter(_address.is_host_port, engine.direct_addresses[:MAX_ADDRESSES]))
 
 
 def _is_here(address: str) -> bool:

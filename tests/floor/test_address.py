@@ -18,6 +18,7 @@ from enginery import _address
         ("fd00::1", ("fd00::1", None)),
         ("[fd00::1]", ("fd00::1", None)),
         ("[fd00::1]:7", ("fd00::1", 7)),
+        ("[fe80::1%eth0]:7", ("fe80::1%eth0", 7)),
     ],
 )
 def test_parts(address: str, parts: tuple[str, int | None]) -> None:
@@ -34,6 +35,15 @@ def test_no_address(address: str) -> None:
     """What is none is refused."""
     with pytest.raises(ValueError, match="is not HOST or HOST:PORT"):
         _address.split(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["here", "unix:/socket:7", "unix:socket:7", "xds:///here:7", "dns://10.0.0.1/here:7", "here:7/x", "[x]:7"],
+)
+def test_no_address_of_a_port(address: str) -> None:
+    """What gRPC would take for a socket, or for the name of another resolver, is none."""
+    assert not _address.is_host_port(address)
 
 
 def test_brackets_are_not_doubled() -> None:

@@ -105,6 +105,8 @@ def _fields() -> dict[str, object]:
                 _fields() | {"address": "nowhere"},
                 _fields() | {"address": 5},
                 _fields() | {"address": "h:70000"},
+                _fields() | {"address": "unix:/socket:7"},
+                _fields() | {"address": "google-c2p:///h:7"},
                 _fields() | {"address": "h:\u0663"},
                 _fields() | {"address": "h\ud800:1"},
                 _fields() | {"ca_pem": "\udfff"},

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
-from enginery import _calls, _connection, _direct, _link, _loop, _operation_calls, _uploading, _values
+from enginery import _address, _calls, _connection, _direct, _link, _loop, _operation_calls, _uploading, _values
 from enginery import operations as operations_module
 from enginery._connection_file import ConnectionInfo
 from enginery._encoded import Codec, Encoded
@@ -118,6 +118,10 @@ def _seeds() -> list[bytes]:
         {"sequence": 6, "outcome": ended},
     ]
     got = _OPERATION.GetOperationResponse(operation=asked, outcome=ended, events=told)
+    elsewhere = [
+        {"kind": 1, "engine": {"engine_id": 0, "epoch": 9, "incarnation": "i0", "direct_addresses": [one] * 99}}
+        for one in ("unix:/socket:7", "xds:///h:7", "h", "")
+    ]
     odd = [
         {"state": 3, "response": {"type_url": "t/enginery.v1.ExecuteResponse", "value": b"\xff"}},
         {"state": 3, "response": {"type_url": "t/enginery.v1.NoneResponse"}},
@@ -157,6 +161,7 @@ def _seeds() -> list[bytes]:
         [_replies(relay, *good), _PAUSE, _ends(host, 14), _replies(relay, *later)],
         [_ends(relay, 3, "SUPERSEDED"), _ends(watch, 0), _replies(relay, *good)],
         [_said(watch, _CLUSTER.WatchEnginesResponse(events=events)), _replies(relay, *good)],
+        [_said(watch, _CLUSTER.WatchEnginesResponse(events=elsewhere)), _replies(relay, *good)],
         [_said(watch, _CLUSTER.WatchEnginesResponse(snapshot=True)), _replies(relay, *good)],
         [_ends(upload, 10, "UPLOAD_INCOMPLETE"), _said(upload, _ENGINE.UploadResponse(engine_ids=[0]))],
         [_ends(upload, 14), _ends(upload, 10, "UPLOAD_INCOMPLETE", offset="x" * 99)],
@@ -232,7 +237,7 @@ class LinkTarget:
         for module in (_connection, _direct, _link, _operation_calls, _uploading):
             self._replace(module, "translated", noting)
         for module in (_connection, _direct):
-            self._replace(module, "open_channel", lambda info: HostileChannel(self._script, info.address))
+            self._replace(module, "open_channel", self._open_channel)
         self._replace(_loop, "get", _Thread)
         for module, name in (
             (_link, "_FIRST_DELAY"),
@@ -243,6 +248,11 @@ class LinkTarget:
             self._replace(module, name, 0.0)
         self._replace(_link, "_FLUSH", 0.002)
         self._replace(_calls, "UPLOAD_ABOVE", 100)
+
+    def _open_channel(self, info: ConnectionInfo) -> HostileChannel:
+        if not _address.is_host_port(info.address):
+            raise BrokenRule(f"a client goes to {info.address!r}")
+        return HostileChannel(self._script, info.address)
 
     def _replace(self, module: Any, name: str, value: object) -> None:
         before = getattr(module, name)
