@@ -4,8 +4,9 @@
     python examples/pi_digits.py --digits 100000     on the cluster that runs here, or else on a temporary one
 
 The series of the Chudnovsky brothers is split into ranges of terms, one task each, and these are joined, pair
-by pair, until one is left; the last division is one task more. Then slices of the digits are dealt out, and the
-pairs in each are counted. Decimals are used since they multiply far faster than whole numbers of this length.
+by pair, until one is left; meanwhile another task computes the root by which that is divided in the end. Then
+slices of the digits are dealt out, and the pairs in each are counted. Decimals are used since they multiply far
+faster than whole numbers of this length.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ Range = tuple[Decimal, Decimal, Decimal]
 
 DIGITS_A_TERM = 14.181647462725477
 BEGINNING = "14159265358979323846264338327950288419716939937510"
+MOST_DIGITS = 750_000
+"""A task and its arguments are one message, of at most 4 MiB; the last two ranges take five bytes a digit."""
 _GUARD = 10  # digits that are computed and not used: the last few are not exact
 
 
@@ -52,10 +55,10 @@ def join(left: Range, right: Range) -> Range:
         return left[0] * right[0], left[1] * right[1], right[1] * left[2] + left[0] * right[2]
 
 
-def divide(whole: Range, digits: int) -> str:
-    """Return the digits of pi behind the point, from the sum of all terms."""
+def divide(q: Decimal, t: Decimal, root: Decimal, digits: int) -> str:
+    """Return the digits of pi behind the point, from what is known of all terms and 1 / sqrt(10005)."""
     with localcontext(Context(prec=digits + _GUARD, Emax=MAX_EMAX, Emin=MIN_EMIN)):
-        pi = 426_880 * 10_005 * inverse_root(10_005, digits + _GUARD) * whole[1] / whole[2]
+        pi = 426_880 * 10_005 * root * q / t
         return str(pi)[2 : 2 + digits]
 
 
@@ -80,7 +83,7 @@ def bounds(total: int, parts: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-def digits_of_pi(starmap: Callable[..., Iterable[Range]], digits: int, parts: int) -> Range:
+def sum_terms(starmap: Callable[..., Iterable[Range]], digits: int, parts: int) -> Range:
     """Return the sum of the series, its ranges computed and joined by `starmap`."""
     terms = int(digits / DIGITS_A_TERM) + 2
     ranges = list(starmap(split, bounds(terms, min(parts, terms))))
@@ -102,8 +105,9 @@ def on_engines(client: enginery.Client, digits: int) -> tuple[str, Counter[str]]
     def starmap(function: Callable[..., Range], pairs: Iterable[tuple[object, object]]) -> Iterable[Range]:
         return client.map(function, *zip(*pairs, strict=True), chunksize=1)
 
-    whole = digits_of_pi(starmap, digits, parts)
-    found = client.submit(divide, whole, digits).result()
+    root = client.submit(inverse_root, 10_005, digits + _GUARD)
+    _, q, t = sum_terms(starmap, digits, parts)
+    found = client.submit(divide, q, t, root.result(), digits).result()
     pairs: Counter[str] = Counter()
     for part in client.map(count_pairs, slices(found, parts), chunksize=1, ordered=False):
         pairs.update(part)
@@ -112,7 +116,9 @@ def on_engines(client: enginery.Client, digits: int) -> tuple[str, Counter[str]]
 
 def here(digits: int) -> tuple[str, Counter[str]]:
     """Do the same serially in this process."""
-    found = divide(digits_of_pi(itertools.starmap, digits, 1), digits)
+    root = inverse_root(10_005, digits + _GUARD)
+    _, q, t = sum_terms(itertools.starmap, digits, 1)
+    found = divide(q, t, root, digits)
     return found, count_pairs(found)
 
 
@@ -133,10 +139,14 @@ def a_client() -> Iterator[enginery.Client]:
 def main() -> None:
     """Count twice, on engines and here, and compare."""
     parser = argparse.ArgumentParser(description="Count the pairs of digits of pi on engines.")
-    parser.add_argument("--digits", type=int, default=300_000, help="how many digits (default: 300,000)")
+    parser.add_argument("--digits", type=int, default=500_000, help="how many digits (default: 500,000)")
     digits = parser.parse_args().digits
     if digits < 2:
         parser.error("--digits: at least 2, which are one pair")
+    if digits > MOST_DIGITS:
+        parser.error(
+            f"--digits: at most {MOST_DIGITS:,}; the largest ranges travel whole, as arguments of tasks"
+        )
     console = Console()
     with a_client() as client:
         engines = len(client)

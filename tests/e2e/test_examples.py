@@ -34,6 +34,7 @@ def test_an_example_finds_what_a_serial_run_finds(example: str, arguments: list[
         ("option_pricing.py", ["--paths", "0"], "--paths: at least 10,000"),
         ("option_pricing.py", ["--strikes", "0"], "--strikes: at least 1"),
         ("pi_digits.py", ["--digits", "1"], "--digits: at least 2"),
+        ("pi_digits.py", ["--digits", "1000000"], "--digits: at most 750,000"),
     ],
 )
 def test_an_example_says_what_it_cannot_do(example: str, arguments: list[str], says: str) -> None:
