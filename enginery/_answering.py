@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _ANSWERED = frozenset({frame_pb2.OUTCOME_OK, *_outcomes.RAISED})
 _STOPPED = frozenset({frame_pb2.OUTCOME_CANCELLED, frame_pb2.OUTCOME_TIMED_OUT})
-NOT_THERE = frozenset({"INVALID_ENGINE_ID", "NO_ENGINES_REGISTERED", "ENGINE_LOST", "OPERATION_RELEASED"})
+_NOT_THERE = frozenset({"INVALID_ENGINE_ID", "NO_ENGINES_REGISTERED", "ENGINE_LOST", "OPERATION_RELEASED"})
 """What a host says that knows less than the controller."""
 _TELLING = frozenset(METHODS[name] for name in ("SetProperties", "DelProperties", "ClearProperties", "Reset"))
 """Calls of which the controller must have heard before they are answered: it places tasks by properties."""
@@ -50,7 +50,7 @@ class Answering:
             operation.ran(reply.engine_id if reply.HasField("engine_id") else None, reply.attempts)
         if outcome not in _ANSWERED and not (outcome in _STOPPED and not reply.error):
             failure = _status.from_bytes(reply.error)
-            if path.is_direct and failure.reason in NOT_THERE:
+            if path.is_direct and failure.reason in _NOT_THERE:
                 self._session.not_there(entry, time.monotonic())
                 self._link.wake_writer()
                 return

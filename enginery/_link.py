@@ -24,7 +24,7 @@ import grpc  # noqa: E402 - after prepare_grpc
 import grpc.aio  # noqa: E402
 
 from enginery import _loop  # noqa: E402
-from enginery._answering import NOT_THERE, Answering  # noqa: E402
+from enginery._answering import Answering  # noqa: E402
 from enginery._cancelling import Cancelling  # noqa: E402
 from enginery._connection import Connection, cause_of, open_connection, read_response, translated  # noqa: E402
 from enginery._direct import DirectPaths  # noqa: E402
@@ -325,8 +325,8 @@ class Link:
                     return await transfer(transfers)
             except (Exception, asyncio.CancelledError) as error:
                 failure = translated(error)
-            if direct is not None and failure.reason in _BROKEN | NOT_THERE:
-                if failure.reason in _BROKEN:
+            if direct is not None:  # whatever it says, the controller may know better
+                if failure.reason == "CONTROLLER_LOST":
                     self._direct.doubt(direct)  # or the call would be sent there, and find that out anew
                 direct = None
                 continue

@@ -112,6 +112,7 @@ class Run:
             action()
 
     def _finish(self) -> None:
+        self._faults.revive(schedule.CONTROLLER)
         self._missing = [
             name
             for name in self._machines.all

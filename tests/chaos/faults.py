@@ -87,9 +87,15 @@ class Faults:
             self._network.quicken(machine)
         elif what == "disk":
             self._machines.empty_disk()
+            self.revive(machine)
         elif what == "clock":
             self._machines.set_clock(machine, 0)
         event.end = time.monotonic()
+
+    def revive(self, controller: str) -> None:
+        """Start a controller that has ended, as it should, since there was no disk to start on."""
+        if not self._machines.is_running(controller) and self._machines.had_no_disk(controller):
+            self._machines.start(controller)
 
     def _strike_process(self, event: Event, what: str, how: str) -> None:
         machine = event.machine

@@ -167,7 +167,7 @@ async def test_tasks_that_the_journal_did_not_have(
 
 
 async def test_a_task_that_may_be_on_an_engine_is_not_kept_as_on_none(tmp_path: Path) -> None:
-    """A second controller that is told of it again, and ends before it knows, has not said that it is nowhere."""
+    """A second controller that is told of it again, and ends before it knows, says not that it is nowhere."""
     state = tmp_path / "state"
     async with running(state, lease=2.0) as cluster:
         await cluster.host().hello()
