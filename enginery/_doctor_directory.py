@@ -29,7 +29,7 @@ _ELSEWHERE = "enginery up --state-dir DIR, with a directory of your own"
 
 def examine_directory(state: StateDirectory) -> Iterator[Finding]:
     """Check the state directory, the files in it and the processes; ends after a fault that hides others."""
-    finding = _examine_path(state.path)
+    finding = _examine_path(state)
     yield finding
     if finding.is_fault:
         return
@@ -54,23 +54,38 @@ def examine_directory(state: StateDirectory) -> Iterator[Finding]:
         yield _examine_socket(state)
 
 
-def _examine_path(path: Path) -> Finding:
+def _examine_path(state: StateDirectory) -> Finding:
     name = "state directory"
+    path = state.path
     try:
         check_private_directory(path)
     except FileNotFoundError:
         return Finding(name, f"there is none at {path}", start(path))
     except NotADirectoryError as error:
-        if path.exists():  # else it is something above that is no directory
-            return Finding(name, str(error), f"{set_aside(path)} && {start(path)}")
-        return Finding(name, f"{path} cannot be: what is above it is no directory", _ELSEWHERE)
+        is_there = path.exists()  # else it is something above that is no directory
+        text = str(error) if is_there else f"{path} cannot be: what is above it is no directory"
+        return Finding(name, text, _ELSEWHERE)
     except PermissionError as error:
         if error.errno is not None:  # the system says so: what is above it is closed to us
             return Finding(name, f"{path} cannot be reached: {error.strerror}", _ELSEWHERE)
-        return Finding(name, str(error), make_private(path, "700"))
+        if not _is_used(state):  # such as a project's folder: its mode is nothing of ours
+            return Finding(name, f"{path} is no cluster's, and not private enough for one", _ELSEWHERE)
+        return Finding(name, _without_command(error), make_private(path, "700"))
     except OSError as error:
         return Finding(name, f"{path} cannot be used: {error.strerror}", _ELSEWHERE)
     return Finding(name, str(path))
+
+
+def _is_used(state: StateDirectory) -> bool:
+    try:
+        return state.is_used
+    except OSError:  # whatever is in it is kept from us
+        return True
+
+
+def _without_command(error: OSError) -> str:
+    """Return what an error says but for the command, which is shown on a line of its own."""
+    return str(error).partition(": chmod ")[0]
 
 
 def _examine_disk(path: Path) -> Finding:
@@ -103,7 +118,7 @@ def _examine_files(state: StateDirectory) -> Iterator[Finding]:
                 text = f"there is no {path}, though a controller runs"
                 yield Finding("files", text, restart(state.path))
         except PermissionError as error:
-            yield Finding("files", str(error), make_private(path, "600"))
+            yield Finding("files", _without_command(error), make_private(path, "600"))
         except OSError as error:
             yield Finding("files", str(error), _again(state, set_aside(path)))
         else:

@@ -84,12 +84,12 @@ def test_no_directory(tmp_path: Path) -> None:
     assert found.mend == f"enginery up --state-dir {tmp_path / 'none'}"
 
 
-def test_a_file_in_the_place_of_the_directory(tmp_path: Path) -> None:
-    """It has to go, and may be dear to somebody: it is kept under another name."""
-    (tmp_path / "file").write_text("dear")
-    carry_out(fault(examine_directory(StateDirectory(tmp_path / "file"))).mend, tmp_path / "bin")
-    assert (tmp_path / "file.old").read_text() == "dear"
-    assert not (tmp_path / "file").exists()
+def test_a_folder_of_somebody_else(tmp_path: Path) -> None:
+    """A project's folder, or a file, that was named by mistake is left as it is."""
+    (tmp_path / "file").touch()
+    tmp_path.chmod(0o755)
+    for path in (tmp_path, tmp_path / "file"):
+        assert fault(examine_directory(StateDirectory(path))).mend.startswith("enginery up --state-dir DIR")
 
 
 def test_a_path_that_cannot_be(tmp_path: Path) -> None:
@@ -115,6 +115,7 @@ def test_a_directory_that_another_user_keeps_from_us(monkeypatch: pytest.MonkeyP
 def test_what_belongs_to_another_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As after `sudo enginery up`: it is made ours."""
     monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
+    (tmp_path / "cluster.json").touch()
     command = f'sudo chown -R "$(id -u)" {tmp_path} && chmod 700 {tmp_path}'
     assert make_private(tmp_path, "700") == command
     assert fault(examine_directory(StateDirectory(tmp_path))).mend == command
@@ -125,6 +126,7 @@ def test_a_directory_open_to_others(running: StateDirectory, tmp_path: Path) -> 
     running.path.chmod(0o755)
     findings = list(examine_directory(running))
     assert names(findings) == ["state directory"]
+    assert fault(findings).text == f"{running.path} can be entered by others (mode 0755)"
     carry_out(fault(findings).mend, tmp_path / "bin")
     assert not any(finding.is_fault for finding in examine_directory(running))
 
