@@ -112,7 +112,7 @@ class IPythonShell:
 def _config() -> Config:
     config = Config()
     config.HistoryManager.enabled = False  # no database: engines would write to one all at once
-    config.InteractiveShell.colors = "NoColor"
+    config.InteractiveShell.colors = "nocolor"
     config.InteractiveShell.cache_size = HISTORY
     return config
 
@@ -208,6 +208,9 @@ class _Shell(InteractiveShell):
         self._held: list[BaseException] = []
         super().__init__(**options)
 
+    def init_virtualenv(self) -> None:
+        """Leave `sys.path` as it is: what runs is this Python, whatever environment its starter had entered."""
+
     def begin(self, number: int) -> None:
         """Let the next cell have this number, and find what the last ones may have deleted."""
         if "_oh" not in self.user_ns:
@@ -285,7 +288,9 @@ class _Shell(InteractiveShell):
         if issubclass(type(error), SyntaxError):
             lines = self.SyntaxTB.structured_traceback(type(error), error, None)
         else:
-            lines = self.InteractiveTB.structured_traceback(type(error), error, error.__traceback__)
+            lines = self.InteractiveTB.structured_traceback(
+                type(error), error, error.__traceback__, tb_offset=0
+            )
         return f"{self.InteractiveTB.stb2text(lines)}\n"
 
     def ask_exit(self) -> None:
@@ -318,7 +323,8 @@ class _Shell(InteractiveShell):
 
     def system(self, cmd: str) -> None:
         """Run a command of `!`; its output is the cell's."""
-        self.user_ns["_exit_code"] = subprocesses.call(self.var_expand(cmd, depth=1))
+        code = subprocesses.call(self.var_expand(cmd, depth=1))
+        self.user_ns["_exit_code"] = self.user_ns_hidden["_exit_code"] = code
 
     def getoutput(self, cmd: str, split: bool = True, depth: int = 0) -> Any:
         """Return the output of a command, as `lines = !command` does."""

@@ -36,6 +36,7 @@ async def test_magics(kernel: Driver) -> None:
     assert await kernel.output("!echo $((6 * 7))") == "42\n"
     assert (await kernel.ok("lines = !printf 'a\\nb\\n'\nlist(lines)")).text == "['a', 'b']"
     assert (await kernel.ok("!exit 3\n_exit_code")).text == "3"
+    assert (await kernel.run("keys")).keys == ("id", "lines", "mpi", "out")
     assert await kernel.raises("%no_such_magic") == "UsageError"
 
 
@@ -283,8 +284,20 @@ async def test_hostile_exceptions(kernel: Driver, body: str) -> None:
     assert await kernel.raises("raise Bad") == "Bad"
 
 
-async def test_start_up_code() -> None:
-    """`--exec-line` may be a magic, and leaves no trace; one that raises is a failed start."""
+async def test_start_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`--exec-line` may be a magic, and leaves no trace. Nor do a user's profile and environment."""
+    monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    startup = tmp_path / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "00.py").write_text("leaked = 1")
+    settings = "c = get_config()\nc.InteractiveShell.xmode = 'Minimal'\n"
+    (startup.parent / "ipython_config.py").write_text(settings)
     async with running(KernelOptions(shell="ipython", exec_lines=("%load_ext autoreload", "a = 1"))) as kernel:
         assert (await kernel.run("keys")).keys == ("a", "id", "mpi")
         assert (await kernel.ok("a")).text == "1"
+        assert str(tmp_path) not in str((await kernel.ok("import sys; sys.path")).text)
+        reply = await kernel.execute("1 / 0")
+        assert reply.failure is not None
+        assert "----> 1 1 / 0" in reply.failure.traceback
+        assert not kernel.late
