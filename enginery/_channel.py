@@ -25,8 +25,9 @@ Options = list[tuple[str, int | str]]
 MAX_MESSAGE = 8 << 20
 """Largest message that is received, in bytes. Ours stay below 4 MiB, gRPC's default in every other language."""
 
-WINDOW = 4 << 20
-"""Bytes of a stream that may be on their way, or wait to be read: 20 MB a second where the way takes 0.2 s."""
+WINDOW = 2 << 20
+"""Bytes of a stream that may be on their way, or wait to be read: 10 MB a second where the way takes 0.2 s. More costs the
+controller memory: a transfer has several times as much of it."""
 
 _COMMON: Options = [
     ("grpc.keepalive_time_ms", 10_000),
