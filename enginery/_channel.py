@@ -26,8 +26,8 @@ MAX_MESSAGE = 8 << 20
 """Largest message that is received, in bytes. Ours stay below 4 MiB, gRPC's default in every other language."""
 
 WINDOW = 2 << 20
-"""Bytes of a stream that may be on their way, or wait to be read: 10 MB a second where the way takes 0.2 s. More costs the
-controller memory: a transfer has several times as much of it."""
+"""Bytes of a stream that may be on their way, or wait to be read: 10 MB a second where the way takes 0.2 s.
+More costs the controller memory, several times as much for each transfer."""
 
 _COMMON: Options = [
     ("grpc.keepalive_time_ms", 10_000),
