@@ -33,11 +33,12 @@ def read_connection_file(path: Path, again: str) -> tuple[ConnectionInfo | None,
     try:
         info = _connection_file.read(path, "client")
     except ConnectionFileError as error:
+        text = str(error)
         if isinstance(error.__cause__, PermissionError):
-            again = make_private(path, "600")
+            text, again = text.partition(": chmod ")[0], make_private(path, "600")
         elif path.name == "engine.json" and path.with_name("client.json").is_file():
             again = f"enginery doctor --file {shlex.quote(str(path.with_name('client.json')))}"
-        return None, Finding("connection file", str(error), again)
+        return None, Finding("connection file", text, again)
     return info, Finding("connection file", f"{path}: cluster {info.cluster_id}")
 
 
