@@ -16,7 +16,6 @@ DEFAULT_LEASE = 60.0
 DEFAULT_WAITING_LIMIT = 256 << 20
 PROCESS, POWER = "process", "power"
 """What the journal survives: the end of processes, or the loss of power too."""
-_HIGHEST_PORT = 65_535
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,14 +173,17 @@ def _reachable(text: str) -> str:
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= _HIGHEST_PORT:
-        raise argparse.ArgumentTypeError(f"{port} is not a port (0 to {_HIGHEST_PORT})")
-    return port
+    try:
+        return _address.port(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan  # it is refused as such
     if math.isnan(seconds) or seconds <= 0:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
     return seconds

@@ -155,7 +155,7 @@ def parser() -> argparse.ArgumentParser:
         "--bind", default="127.0.0.1", metavar="HOST", help="address to listen at (default: 127.0.0.1)"
     )
     port.add_argument(
-        "--port", type=_natural, default=0, metavar="PORT", help="port to listen at (default: any free one)"
+        "--port", type=_port, default=0, metavar="PORT", help="port to listen at (default: any free one)"
     )
     port.add_argument(
         "--advertise",
@@ -219,15 +219,29 @@ def _reachable(text: str) -> str:
     return text
 
 
+def _port(text: str) -> int:
+    try:
+        return _address.port(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
 def _positive(text: str) -> int:
-    value = int(text)
+    value = _whole(text)
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
 
 
 def _natural(text: str) -> int:
-    value = int(text)
+    value = _whole(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is below 0")
     return value
@@ -241,7 +255,10 @@ def _size(text: str) -> int:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
     if math.isnan(value) or not 0 <= value <= MAX_SECONDS:
         raise argparse.ArgumentTypeError(f"{text} is not within 0 and {MAX_SECONDS:g} s")
     return value

@@ -26,6 +26,16 @@ def split(address: str) -> tuple[str, int | None]:
     return host.strip("[]"), port
 
 
+def port(text: str) -> int:
+    """Return the port that a person wrote, 0 for any free one; ValueError if it is none."""
+    if (
+        not (text.isascii() and text.isdigit() and len(text) <= len(str(_HIGHEST_PORT)))
+        or int(text) > _HIGHEST_PORT
+    ):
+        raise ValueError(f"{text} is not a port (0 to {_HIGHEST_PORT})")
+    return int(text)
+
+
 def is_host_port(address: str) -> bool:
     """Return whether this is HOST:PORT, and nothing else to which gRPC would go, such as a socket."""
     try:

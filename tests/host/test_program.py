@@ -73,6 +73,8 @@ def test_options(tmp_path: Path) -> None:
         ["--memory-limit", "0"],
         ["--drain-grace", "nan"],
         ["--orphan-timeout", "-1"],
+        ["--orphan-timeout", "x"],
+        ["--port", "70000"],
         ["--log-format", "xml"],
         ["--connection-file=a", "--state-dir=b"],
     ],
@@ -82,7 +84,9 @@ def test_wrong_options_are_refused(arguments: list[str], capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as caught:
         parse(arguments)
     assert caught.value.code == 2
-    assert "error:" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "error:" in said
+    assert "invalid _" not in said  # as argparse calls our functions
 
 
 async def test_a_host_serves_its_engines_and_says_goodbye(tmp_path: Path) -> None:
