@@ -27,6 +27,7 @@ from enginery._px_options import parser, split
 from enginery._rendered import render_interrupt, render_remotely
 from enginery.errors import OperationNotFound
 from enginery.group import Group
+from enginery.operations import in_order
 
 if TYPE_CHECKING:
     import argparse
@@ -260,8 +261,7 @@ def _unfinished(client: Client) -> list[str]:
     infos = client.operations(state=["queued", "running"], limit=_MOST_FOLLOWED + 1)
     if len(infos) > _MOST_FOLLOWED:
         print(f"these are the newest {_MOST_FOLLOWED}; client.operations() lists them all")
-    known = [info for info in infos[:_MOST_FOLLOWED] if info.submitted_at is not None]
-    return [info.operation_id for info in sorted(known, key=lambda info: str(info.submitted_at))]
+    return [info.operation_id for info in in_order(infos[:_MOST_FOLLOWED])]
 
 
 _loaded: dict[tuple[int, str], EngineryMagics] = {}

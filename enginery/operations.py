@@ -15,7 +15,7 @@ from enginery._requests import parse
 from enginery.v1 import engine_pb2, operation_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
     from datetime import datetime
 
     from google.protobuf.timestamp_pb2 import Timestamp
@@ -94,6 +94,20 @@ class OperationInfo:
         stopping = ", stopping" if self.stopping and self.state == "running" else ""
         where = f"[{'any' if self.engine_id == ANY_ENGINE else self.engine_id}:{self.method}]"
         return f"<OperationInfo {where}{arguments} {self.state}{done}{stopping}, {self.operation_id}>"
+
+
+def in_order(infos: Iterable[OperationInfo]) -> list[OperationInfo]:
+    """Return operations as they were submitted, one caller's together, but for those that nobody has heard of.
+
+    The ids of one caller count up in their second half. The times are those at which hosts heard of them, by
+    ways of different length, so they only say which caller began first.
+    """
+    known = [(info.submitted_at, info) for info in infos if info.submitted_at is not None]
+    began: dict[str, datetime] = {}
+    for time, info in known:
+        caller = info.operation_id[:18]
+        began[caller] = min(time, began.get(caller, time))
+    return sorted((info for _, info in known), key=lambda one: (began[one.operation_id[:18]], one.operation_id))
 
 
 def from_message(operation: operation_pb2.Operation) -> OperationInfo:
