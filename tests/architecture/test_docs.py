@@ -10,7 +10,7 @@ import pytest
 
 from controller_service import config as controller_config
 from controller_service import operations as controller_operations
-from controller_service import placement, scheduler
+from controller_service import placement, scheduler, transfers
 from engine_service import blobs, operation_calls, responses
 from engine_service import config as host_config
 from enginery import (
@@ -108,6 +108,7 @@ LIMITS = {
     "a value": (_engine.DEFAULT_VALUE_LIMIT,),
     "blobs held for an engine": (2 * _engine.DEFAULT_VALUE_LIMIT, f"{blobs.MAX_BLOBS:,} blobs"),
     "a blob that nobody uses": (f"{blobs.TIME_TO_LIVE / 60:g} minutes",),
+    "an Upload or Download through the controller that stands still": (f"{transfers._STALL:g} seconds",),
     "engines of one Upload": (f"{_metadata.MAX_UPLOAD_ENGINES}",),
     "output in a response": (responses.OUTPUT_INLINE,),
     "output kept of an operation": (host_config.DEFAULT_OUTPUT_LIMIT,),
