@@ -15,7 +15,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from enginery import _values
+from enginery import _pieces, _values
 from enginery._encoded import Encoded, Stored
 from enginery._engine import DEFAULT_VALUE_LIMIT, MAX_CHUNK
 from enginery._reasons import DeliveryError
@@ -385,4 +385,4 @@ def new_blob_id() -> str:
 
 def read_chunks(size: int, offset: int) -> Iterable[tuple[int, int]]:
     """Return offset and length of each chunk from `offset` to the end of `size` bytes."""
-    return ((start, min(MAX_CHUNK, size - start)) for start in range(offset, size, MAX_CHUNK))
+    return ((start, min(_pieces.SIZE, size - start)) for start in range(offset, size, _pieces.SIZE))

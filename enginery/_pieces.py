@@ -15,9 +15,9 @@ from enginery.v1 import engine_pb2, value_pb2
 if TYPE_CHECKING:
     from enginery._encoded import Buffer
 
-SIZE = 1 << 20
-"""Bytes of most pieces, and the most that one may have: fewer cost more, and more hold up what shares the
-connection."""
+SIZE = 512 << 10
+"""Bytes of most pieces, half of what one may have. Of 1 MiB they moved 3 % more and held up small calls twice
+as long; of 256 KiB 15 % less."""
 _CHUNK = tag(engine_pb2.UploadRequest.CHUNK_FIELD_NUMBER)
 _OFFSET = tag(value_pb2.Chunk.OFFSET_FIELD_NUMBER, VARINT)
 _SUM = tag(value_pb2.Chunk.CRC32_FIELD_NUMBER, FIXED32)

@@ -11,7 +11,7 @@ import pytest
 
 from engine_service.blobs import TIME_TO_LIVE, BlobStore, load, read_chunks, save
 from enginery._encoded import Codec, Encoded, Stored
-from enginery._pieces import Piece
+from enginery._pieces import SIZE, Piece
 from enginery._reasons import DeliveryError
 from enginery.v1 import value_pb2
 
@@ -204,9 +204,8 @@ def test_a_file_shorter_than_it_says_is_an_error() -> None:
 
 
 def test_chunks_cover_the_rest() -> None:
-    """From any offset, without gaps, at most 1 MiB each."""
-    mib = 1 << 20
-    assert list(read_chunks(2 * mib + 1, 0)) == [(0, mib), (mib, mib), (2 * mib, 1)]
+    """From any offset, without gaps, of one size."""
+    assert list(read_chunks(2 * SIZE + 1, 0)) == [(0, SIZE), (SIZE, SIZE), (2 * SIZE, 1)]
     assert list(read_chunks(10, 4)) == [(4, 6)]
     assert list(read_chunks(10, 10)) == []
 
