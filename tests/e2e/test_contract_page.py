@@ -87,6 +87,19 @@ def test_its_replies_hold_what_the_page_says(answers: list[cluster_pb2.SessionRe
     assert failed.error.errors[0].type_name == "ZeroDivisionError"
 
 
+def test_a_large_value_is_sent_as_the_page_says(file: dict[str, str]) -> None:
+    """The upload's messages, and the call that names the blob: the array is there."""
+    said = re.findall(r"^    (\w+Request) +(.*)$", PAGE, re.MULTILINE)
+    *upload, push = [text_format.Parse(text, getattr(engine_pb2, name)()) for name, text in said]
+    metadata = (("authorization", f"Bearer {file['token']}"), ("enginery-engine-id", "0"))
+    with _channel(file["address"], file["server_name"], file) as channel:
+        engine = engine_pb2_grpc.EngineServiceStub(channel)
+        assert engine.Upload(iter(upload), metadata=metadata, timeout=20).blob == upload[0].blob
+        assert not engine.PushSerialized(push, metadata=metadata, timeout=20).HasField("error")
+        asked = engine_pb2.ExecuteRequest(code="a.tolist()")
+        assert engine.Execute(asked, metadata=metadata, timeout=20).result.text == "[1.0, 2.0]"
+
+
 def test_a_host_is_called_as_the_page_says(file: dict[str, str]) -> None:
     """At the listed address, by the name and the token that the page makes of the client's."""
     with _channel(file["address"], file["server_name"], file) as channel:
