@@ -1,7 +1,6 @@
 """Values too large to ride in a call, held outside the kernel in anonymous files.
 
-Bookkeeping is done on the event loop; `save` may run in a thread, and so may the writing of an upload, which
-takes a lock of its file. Time is an argument.
+Bookkeeping is done on the event loop and takes no lock; `save` may run in a thread. Time is an argument.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import os
 import tempfile
 import threading
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from enginery import _pieces, _values
@@ -202,9 +201,8 @@ class BlobStore:
         if self._incoming.get(incoming.blob.blob_id) is incoming:
             del self._incoming[incoming.blob.blob_id]
             self._size -= incoming.blob.size
-            with incoming.lock:
-                close_file(incoming.fd, incoming.received)
-                incoming.upload = None
+            close_file(incoming.fd, incoming.received)
+            incoming.upload = None
 
     def keep_upload(self, incoming: Incoming, now: float) -> None:
         """Make the blob of an upload that is whole; once it is one this does nothing."""
@@ -309,8 +307,6 @@ class Incoming:
     used_at: float = 0.0
     upload: Upload | None = None
     """The stream that brings it now."""
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    """Held while bytes are written, and while the file is closed or changed for another."""
 
 
 class Upload:
@@ -324,8 +320,10 @@ class Upload:
         incoming.upload = self
 
     def write(self, piece: Piece) -> None:
-        """Append the next piece, of at most 1 MiB. What is there stays. In any thread, one piece at a time."""
+        """Append the next piece, of at most 1 MiB: short enough for the event loop. What is there stays."""
         incoming, offset, data = self._incoming, piece.offset, piece.data
+        if incoming.upload is not self:
+            raise DeliveryError("SUPERSEDED")
         if not 1 <= len(data) <= MAX_CHUNK:
             raise self._refuse("data", f"a chunk has 1 to {MAX_CHUNK} bytes, not {len(data)}")
         if offset > incoming.received:
@@ -333,21 +331,17 @@ class Upload:
         if offset + len(data) > incoming.blob.size:
             raise self._refuse("data", f"it goes past the blob's {incoming.blob.size} bytes")
         piece.check(incoming.blob.blob_id)
-        with incoming.lock:
-            if incoming.upload is not self:
-                raise DeliveryError("SUPERSEDED")
-            known = incoming.received - offset
-            if known < len(data):
-                _write_all(incoming.fd, memoryview(data)[known:] if known else data)
-                incoming.received = offset + len(data)
+        known = incoming.received - offset
+        if known < len(data):
+            _write_all(incoming.fd, memoryview(data)[known:] if known else data)
+            incoming.received = offset + len(data)
 
     def use_file(self, fd: int) -> None:
         """Use the whole file of another store, whose seal keeps the kernels that get it from changing it."""
         incoming = self._incoming
         if incoming.received < incoming.blob.size:
-            with incoming.lock:
-                os.close(incoming.fd)
-                incoming.fd, incoming.received = os.dup(fd), incoming.blob.size
+            os.close(incoming.fd)
+            incoming.fd, incoming.received = os.dup(fd), incoming.blob.size
 
     def finish(self, now: float) -> value_pb2.Blob:
         """Put the blob into the store and return its description; UPLOAD_INCOMPLETE if bytes are missing."""

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from engine_service.blobs import close_file, read_chunks
 from enginery import _pieces
-from enginery._beside import Behind, ahead
 from enginery._reasons import DeliveryError
 from enginery._requests import parse
 from enginery.v1 import engine_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from engine_service.blobs import BlobStore
     from enginery._encoded import Buffer
@@ -34,9 +32,8 @@ async def upload(store: BlobStore, requests: AsyncIterator[Buffer], others: Sequ
         raise DeliveryError("PROTOCOL_ERROR", cause="the first message of an upload must hold `blob`")
     incoming = store.start_upload(message.blob, time.time())
     try:
-        async with Behind(incoming.write, message.blob.size) as writing:
-            async for data in requests:
-                await writing.put(_pieces.from_message(data) or _parsed(data))
+        async for data in requests:
+            incoming.write(_pieces.from_message(data) or _parsed(data))
         blob = incoming.finish(time.time())
     finally:
         incoming.end(time.time())
@@ -64,18 +61,12 @@ async def download(store: BlobStore, request: bytes) -> AsyncGenerator[bytes]:
                 "BAD_REQUEST", field="offset", cause=f"{message.offset} is past {blob.size} bytes"
             )
         yield engine_pb2.DownloadResponse(blob=blob).SerializeToString()
-        async with aclosing(ahead(_messages(fd, blob.size, message.offset), blob.size)) as messages:
-            async for chunk in messages:
-                yield chunk
+        for offset, size in read_chunks(blob.size, message.offset):
+            data = os.pread(fd, size, offset)
+            if len(data) != size:
+                raise DeliveryError("INTERNAL", cause="a blob's file is too short", process="engine host")
+            yield _pieces.to_message(offset, data)
         if message.release:
             store.release(message.blob_id)
     finally:
         close_file(fd, blob.size)
-
-
-def _messages(fd: int, size: int, offset: int) -> Iterator[bytes]:
-    for start, length in read_chunks(size, offset):
-        data = os.pread(fd, length, start)
-        if len(data) != length:
-            raise DeliveryError("INTERNAL", cause="a blob's file is too short", process="engine host")
-        yield _pieces.to_message(start, data)

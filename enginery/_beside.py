@@ -1,60 +1,38 @@
-"""Work on the pieces of a large value in a thread beside the loop: one at a time, and one ahead of its use.
+"""Use of the pieces of a large value in a thread beside the loop, each while the next is received.
 
-The checksum and the copies of a megabyte take up to a millisecond, in which the loop would answer no call.
-Beside it they also overlap with what gRPC does for the next piece.
+The checksum of a piece, its place and the making of the pages there take up to a millisecond, in which the loop
+would answer no call. That is for clients. In hosts, where no other thread wants the interpreter, small calls
+beside a large value gained nothing by it, and the value cost a fifth more.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterator
+    from collections.abc import Callable
     from types import TracebackType
 
-T = TypeVar("T")
-R = TypeVar("R")
+    from enginery._pieces import Piece
 
 WORTH = 4 << 20
 """Bytes of a value for which the way to a thread and back pays."""
 
 
-async def ahead(pieces: Iterator[T], size: int) -> AsyncGenerator[T]:
-    """Yield what `pieces` yields, each made while the one before is used, if `size` bytes are worth it.
-
-    Close it if it is not read to its end: then nothing uses `pieces` any more.
-    """
-    if size < WORTH:
-        for one in pieces:
-            yield one
-        return
-    loop = asyncio.get_running_loop()
-    making: asyncio.Future[T | None] = loop.run_in_executor(None, next, pieces, None)
-    try:
-        while True:
-            piece = await _outcome(making)
-            if piece is None:
-                return
-            making = loop.run_in_executor(None, next, pieces, None)
-            yield piece
-    finally:
-        await _end(making)
-
-
-class Behind(Generic[T]):
+class Behind:
     """Uses pieces, each while the next is received; `async with` waits for the last.
 
     What the use of a piece raises is raised by the `put` of the next, or at the end.
     """
 
-    def __init__(self, use: Callable[[T], None], size: int) -> None:
+    def __init__(self, use: Callable[[Piece], None], size: int) -> None:
         """Call `use` with each piece, in a thread if `size` bytes are worth it."""
         self._use = use
         self._is_beside = size >= WORTH
         self._using: asyncio.Future[None] | None = None
 
-    async def put(self, piece: T) -> None:
+    async def put(self, piece: Piece) -> None:
         """Have a piece used, when the one before was."""
         if not self._is_beside:
             self._use(piece)
@@ -64,7 +42,8 @@ class Behind(Generic[T]):
 
     async def _last(self) -> None:
         if self._using is not None:
-            await _outcome(self._using)
+            await asyncio.wait({self._using})  # if this is cancelled, the use is not
+            self._using.result()
 
     async def __aenter__(self) -> Self:
         """Begin."""
@@ -80,13 +59,7 @@ class Behind(Generic[T]):
             await _end(self._using)
 
 
-async def _outcome(work: asyncio.Future[R]) -> R:
-    """Return what `work` returns; if the waiting is cancelled, the work is not."""
-    await asyncio.wait({work})
-    return work.result()
-
-
-async def _end(work: asyncio.Future[R]) -> None:
+async def _end(work: asyncio.Future[None]) -> None:
     """Wait for a piece of which nobody needs the outcome any more. That is short, so even cancelling waits."""
     cancelled: asyncio.CancelledError | None = None
     while not work.done():

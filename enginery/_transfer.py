@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from enginery import _pieces, _status, _values
-from enginery._beside import WORTH, Behind, ahead
+from enginery._beside import WORTH, Behind
 from enginery._malloc import keep_freed
 from enginery._methods import ENGINE_ID_KEY, ENGINE_IDS_KEY
 from enginery._reasons import DeliveryError
@@ -20,7 +20,7 @@ from enginery._stall import Stall
 from enginery.v1 import engine_pb2, value_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from enginery._encoded import Encoded
     from enginery._pieces import Piece
@@ -190,15 +190,8 @@ async def _messages(
 ) -> AsyncGenerator[bytes]:
     """Yield the description of a blob, and its bytes from `offset` on; without `encoded` none."""
     yield engine_pb2.UploadRequest(blob=blob).SerializeToString()
-    if encoded is not None:
-        async with contextlib.aclosing(ahead(_pieces_of(encoded, offset), blob.size)) as messages:
-            async for message in messages:
-                yield message
-
-
-def _pieces_of(encoded: Encoded, offset: int) -> Iterator[bytes]:
     start = 0  # of a part
-    for part in encoded.parts:
+    for part in encoded.parts if encoded is not None else ():
         view = memoryview(part).cast("B")
         for position in range(max(0, offset - start), view.nbytes, _pieces.SIZE):
             yield _pieces.to_message(start + position, view[position : position + _pieces.SIZE])
