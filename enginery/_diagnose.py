@@ -52,6 +52,11 @@ def find_problem(info: ConnectionInfo, *, timeout: float = 5.0) -> ConnectError 
             "a controller on another machine needs --bind and --advertise"
         )
     except OSError as error:
+        if not isinstance(error, ConnectionRefusedError):  # such as no route to there
+            return ControllerNotRunning(
+                f"{where} cannot be reached from here ({error.strerror or error}): the network is down, a "
+                "firewall is in between, or the address is not for this machine"
+            )
         return ControllerNotRunning(
             f"no controller runs at {where}: {error.strerror or error}; start one with `enginery up`, "
             f"or use its current connection file{_loopback_hint(host)}"

@@ -73,6 +73,8 @@ def _mend_port(problem: ConnectError, again: str) -> str:
     text = str(problem)
     if "cannot be resolved" in text:
         return f"{_OPEN}, as it is known here"
+    if "cannot be reached" in text:
+        return "enter its network, or change `address` to that of a tunnel: ssh -L PORT:127.0.0.1:PORT HOST"
     if "no answer" in text:
         return f"open the port in the firewall, or: {_OPEN}"
     if again != COPY_ANEW:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import datetime as dt
+import errno
 import socket
 import time
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,18 @@ async def test_a_copied_file_that_leads_to_the_own_machine(served: Served) -> No
         found = next(iter(await asyncio.to_thread(lambda: list(examine_connection(info, COPY_ANEW)))))
     assert "127.0.0.1 is this machine" in found.text
     assert "--advertise" in found.mend
+
+
+async def test_no_way_there(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that this machine is not in is not taken for a controller that does not run."""
+
+    def connect(*_: object) -> None:
+        raise OSError(errno.EHOSTUNREACH, "No route to host")
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    found = fault(await ask(served.client))
+    assert "cannot be reached from here (No route to host)" in found.text
+    assert "tunnel" in found.mend
 
 
 async def test_what_listens_says_nothing(served: Served) -> None:
