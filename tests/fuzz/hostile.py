@@ -215,6 +215,9 @@ class HostileChannel:
 
     unary_unary = unary_stream = stream_unary = stream_stream = _stream
 
+    def get_state(self, *, try_to_connect: bool) -> None:
+        """There is nothing to connect."""
+
     async def close(self) -> None:
         for call in self._calls:
             call.cancel()

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from google.protobuf.descriptor import FieldDescriptor
 
-COUNTS = {"kernel": 900, "requests": 2_000, "session": 900, "registration": 500, "host": 300, "transfers": 400}
+COUNTS = {"kernel": 700, "requests": 1_500, "session": 700, "direct": 400, "registration": 400, "host": 300}
+COUNTS |= {"transfers": 400, "link": 120, "state": 120, "journal": 100}
 _MADE = settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 

@@ -176,8 +176,9 @@ class World:
     async def settle(self, condition: Any = lambda: False) -> None:
         """Let what is under way arrive, until nothing is or the condition holds."""
         for _ in range(IDLE_TURNS):
-            while self.wire.deliver_up() or self.wire.deliver_down():
-                pass
+            while self.wire.is_calling and self.wire.is_served:
+                if not (self.wire.deliver_up() or self.wire.deliver_down()):
+                    break
             if condition():
                 return
             await asyncio.sleep(0)
@@ -277,6 +278,9 @@ class _NoChannel:
 
     def stream_stream(self, *_: object, **__: object) -> Any:
         return lambda **_: self
+
+    def get_state(self, *, try_to_connect: bool) -> None:
+        """It is over."""
 
     async def write(self, message: object) -> None:
         raise asyncio.InvalidStateError
