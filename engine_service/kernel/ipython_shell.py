@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import linecache
+import sys
 import traceback
 import warnings
 from collections import deque
@@ -115,6 +116,20 @@ def _config() -> Config:
     config.InteractiveShell.colors = "nocolor"
     config.InteractiveShell.cache_size = HISTORY
     return config
+
+
+def _forget_sources() -> None:
+    """Let go of what the library under IPython's tracebacks keeps for ever of each cell that raised."""
+    library: Any = sys.modules.get("executing.executing")
+    if library is None:
+        return
+    for source in (library.Source, *library.Source.__subclasses__()):
+        kept = vars(source).get("__source_cache_with_lines", {})
+        for key in [key for key in kept if key[0].startswith("<")]:  # those of files serve the next traceback
+            del kept[key]
+        vars(source).get("__executing_cache", {}).clear()
+    for cached in (library.Source.statements_at_line, library.statement_containing_node):
+        cached.cache_clear()
 
 
 class _Compiler(compilerop.CachingCompiler):
@@ -291,6 +306,7 @@ class _Shell(InteractiveShell):
             lines = self.InteractiveTB.structured_traceback(
                 type(error), error, error.__traceback__, tb_offset=0
             )
+            _forget_sources()
         return f"{self.InteractiveTB.stb2text(lines)}\n"
 
     def ask_exit(self) -> None:

@@ -258,6 +258,7 @@ async def test_interrupts(kernel: Driver) -> None:
 async def test_nothing_grows() -> None:
     """Of thousands of cells the last thousand are kept, names of IPython's and sources of tracebacks too."""
     code = "len(get_ipython().user_ns), len(get_ipython().user_ns_hidden), len(__import__('linecache').cache)"
+    sources = "sum(type(one).__name__ == 'Source' for one in __import__('gc').get_objects())"
     async with running(KernelOptions(shell="ipython")) as kernel:
         kernel.number = 10_000
         for number in range(1005):
@@ -265,7 +266,9 @@ async def test_nothing_grows() -> None:
         sizes = (await kernel.ok(code)).text
         for number in range(10):
             await kernel.ok(f"print({number})\n{number}")
+            await kernel.raises(f"{number} / 0")
         assert (await kernel.ok(code)).text == sizes
+        assert int(str((await kernel.ok(sources)).text)) < 5  # of the ten cells that raised
 
 
 @pytest.mark.parametrize("how", ["= 5", "= None", "= open('/dev/null', 'w')"])
