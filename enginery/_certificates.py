@@ -98,6 +98,7 @@ class Authority:
             key = serialization.load_pem_private_key(key_pem, password=None)
             certificate = x509.load_pem_x509_certificate(certificate_pem)
             public_key = certificate.public_key()
+            certificate.verify_directly_issued_by(certificate)  # what is parsed late is sound too, then
         except Exception:  # what is damaged has many types there, without a base of their own
             # Without their texts, which show parts of what was read: of the key.
             raise CertificateError(f"{directory / CA_FILE} or its key is damaged: {_REMEDY}") from None

@@ -142,6 +142,18 @@ def test_a_certificate_with_a_damaged_key_in_it(tmp_path: Path) -> None:
         Authority.load_or_create(tmp_path)
 
 
+def test_a_certificate_with_a_damaged_name(tmp_path: Path) -> None:
+    """What the library would find when it signs is found when the controller starts: the signature tells."""
+    Authority.load_or_create(tmp_path)
+    certificate = x509.load_pem_x509_certificate((tmp_path / CA_FILE).read_bytes())
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    spoilt = base64.encodebytes(der.replace(b"authority", b"auth\xfarity"))
+    pem = b"-----BEGIN CERTIFICATE-----\n" + spoilt + b"-----END CERTIFICATE-----\n"
+    (tmp_path / CA_FILE).write_bytes(pem)
+    with pytest.raises(CertificateError, match="damaged"):
+        Authority.load_or_create(tmp_path)
+
+
 def test_an_old_authority_is_replaced_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It never signs what outlives it."""
     past = dt.datetime.now(dt.UTC) - dt.timedelta(days=3650 - 700)
