@@ -258,9 +258,10 @@ async def test_interrupts(kernel: Driver) -> None:
 async def test_nothing_grows() -> None:
     """Of thousands of cells the last thousand are kept, names of IPython's and sources of tracebacks too."""
     code = "len(get_ipython().user_ns), len(get_ipython().user_ns_hidden), len(__import__('linecache').cache)"
-    sources = "sum(type(one).__name__ == 'Source' for one in __import__('gc').get_objects())"
+    sources = "import gc; gc.collect(); sum(type(one).__name__ == 'Source' for one in gc.get_objects())"
     async with running(KernelOptions(shell="ipython")) as kernel:
         kernel.number = 10_000
+        await kernel.raises("1 / 0")
         for number in range(1005):
             await kernel.ok(f"{number}")
         sizes = (await kernel.ok(code)).text
