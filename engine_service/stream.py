@@ -1,8 +1,10 @@
-"""One registration stream: a reader, a writer, and between them nothing that waits for a timer.
+"""One registration stream: a reader, a writer, and between them nothing on which anybody waits for a timer.
 
-What piles up while a message is being written goes out together in the next one. A stream is used once; the
-link opens another after it. What each side has taken is told by counts over this one stream: calls that came
-down, and answers that went up, which engines keep until the controller has them for good.
+What piles up while a message is being written goes out together in the next one. Operations that have ended
+without a reply here, as those do that are called directly, are gathered for a moment: their callers know. A
+stream is used once; the link opens another after it. What each side has taken is told by counts over this one
+stream: calls that came down, and answers that went up, which engines keep until the controller has them for
+good.
 """
 
 from __future__ import annotations
@@ -47,6 +49,8 @@ ACCEPT_BYTES = 1 << 20
 """Calls, and bytes of their requests, whose acceptance is told even if nothing else is to be sent."""
 MAX_KEPT = 16_384
 """Answers of each engine that wait to be sent, or to be acknowledged, without being replies that wait."""
+GATHERING = 0.005
+"""Seconds after which the controller is told of operations that ended without a reply here."""
 SETTLED_AT_ONCE = 4_096  # acknowledged answers, so that the event loop is not kept
 
 _SETTLING = frozenset(STATES) - {frame_pb2.OUTCOME_NOT_DELIVERED}
@@ -80,6 +84,7 @@ class RegistrationStream:
         # Those that have no room here are told on the next stream, if the engines still have them then.
         self._ended: deque[tuple[Engine, Operation]] = deque(maxlen=MAX_KEPT * engine_count)
         self._ended_waited = False
+        self._is_gathering = False
         self._max_sent = MAX_KEPT * engine_count
         self._sent: deque[tuple[Engine, bytes] | None] = deque()  # what the controller may still acknowledge
         self._forgotten = 0  # how many left `_sent` at its beginning
@@ -159,7 +164,15 @@ class RegistrationStream:
         """Tell the controller that operations ended, with their answers: as many in a message as it holds."""
         if not self._is_over:
             self._ended.extend((engine, operation) for operation in operations)
-            self._wake.set()
+            if not self._is_gathering and self._ended:
+                self._is_gathering = True
+                asyncio.get_running_loop().call_later(GATHERING, self._gathered)
+            if len(self._ended) >= MAX_FRAMES:
+                self._wake.set()
+
+    def _gathered(self) -> None:
+        self._is_gathering = False
+        self._wake.set()
 
     def goodbye(self, goodbye: engine_pb2.Goodbye) -> None:
         """Take leave of the controller for an engine, behind its replies."""
@@ -262,7 +275,7 @@ class RegistrationStream:
 
     async def _write_all(self) -> None:
         while not self._is_over:
-            if self._replies or self._ended or self._owes_acceptance or not self._is_next_empty:
+            if self._replies or self._has_gathered or self._owes_acceptance or not self._is_next_empty:
                 await self._call.write(self._take())
             elif self._is_finishing:
                 await self._call.done_writing()
@@ -270,6 +283,11 @@ class RegistrationStream:
             else:
                 self._wake.clear()
                 await self._wake.wait()
+
+    @property
+    def _has_gathered(self) -> bool:
+        is_due = not self._is_gathering or self._is_finishing or len(self._ended) >= MAX_FRAMES
+        return is_due and bool(self._ended)
 
     def _take(self) -> engine_pb2.EngineMessage:
         """Return the next message. Fields are handled in order, so properties come before replies."""

@@ -30,6 +30,7 @@ NEVER_SENT = frozenset(
 """Answers that are right if the job did not run; if it did, its kernel must have died with it."""
 NOTICED = 30.0  # seconds until what was done to a machine has shown at the latest: keepalive, and then some
 RECOVERED = 6.0  # seconds until a machine is connected again: gRPC's longest pause, and then some
+TOLD = 0.25  # seconds until the controller knows of an answer that a host has given
 WRITTEN = 5.0  # seconds until the journal is up to date again after the disk was full
 _KEPT_EXAMPLES = 12
 
@@ -261,10 +262,12 @@ class Judge:
             self._break("told otherwise later", f"{job}: {again}")
 
     def _was_not_written(self, time: float) -> bool:
-        """Return whether an answer of `time` may be missing: on a full disk the old makes room for the new."""
+        """Return whether an answer of `time` may be missing: on a full disk the old makes room for the new, and
+        a host tells the controller of what was called directly a moment after it has answered."""
         return any(
             (event.kind == "disk full" and time <= event.end + WRITTEN)
             or (event.kind == "controller killed" and event.begin - WRITTEN <= time <= event.end)
+            or (event.kind == "host killed" and event.begin - TOLD <= time <= event.begin + TOLD)
             for event in self._events
         )
 

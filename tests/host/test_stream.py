@@ -170,6 +170,21 @@ async def test_an_operation_is_told_once() -> None:
         assert [(ended.engine_id, ended.operation_id) for ended in message.ended] == [(4, b"one"), (3, b"two")]
 
 
+async def test_what_was_called_directly_is_told_together() -> None:
+    """Nobody waits for it: what ends within a moment goes in one message, at once if a reply goes up."""
+    async with opened() as pair:
+        stream, engine = pair.stream, SettlingEngine()
+        stream.operation_ended(engine, EndedOperation(b"one"))
+        await asyncio.sleep(0)
+        stream.operation_ended(engine, EndedOperation(b"two"))
+        (message,) = await pair.receive(2)
+        assert [ended.operation_id for ended in message.ended] == [b"one", b"two"]
+        stream.operation_ended(engine, EndedOperation(b"three"))
+        stream.reply(1, engine, b"four", OK)
+        (message,) = await pair.receive(2)
+        assert (len(message.ended), len(message.replies)) == (1, 1)
+
+
 async def test_a_released_operation_is_not_told() -> None:
     """Its answer is gone; what ended with an error tells that."""
     async with opened() as pair:
