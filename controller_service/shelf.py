@@ -108,7 +108,9 @@ class Engine:
             way = min(max(0.0, now - placed_at - run_time), MAX_WAY)
             self._way = way if self._way is None else min(way, self._way)
         begun_at = max(placed_at + (self._way or 0.0), self._answered_at)
-        duration = max(now - begun_at, run_time)  # answers may come late, and then together
+        duration = now - begun_at
+        if run_time:  # some answers come late, and others together with them
+            duration = max(run_time, min(duration, run_time + AHEAD))
         self._answered_at = now
         before = self._duration
         self._duration = duration if before is None else before + _SHARE * (duration - before)

@@ -157,14 +157,19 @@ class Far(Engines):
         self.way = way
         self.now = 0.0
         self.most = 0  # tasks on it at a time
-        self._free_at = 0.0
+        self.loss = 0.0  # seconds for which each tenth answer is held up, and so those behind it
+        self._free_at = self._arrived_at = 0.0
+        self._count = 0
         self._answers: deque[tuple[float, Task, float]] = deque()
 
     def send(self, placed: list[Task], run_time: float) -> None:
         """Let tasks that were placed run there, so long each."""
         for task in placed:
             self._free_at = max(self._free_at, self.now + self.way / 2) + run_time
-            self._answers.append((self._free_at + self.way / 2, task, run_time))
+            self._count += 1
+            held_up = 0.0 if self._count % 10 else self.loss
+            self._arrived_at = max(self._arrived_at, self._free_at + self.way / 2 + held_up)
+            self._answers.append((self._arrived_at, task, run_time))
         self.most = max(self.most, len(self.on[0]))
 
     def run(self, count: int, run_time: float) -> float:
@@ -221,6 +226,14 @@ def test_answers_that_were_held_up_and_come_together_tell_nothing_of_how_long_ta
     for _ in range(100):
         engines.add(made(), now)
     assert len(engines.on[0]) <= 1 + (AHEAD + MAX_WAY) / 0.1
+
+
+def test_a_link_that_loses_packets_slows_only_what_waits_for_them() -> None:
+    """An answer that comes late is not taken for that of a long task, or few would be sent ahead for a while."""
+    far = Far(0.2)
+    far.loss = 0.3
+    far.run(10, 0.02)
+    assert far.run(400, 0.02) < 2 * 400 * 0.02
 
 
 def test_what_a_far_engine_has_is_not_taken_back_before_it_could_answer() -> None:
