@@ -229,7 +229,7 @@ def test_answers_that_were_held_up_and_come_together_tell_nothing_of_how_long_ta
 
 
 def test_a_link_that_loses_packets_slows_only_what_waits_for_them() -> None:
-    """An answer that comes late is not taken for that of a long task, or few would be sent ahead for a while."""
+    """An answer that comes late is not taken for that of a long task, or few would be sent ahead for long."""
     far = Far(0.2)
     far.loss = 0.3
     far.run(10, 0.02)
