@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_service.blobs import TIME_TO_LIVE, BlobStore, load, read_chunks, save
+from engine_service.blobs import TIME_TO_LIVE, BlobStore, close_file, load, read_chunks, save
 from enginery._encoded import Codec, Encoded, Stored
 from enginery._pieces import SIZE, Piece
 from enginery._reasons import DeliveryError
@@ -192,6 +193,19 @@ def test_unused_blobs_expire_and_used_ones_stay(store: BlobStore) -> None:
     store.expire(TIME_TO_LIVE + 1)
     assert len(store) == 1
     os.close(store.open("read", TIME_TO_LIVE + 1)[1])
+
+
+def test_large_files_are_given_back_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system takes back a gigabyte's pages in 0.15 s; those of small ones are not worth a thread."""
+    closed_by: dict[int, threading.Thread] = {}
+    monkeypatch.setattr(os, "close", lambda fd: closed_by.setdefault(fd, threading.current_thread()))
+    close_file(-2, 1 << 20)
+    close_file(-3, 1 << 30)
+    for thread in threading.enumerate():
+        if thread.name == "enginery-close":
+            thread.join()
+    assert closed_by[-2] is threading.current_thread()
+    assert closed_by[-3].name == "enginery-close"
 
 
 def test_a_file_shorter_than_it_says_is_an_error() -> None:
