@@ -75,6 +75,8 @@ class OperationCalls:
     ) -> operation_pb2.ListOperationsResponse:
         """Return a page of operations, of one engine or of all."""
         response: operation_pb2.ListOperationsResponse = await self._call("ListOperations", request, engine_id)
+        if response.next_page_token and response.next_page_token == request.page_token:
+            raise DeliveryError("PROTOCOL_ERROR", cause="a list of operations does not go on")
         return response
 
     async def release(self, operation_id: str) -> None:

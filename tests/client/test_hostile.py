@@ -106,6 +106,17 @@ async def _arriving(blob: value_pb2.Blob) -> Arriving:
     return Arriving(blob)
 
 
+def test_a_list_that_does_not_go_on(client: enginery.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that leads to itself ends the list with an error; it is not asked for for ever."""
+
+    async def page(*_: object, **__: object) -> operation_pb2.ListOperationsResponse:
+        return operation_pb2.ListOperationsResponse(next_page_token="again")
+
+    monkeypatch.setattr(OperationCalls, "_call", page)
+    with pytest.raises(ProtocolError, match="does not go on"):
+        client.operations()
+
+
 def test_an_outcome_whose_response_is_none(client: enginery.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """An operation of that id ends with ProtocolError; its events tell why there is no answer."""
     outcome = operation_pb2.OperationOutcome(state=operation_pb2.OPERATION_STATE_SUCCEEDED)
