@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from types import FunctionType, ModuleType
+import sys
+from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from cloudpickle import cloudpickle as _cloudpickle
@@ -37,6 +38,8 @@ class Pickler(_cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is unt
         """Return how an object is pickled, NotImplemented for pickle's own way."""
         if id(obj) in self._by_value:
             return self._dynamic_function_reduce(obj)
+        if type(obj) is MethodType and _is_shell_here(obj):
+            return getattr, (sys.modules["IPython.core.getipython"], "get_ipython")
         if self._with_sources and _is_of_module(obj):
             from enginery import _own_modules  # not in kernels
 
@@ -62,6 +65,12 @@ class Pickler(_cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is unt
             # Modules that it imports when it runs go along with those that cloudpickle found.
             reduced[2][1]["_cloudpickle_submodules"] += _own_modules.imported_within(function)
         return reduced
+
+
+def _is_shell_here(method: MethodType) -> bool:
+    """Return whether it is the `get_ipython` of a notebook: a function with magics means that of where it runs."""
+    ipython: Any = sys.modules.get("IPython.core.interactiveshell")
+    return ipython is not None and getattr(method, "__func__", None) is ipython.InteractiveShell.get_ipython
 
 
 def _is_of_module(obj: object) -> bool:

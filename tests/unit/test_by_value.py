@@ -181,3 +181,13 @@ def test_making_a_class_may_need_what_travels_with_it() -> None:
     assert namespace.keys() == {"__name__", "__builtins__"}
     namespace.update(captured)
     assert last() == "Derived"  # type: ignore[operator]
+
+
+def test_functions_with_magics() -> None:
+    """What a notebook makes of `!ls` in a function asks for the shell of where it runs."""
+    from IPython.core.getipython import get_ipython
+    from IPython.core.interactiveshell import InteractiveShell
+
+    namespace = defined("def files():\n    return get_ipython\n")
+    namespace["get_ipython"] = InteractiveShell.__new__(InteractiveShell).get_ipython
+    assert there(namespace["files"])() is get_ipython
