@@ -68,7 +68,7 @@ class Pickler(_cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is unt
 
 
 def _is_shell_here(method: MethodType) -> bool:
-    """Return whether it is the `get_ipython` of a notebook: a function with magics means that of where it runs."""
+    """Return whether it is a notebook's `get_ipython`: functions with magics mean that of where they run."""
     ipython: Any = sys.modules.get("IPython.core.interactiveshell")
     return ipython is not None and getattr(method, "__func__", None) is ipython.InteractiveShell.get_ipython
 
