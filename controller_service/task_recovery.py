@@ -118,6 +118,10 @@ class TaskRecovery:
         """An engine is here; its host knows the operations of the `inventory`."""
         for task in self._somewhere.pop((engine_id, epoch), ()):
             self._find(task, engine_id)
+        for key in [one for one in self._somewhere if one[0] == engine_id]:
+            cause = "its registration has ended"  # the journal was behind, and names the one before
+            for task in self._somewhere.pop(key):
+                self._lose(task, DeliveryError("ENGINE_LOST", engine_id=engine_id, cause=cause))
         self._remember(engine_id, inventory)
         self._expected.discard(engine_id)
         self._settle_all()

@@ -13,7 +13,7 @@ from enginery import _ids
 from enginery._methods import ANY_ENGINE
 from enginery._status import from_bytes
 from enginery.v1 import engine_pb2, frame_pb2, operation_pb2
-from tests.controller.fakes import FakeCluster, FakeHost, FakeSession, running, until
+from tests.controller.fakes import FakeCluster, FakeHost, FakeSession, echo, running, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -185,6 +185,32 @@ async def test_a_task_that_may_be_on_an_engine_is_not_kept_as_on_none(tmp_path: 
         await session.send(calls=[again(call, epoch)])
         assert from_bytes((await session.reply(call)).error).reason == "ENGINE_LOST"
         assert b"may have run" not in [one.request for one in other.calls]
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+async def test_a_task_of_an_earlier_registration_is_lost_when_the_id_has_another(
+    tmp_path: Path, retries: int
+) -> None:
+    """The journal may be behind, as on a full disk: nobody comes back for whom the task could wait."""
+    state = tmp_path / "state"
+    async with running(state, lease=5.0) as cluster:
+        host = cluster.host()
+        host.answer = silent
+        await host.hello(incarnation="kernel")
+        session = await cluster.session()
+        epoch = epoch_of(session)
+        call = task(session, b"fine", retries=retries)
+        await session.send(calls=[call])
+        await until(lambda: list(rows(state).values()) == [0])
+    with closing(sqlite3.connect(state / "journal" / "journal.db")) as database, database:
+        database.execute("UPDATE tasks SET epoch = epoch - 1")
+    async with running(state, lease=5.0) as cluster:
+        session = await cluster.session()
+        await session.send(calls=[again(call, epoch)])
+        host.answer = echo
+        await come_back(cluster, host)
+        reply = await session.reply(call)
+        assert reply.response == b"fine" if retries else from_bytes(reply.error).reason == "ENGINE_LOST"
 
 
 async def test_a_task_of_the_journal_is_sent_when_that_says_so(tmp_path: Path) -> None:
