@@ -48,9 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 state.add_process(os.getpid(), "host")
                 lock = HostLock(state.processes_directory, host_id)
-            except (
-                OSError
-            ) as error:  # such as a full disk; only what finds processes without a controller misses it
+            except (OSError, EngineryError) as error:
+                # Such as a full disk. Only what finds processes without a controller misses it.
                 logger.warning("this host is not noted in %s: %s", directory, error)
         return asyncio.run(run(config, host_id))
     finally:

@@ -55,6 +55,17 @@ def test_engines_may_start_first(state: Path) -> None:
         assert process.poll() is None
 
 
+def test_a_host_starts_though_it_cannot_be_noted(state: Path) -> None:
+    """As on a full disk: only what finds processes without a controller misses it."""
+    state.mkdir(mode=0o700)
+    (state / "processes").symlink_to("/proc/self/task")  # where nobody can write, not even root
+    with host(state) as process:
+        assert process.stdout is not None
+        heard = [process.stdout.readline() for _ in range(2)]
+        assert "is not noted" in heard[0]
+        assert "1 engine waits" in heard[1]
+
+
 def test_a_killed_host_is_noticed_at_once(state: Path) -> None:
     """The end of a host's connection makes its engines away, long before any ping is missed."""
     with controller(state), host(state) as process, enginery.connect(state / "client.json") as client:
