@@ -45,7 +45,13 @@ def up(
     print(f"{plural(ready, 'engine')} ready in {time.monotonic() - began:.1f} s")
     print(f"  state directory  {state.path}")
     print(f"  controller       {address} (pid {launched.controller_pid})")
+    if settings.bind not in _LOOPBACK:
+        print("  elsewhere        enginery.connect('client.json'), with a copy of that file from there")
     _print_ways(state)
+
+
+_LOOPBACK = (None, "127.0.0.1", "localhost", "::1", "[::1]")
+"""What the controller listens on if nobody on another machine can reach it."""
 
 
 def _print_ways(state: StateDirectory) -> None:
