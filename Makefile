@@ -10,8 +10,10 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 # The package with all that may be had with it, and the tests that touch the most of what it depends on.
 ALL := .[dask,ipython,joblib,mpi,numpy]
 AT_RISK := tests/floor tests/conformance tests/contract tests/unit/test_codec.py tests/unit/test_by_value.py \
-	tests/kernel/test_ipython.py tests/kernel/test_mpi.py tests/cli/test_operation_commands.py tests/cli/test_shown.py \
-	tests/cli/test_following.py tests/client/test_magics.py tests/futures/test_executor.py tests/launchers/test_places.py
+	tests/kernel/test_ipython.py tests/kernel/test_mpi.py tests/futures/test_executor.py tests/launchers/test_places.py \
+	tests/cli/test_operation_commands.py tests/cli/test_shown.py tests/cli/test_protos.py \
+	$(addprefix tests/cli/test_cluster_commands.py::test_,the_first_word the_environment_names_a_cluster status_is_a_table) \
+	--deselect tests/kernel/test_ipython.py::test_figures  # takes matplotlib
 CHECKS := format lint types stubs imports protos
 
 .DEFAULT_GOAL := help

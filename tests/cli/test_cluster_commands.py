@@ -12,8 +12,11 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from typer.testing import CliRunner
 
 from enginery._connection_file import read
+from enginery.cli.app import app
+from enginery.errors import ControllerNotRunning
 
 from .conftest import Shell, eventually
 
@@ -51,6 +54,14 @@ def test_without_a_cluster(shell: Shell) -> None:
     assert shell.left() == []
 
 
+def test_the_environment_names_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ENGINERY_STATE_DIR is meant, not whatever else runs here."""
+    monkeypatch.setenv("ENGINERY_STATE_DIR", str(tmp_path))
+    said = CliRunner().invoke(app, ["status"])
+    assert isinstance(said.exception, ControllerNotRunning)
+    assert f"no controller runs in {tmp_path}" in str(said.exception)
+
+
 def test_up_said_where(running: Shell) -> None:
     """A cluster that runs refuses a second one on its state directory, naming the ways out."""
     error = running.run("up", "-n", "1", code=1).stderr
@@ -75,6 +86,12 @@ def test_exec_prints_for_each_engine(running: Shell) -> None:
     """Output and values carry the engine's id if there are several, and nothing if there is one."""
     both = running.run("exec", "print('hello'); start * 6").stdout
     assert both.splitlines() == ["[0] hello", "[0] 42", "[1] hello", "[1] 42"]
+    rich = (
+        "class C:\n    def _repr_html_(self): ...\n    def __repr__(self): return 'rich'\ndisplay('seen'); C()"
+    )
+    assert running.run("exec", rich.replace("...", "return 'html'")).stdout == (
+        "[0] 'seen'\n[0] rich\n[1] 'seen'\n[1] rich\n"
+    )
     assert running.run("exec", "-t", "1", "print('hello'); id").stdout == "hello\n1\n"
     assert running.run("exec", "-t", "1,0", "id").stdout == "[1] 1\n[0] 0\n"
 
@@ -250,7 +267,8 @@ def test_what_up_printed_works_where_it_is_pasted(shell: Shell, tmp_path: Path) 
     path = str(tmp_path / "a dir")
     said = shell.run("up", "-n", "0", "--state-dir", path).stdout
     lines = {line[2:19].strip(): line[19:] for line in said.splitlines()[1:]}
-    shell.run("up", "-n", "0")
+    assert "elsewhere" not in lines
+    assert "client.json" in shell.run("up", "-n", "0", "--bind", "0.0.0.0", "--advertise", "localhost").stdout
     script = f"import enginery; print({lines['from Python']}.ids)"
     assert subprocess.check_output([sys.executable, "-c", script], env=shell.environment, text=True) == "[]\n"
     assert shlex.split(lines["from a shell"])[3:] == [f"{path}/client.sock", "list"]
