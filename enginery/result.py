@@ -201,11 +201,9 @@ class ExecuteResult(_ByName):
     def shown(self) -> Display | None:
         """The last expression's value as it is displayed; None if it offers only text."""
         last = self._displays[-1] if self._displays and self.text is not None else None
-        return (
-            last
-            if last is not None and len(last.data) > 1 and last.data.get("text/plain") == self.text
-            else None
-        )
+        if last is None or len(last.data) == 1:
+            return None
+        return last if last.data.get("text/plain") in (self.text, self.pretty) else None
 
     @property
     def error(self) -> Exception | None:

@@ -95,9 +95,12 @@ def _show(operations: Sequence[Operation[Any]]) -> int:
         label = f"[{operation.engine_id}] "
         error = operation.exception()
         _lines(label, operation.stdout, sys.stdout)
+        value = None if error is not None else operation.result()
+        for display in operation.displays if value is None or value.shown is None else value.displays[:-1]:
+            _lines(label, repr(display), sys.stdout)
         _lines(label, operation.stderr, sys.stderr)
-        if error is None:
-            _lines(label, operation.result().text or "", sys.stdout)
+        if value is not None:
+            _lines(label, value.text or "", sys.stdout)
         for line in describe(error):
             _lines(label, line, sys.stderr)
         failed = failed or error is not None

@@ -14,6 +14,9 @@ def test_a_cluster_of_ipython_shells() -> None:
         engine.execute("%matplotlib inline\nimport matplotlib.pyplot as plt")
         result = engine.execute("plt.plot([1, 2]);")
         assert [display.data["image/png"][:4] for display in result.displays] == [b"\x89PNG"]
+        rich = engine.execute("class H:\n    def _repr_html_(self): return '<b>'\nH()")
+        assert rich.shown is not None
+        assert rich.text != rich.pretty  # as IPython prints it
         assert engine.execute("!echo shell").stdout == "shell\n"
         with pytest.raises(ZeroDivisionError) as caught:
             engine.execute("%cd -q /\n1 / 0")
