@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -247,6 +248,10 @@ def test_calls_that_are_made_while_a_message_is_written_go_with_the_next(
     """Together, and nobody wakes the thread that sends them: it looks before it goes to sleep."""
     link = client._link
     assert link._connection is not None
+    assert client[0].apply(abs, -1) == 1  # or the writer of the new connection may look by itself just then
+    deadline = time.monotonic() + 10
+    while link._is_awake and time.monotonic() < deadline:
+        time.sleep(0.001)
     write, wake = link._connection.stream.write, link.wake
     begun, may_go_on = threading.Event(), threading.Event()
     wakes: list[None] = []
