@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from controller_service import file_system, journal_rows
 from controller_service.journal_records import kept
+from controller_service.journal_schema import ATTEMPTS, SCHEMA, TASKS, VERSION
 from enginery._files import make_private_directory, read_private, write_private
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ DEFAULT_AGE = 24 * 3600.0
 DEFAULT_LIMIT = 1 << 30
 LARGE = 64 << 10
 """Bytes above which an answer is a file."""
-_VERSION = 7  # as the schema sets it
 _OVERHEAD = 256  # bytes that a result costs on disk beside its answer
 _WAL_BYTES = 16 << 20  # to which the write-ahead log shrinks again after a burst
 _CACHE_KIB = 8 << 10
@@ -50,44 +50,6 @@ _HIGHEST = (1 << 63) - 1
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
 _STRANGE = re.compile("no such (table|column)|unsupported file format")  # with the code of all kinds of defects
 
-_TASKS = """
-CREATE TABLE tasks (
-    task_id BLOB PRIMARY KEY, frame BLOB NOT NULL, submitted_ns INTEGER NOT NULL, arrival INTEGER NOT NULL,
-    attempts INTEGER NOT NULL, engine_id INTEGER NOT NULL, epoch INTEGER NOT NULL
-);
-"""
-_ATTEMPTS = """
-PRAGMA user_version = 7;
-ALTER TABLE tasks ADD COLUMN rejected_by TEXT NOT NULL DEFAULT '';
-ALTER TABLE results ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE results ADD COLUMN label TEXT NOT NULL DEFAULT '';
-"""
-_SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
-INSERT INTO meta VALUES ('kept_bytes', 0);
-CREATE TABLE engines (
-    engine_id INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, retired INTEGER NOT NULL, hello BLOB NOT NULL,
-    ip TEXT NOT NULL, port INTEGER NOT NULL, registered_ms INTEGER NOT NULL, is_first INTEGER NOT NULL,
-    lease_used REAL NOT NULL
-);
-CREATE TABLE results (
-    number INTEGER PRIMARY KEY, operation_id BLOB NOT NULL UNIQUE, engine_id INTEGER NOT NULL,
-    method INTEGER NOT NULL, session_id BLOB NOT NULL, outcome INTEGER NOT NULL, ended_ms INTEGER NOT NULL,
-    kept_ms INTEGER NOT NULL, size INTEGER NOT NULL, is_file INTEGER NOT NULL, is_error INTEGER NOT NULL,
-    answer BLOB NOT NULL
-);
-CREATE TABLE calls (
-    operation_id BLOB NOT NULL, engine_id INTEGER NOT NULL, epoch INTEGER NOT NULL, kept_ms INTEGER NOT NULL,
-    PRIMARY KEY (operation_id, engine_id)
-) WITHOUT ROWID;
-CREATE INDEX files ON results (operation_id) WHERE is_file;
-CREATE TRIGGER kept AFTER INSERT ON results BEGIN
-    UPDATE meta SET value = value + NEW.size WHERE name = 'kept_bytes';
-END;
-CREATE TRIGGER removed AFTER DELETE ON results BEGIN
-    UPDATE meta SET value = value - OLD.size WHERE name = 'kept_bytes';
-END;
-"""
 _INSERT = "INSERT OR IGNORE INTO results VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _PUT_TASK = """
 INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (task_id) DO UPDATE
@@ -277,15 +239,15 @@ class Store:
         if version == 0 and (not self._is_new or any(self._answers.iterdir())):
             raise _UnusableError("it is empty")
         if version == 0:
-            database.executescript(f"BEGIN; {_SCHEMA} {_TASKS} {_ATTEMPTS} COMMIT;")
+            database.executescript(f"BEGIN; {SCHEMA} {TASKS} {ATTEMPTS} COMMIT;")
             database.execute("INSERT INTO meta VALUES ('cluster_id', ?)", (self._cluster_id,))
-            version = _VERSION
+            version = VERSION
         if version in (5, 6):
-            missing = _ATTEMPTS if version == 6 else _TASKS + _ATTEMPTS
+            missing = ATTEMPTS if version == 6 else TASKS + ATTEMPTS
             database.executescript(f"BEGIN; {missing} COMMIT;")
-            version = _VERSION
-        if version != _VERSION:
-            raise _UnusableError(f"it has format {version}, and this Enginery knows {_VERSION}")
+            version = VERSION
+        if version != VERSION:
+            raise _UnusableError(f"it has format {version}, and this Enginery knows {VERSION}")
         cluster_id = _meta(database, "cluster_id")
         if cluster_id != self._cluster_id:
             raise _UnusableError(f"it is of another cluster, {cluster_id}")
