@@ -117,7 +117,8 @@ class Store:
         """Open the journal and return what is kept of engines. A damaged one is moved aside."""
         try:
             return self._load_engines()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as caught:
+            error = _of_sqlite(caught)
             self._close_after(error)
             if not _is_damage(error):
                 raise
@@ -142,9 +143,10 @@ class Store:
             self._write_tasks(database, batch)
             kept_bytes = _kept_bytes(database)
             database.execute("COMMIT")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as caught:
+            error = _of_sqlite(caught)
             self._close_after(error)
-            raise
+            raise error from None
         self._knows_engines = True
         for operation_id in gone:
             with contextlib.suppress(OSError):  # it is removed when the journal is opened the next time
@@ -270,7 +272,8 @@ class Store:
     def _query(self, query: str, values: tuple[object, ...] | Mapping[str, object]) -> list[tuple[Any, ...]]:
         try:
             return self._open().execute(query, values).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as caught:
+            error = _of_sqlite(caught)
             self._close_after(error)
             if not _is_damage(error):
                 raise
@@ -429,6 +432,11 @@ class Store:
 
 class _UnusableError(sqlite3.DatabaseError):
     """The database is sound, but not one that can be used here."""
+
+
+def _of_sqlite(error: sqlite3.Error | UnicodeDecodeError) -> sqlite3.Error:
+    """Return what went wrong; where names in the database are no text, SQLite's errors about them are none."""
+    return error if isinstance(error, sqlite3.Error) else _UnusableError(f"names in it are damaged: {error}")
 
 
 def _is_damage(error: sqlite3.Error) -> bool:

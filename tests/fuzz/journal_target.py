@@ -281,7 +281,7 @@ def _edit(path: Path, document: object) -> bool:
         contextlib.closing(sqlite3.connect(path / "journal.db")) as database,
     ):
         for table, column, value, which in rows:
-            with contextlib.suppress(sqlite3.Error, OverflowError), database:
+            with contextlib.suppress(sqlite3.Error, OverflowError, UnicodeEncodeError), database:
                 query = f"UPDATE {table} SET {column} = ? WHERE rowid % 2 = ? OR ? > 1"
                 if table in ("meta", "calls"):
                     query = f"UPDATE {table} SET {column} = ? WHERE ? < 9 OR ?"

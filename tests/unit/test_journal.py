@@ -511,10 +511,16 @@ def make_it_strange(path: Path) -> None:
         file.write(b"\x09")
 
 
+def spoil_a_name(path: Path) -> None:
+    """Have the definition of a table name a column whose name is no text."""
+    data = (path / "journal.db").read_bytes()
+    (path / "journal.db").write_bytes(data.replace(b"lease_used REAL", b"lease_\xffsed REAL"))
+
+
 @pytest.mark.parametrize(
     "harm",
     [
-        damage_the_header, damage_the_pages, make_it_newer, give_it_away,
+        spoil_a_name, damage_the_header, damage_the_pages, make_it_newer, give_it_away,
         empty_it, lose_it, drop_a_table, make_it_strange,
     ],
 )  # fmt: skip
