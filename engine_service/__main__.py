@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             except (OSError, EngineryError) as error:
                 # Such as a full disk. Only what finds processes without a controller misses it.
                 logger.warning("this host is not noted in %s: %s", directory, error)
-        return asyncio.run(run(config, host_id))
+        return asyncio.run(run(config, host_id, lock))
     finally:
         if lock is not None:
             lock.release()
@@ -61,9 +61,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.close(held)
 
 
-async def run(config: HostConfig, host_id: str) -> int:
-    """Run the host of that id; return its exit code."""
+async def run(config: HostConfig, host_id: str, lock: HostLock | None = None) -> int:
+    """Run the host of that id; return its exit code. `lock` is kept if no controller heard that it ends."""
     host = Host(config, host_id)
+    try:
+        return await serve(host, config)
+    finally:
+        if lock is not None and host.link is not None:
+            lock.is_kept = host.link.has_left_unheard
+
+
+async def serve(host: Host, config: HostConfig) -> int:
+    """Run the host to its end; return the exit code."""
     with StopRequest(life_line=config.life_line) as stop:
         asked = asyncio.create_task(stop.wait())
         starting = asyncio.create_task(host.start())

@@ -104,6 +104,7 @@ class Link:
         self._welcomes = 0
         self._opening: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()  # an engine has left
+        self._is_heard = False
         self._looking: asyncio.TimerHandle | None = None
         self._told_running: set[bytes] = set()
         if direct is not None:
@@ -123,6 +124,11 @@ class Link:
 
     def _present(self) -> list[_Member]:
         return [member for member in self._members.values() if member.session.state is not State.GONE]
+
+    @property
+    def has_left_unheard(self) -> bool:
+        """Whether the controller was away when the last engine left: then the next one may wait for its engines."""
+        return self._welcomes > 0 and not self._is_heard
 
     # ---- connecting
 
@@ -185,7 +191,9 @@ class Link:
         try:
             for member in self._present():
                 self._act(member, member.session.opened())
-            return await stream.run()
+            failure = await stream.run()
+            self._is_heard = stream.is_heard
+            return failure
         finally:
             timers.cancel()
             self._stream = None

@@ -98,6 +98,8 @@ class RegistrationStream:
         self._drained.set()
         self._is_over = False
         self._is_finishing = False
+        self.is_heard = False
+        """Whether the controller took all that was sent until `finish`, and ended the stream itself."""
         self._is_cancelled = False
 
     def statistics(self) -> dict[str, int]:
@@ -238,6 +240,7 @@ class RegistrationStream:
         writer = asyncio.create_task(self._write(), name="registration stream writer")
         try:
             await self._read()
+            self.is_heard = self._is_finishing
         except grpc.aio.AioRpcError as error:
             return _status.from_rpc(error)
         except asyncio.CancelledError:

@@ -24,6 +24,9 @@ _PREFIX = "host-"
 class HostLock:
     """The lock of one host, held until `release` or the end of the process."""
 
+    is_kept = False
+    """Whether the file outlives the lock: then the next controller sees that this host has ended."""
+
     def __init__(self, directory: Path, host_id: str) -> None:
         """Take the lock in `directory`; OSError if that cannot be."""
         self._path = directory / f"{_PREFIX}{host_id}"
@@ -36,8 +39,9 @@ class HostLock:
             raise
 
     def release(self) -> None:
-        """Remove the file and give the lock back."""
-        self._path.unlink(missing_ok=True)
+        """Give the lock back, and remove the file unless it is kept."""
+        if not self.is_kept:
+            self._path.unlink(missing_ok=True)
         os.close(self._fd)
 
 
