@@ -127,7 +127,7 @@ class Link:
 
     @property
     def has_left_unheard(self) -> bool:
-        """Whether the controller was away when the last engine left: then the next one may wait for its engines."""
+        """Whether no controller heard the last engine leave: then the next one may wait for its engines."""
         return self._welcomes > 0 and not self._is_heard
 
     # ---- connecting
