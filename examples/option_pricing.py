@@ -115,9 +115,9 @@ def main() -> None:
     """Price the grid twice, on engines and here, and compare both with the formula."""
     parser = argparse.ArgumentParser(description="Price a grid of options by Monte Carlo on engines.")
     parser.add_argument(
-        "--paths", type=int, default=2_000_000, help="paths for each expiry (default: 2,000,000)"
+        "--paths", type=int, default=1_000_000, help="paths for each expiry (default: 1,000,000)"
     )
-    parser.add_argument("--strikes", type=int, default=60, help="how many strikes (default: 60)")
+    parser.add_argument("--strikes", type=int, default=240, help="how many strikes (default: 240)")
     arguments = parser.parse_args()
     if arguments.strikes < 1:
         parser.error("--strikes: at least 1")

@@ -100,7 +100,7 @@ def slices(digits: str, parts: int) -> list[str]:
 
 def on_engines(client: enginery.Client, digits: int) -> tuple[str, Counter[str]]:
     """Compute and count on whichever engines have room."""
-    parts = 4 * len(client)
+    parts = 2 * len(client)
 
     def starmap(function: Callable[..., Range], pairs: Iterable[tuple[object, object]]) -> Iterable[Range]:
         return client.map(function, *zip(*pairs, strict=True), chunksize=1)
