@@ -257,11 +257,11 @@ def test_a_full_queue_holds_callers_back(state: Path) -> None:
 
 def test_a_host_that_ended_while_there_was_no_controller_is_not_waited_for(state: Path) -> None:
     """Nobody heard it say goodbye; the next controller sees it by its lock, and holds no engine for a lease."""
-    with host(state, 1) as process:
-        with controller(state) as first, enginery.connect(state) as client:
+    with controller(state) as first, host(state, 1) as process:
+        with enginery.connect(state) as client:
             client.wait_for_engines(1)
-            first.kill()
-            first.wait(PATIENCE)
+        first.kill()
+        first.wait(PATIENCE)
         process.terminate()
         process.wait(PATIENCE)
     with controller(state), enginery.connect(state) as client:
