@@ -93,6 +93,7 @@ class Link:
         self._direct = direct
         self._direct_addresses: list[str] = []
         self._host_id = host_id or str(uuid.uuid4())
+        self._version = version("enginery")  # read from a file: once, not for each hello
         self._heartbeat = heartbeat
         self._first_delay = first_delay
         self._orphan_timeout = orphan_timeout
@@ -414,7 +415,7 @@ class Link:
             pid=kernel.pid,
             hostname=socket.gethostname(),
             python_version=kernel.python_version,
-            enginery_version=version("enginery"),
+            enginery_version=self._version,
             operation_ids=engine.inventory(),
             memory_limit=engine.options.memory_limit or 0,
         )
